@@ -1,0 +1,38 @@
+"""sas_hf: Simulated Attention Score and other better attentions for Hugging Face Transformers.
+
+Importing it registers the architectures with the Auto classes; everything else is imported when first used.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .modeling import (
+    SASGPTConfig,
+    SASGPTForCausalLM,
+    SASGPTForQuestionAnswering,
+    SASGPTForSequenceClassification,
+    SASGPTForTokenClassification,
+    SASGPTModel,
+)
+from .version import __version__
+
+
+def _register() -> None:
+    AutoConfig.register(SASGPTConfig.model_type, SASGPTConfig, exist_ok=True)
+    for auto_class, model_class in (  # the base model first: heads built with AutoModel look it up
+        (AutoModel, SASGPTModel),
+        (AutoModelForCausalLM, SASGPTForCausalLM),
+        (AutoModelForSequenceClassification, SASGPTForSequenceClassification),
+        (AutoModelForTokenClassification, SASGPTForTokenClassification),
+        (AutoModelForQuestionAnswering, SASGPTForQuestionAnswering),
+    ):
+        auto_class.register(SASGPTConfig, model_class, exist_ok=True)
+
+
+_register()

@@ -1,0 +1,129 @@
+"""Configuration fields that every SAS architecture shares: the attention kind and its simulation.
+
+Resolving defaults and refusing impossible values is written once here; the architectures' configuration classes
+declare the fields and call these functions.
+"""
+
+import difflib
+
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+ATTENTION_TYPES = ("mha", "mqa", "gqa")
+
+# Accepted by the base class as keyword arguments although they are not dataclass fields.
+_EXTRA_KEYWORDS = {
+    "attn_implementation",
+    "experts_implementation",
+    "name_or_path",
+    "num_labels",
+    "original_max_position_embeddings",
+    "output_attentions",
+    "partial_rotary_factor",
+    "per_layer_config",
+    "rope_scaling",
+    "rope_theta",
+    "torch_dtype",
+    "use_return_dict",
+}
+
+
+def refuse_misspelt_fields(config_class: type[PreTrainedConfig], keywords: dict) -> None:
+    """Raise a `ValueError` when an unknown keyword looks like a misspelt field of `config_class`.
+
+    The base class stores any keyword it does not know as an attribute, so `num_simulated_head=36` would silently
+    give a model without simulation. Keywords that resemble no field are left to the base class.
+    """
+    fields = sorted(config_class.__dataclass_fields__)
+    known = _EXTRA_KEYWORDS | set(GenerationConfig().to_dict()) | set(PreTrainedConfig().to_dict())
+    for name in keywords:
+        if name.startswith("_") or name in known:
+            continue
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(
+                f"{config_class.__name__} has no field `{name}` (value {keywords[name]!r}). Did you mean `{near[0]}`?"
+            )
+
+
+def resolve_attention_fields(config: PreTrainedConfig) -> None:
+    """Fill the attention fields that follow from others: kv heads, head size and the score scale.
+
+    `num_key_value_heads` is 1 for "mqa" and `num_attention_heads` for "mha" when not given; `head_dim` is
+    `hidden_size / num_attention_heads`; `query_pre_attn_scalar` is the width of the queries that meet the keys.
+    """
+    if config.num_key_value_heads is None:
+        if config.attention_type == "mqa":
+            config.num_key_value_heads = 1
+        elif config.attention_type != "gqa":
+            config.num_key_value_heads = config.num_attention_heads
+    if config.head_dim is None and config.num_attention_heads > 0:
+        config.head_dim = config.hidden_size // config.num_attention_heads
+        if config.hidden_size % config.num_attention_heads != 0:
+            raise ValueError(
+                f"`hidden_size` ({config.hidden_size}) is not a multiple of `num_attention_heads` "
+                f"({config.num_attention_heads}); choose such a multiple or give `head_dim` explicitly."
+            )
+    if config.query_pre_attn_scalar is None:
+        config.query_pre_attn_scalar = config.simulated_head_dim or config.head_dim
+
+
+def validate_attention_fields(config: PreTrainedConfig) -> None:
+    """Refuse impossible combinations of the attention fields with a `ValueError` that names field, value and remedy."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    _require_positive(config, "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")
+
+    if config.attention_type not in ATTENTION_TYPES:
+        raise ValueError(f"`attention_type` is {config.attention_type!r}; it must be one of {ATTENTION_TYPES}.")
+    if kv_heads is None:
+        raise ValueError(
+            f"`num_key_value_heads` is needed with `attention_type='gqa'`: a divisor of `num_attention_heads` "
+            f"({heads}) between 2 and {heads - 1}."
+        )
+    if kv_heads < 1 or heads % kv_heads != 0:
+        raise ValueError(
+            f"`num_key_value_heads` ({kv_heads}) must divide `num_attention_heads` ({heads}); "
+            f"possible values: {[n for n in range(1, heads + 1) if heads % n == 0]}."
+        )
+    if config.attention_type == "mqa" and kv_heads != 1:
+        raise ValueError(f"`attention_type='mqa'` has one key/value head, but `num_key_value_heads` is {kv_heads}.")
+    if config.attention_type == "gqa" and not 1 < kv_heads < heads:
+        raise ValueError(
+            f"`attention_type='gqa'` needs 1 < `num_key_value_heads` < `num_attention_heads` ({heads}), got {kv_heads}; "
+            "use 'mqa' for one key/value head and 'mha' for as many as queries."
+        )
+
+    simulated_heads, kernel = config.num_simulated_heads, config.simulation_kernel_size
+    if simulated_heads is not None and (simulated_heads < heads or simulated_heads % heads != 0):
+        below = max(1, simulated_heads // heads) * heads
+        raise ValueError(
+            f"`num_simulated_heads` ({simulated_heads}) must be a multiple of `num_attention_heads` ({heads}), "
+            f"for instance {below} or {below + heads}."
+        )
+    if config.simulated_head_dim is not None and config.simulated_head_dim < config.head_dim:
+        raise ValueError(
+            f"`simulated_head_dim` ({config.simulated_head_dim}) must be at least `head_dim` ({config.head_dim})."
+        )
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(
+            f"`simulation_kernel_size` ({kernel}) must be odd and positive, so that padding keeps the feature "
+            f"length; for instance {max(1, kernel - 1)} or {max(1, kernel + 1)}."
+        )
+    if config.simulation_act != "identity" and config.simulation_act not in ACT2FN:
+        raise ValueError(
+            f"`simulation_act` is {config.simulation_act!r}; it must be 'relu' (the paper's), 'identity' (the linear "
+            f"ablation) or another activation that Transformers knows."
+        )
+    if config.query_pre_attn_scalar <= 0:
+        raise ValueError(
+            f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive: scores are divided by its "
+            "square root."
+        )
+
+
+def _require_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is None or value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be a positive integer.")

@@ -1,0 +1,146 @@
+"""Configuration of the SAS GPT: Llama's fields, the backbone choices GPT-2 checkpoints need, and the attention's own."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+from .configuration_attention import refuse_misspelt_fields, resolve_attention_fields, validate_attention_fields
+
+
+@strict
+class SASGPTConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`SASGPTModel`]: a decoder-only Transformer whose attention may be simulated larger than it is
+    ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in Llama's or GPT-2's manner.
+
+    Fields not listed here (`vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`,
+    `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_parameters`, ...) mean what they mean in
+    [`~transformers.LlamaConfig`].
+
+    Args:
+        attention_type (`str`, defaults to `"mha"`):
+            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`); `"mqa"`
+            and `"gqa"` are accepted and checked against `num_key_value_heads`.
+        num_simulated_heads (`int`, *optional*):
+            Ĥ, a multiple of `num_attention_heads`: heads that the head simulation makes of them (equations 5-7).
+            `None`: no head simulation.
+        simulated_head_dim (`int`, *optional*):
+            D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
+            `None`: no feature simulation.
+        simulation_kernel_size (`int`, defaults to 1):
+            κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
+        simulation_act (`str`, defaults to `"relu"`):
+            Non-linearity of the simulation; `"identity"` is the linear ablation of §4.3.
+        simulation_init (`str`, defaults to `"near_identity"`):
+            `"near_identity"` starts every simulated head near a copy of its base head, `"pytorch"` as the modules of
+            the paper's Appendix L start.
+        simulation_cache (`str`, defaults to `"expanded"`):
+            What generation caches: `"expanded"` the simulated keys and values (fast), `"base"` the keys and values
+            before simulation, unrotated (small: expanded anew at every step).
+        query_pre_attn_scalar (`float`, *optional*):
+            Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
+            simulation; a converted model keeps its source's.
+        is_causal (`bool`, defaults to `True`):
+            `False` turns the model into a bidirectional encoder (no cache, no generation).
+        position_embedding_type (`str`, defaults to `"rope"`):
+            `"rope"` or `"learned"` absolute positions. RoPE turns the leading
+            `head_dim * rope_parameters["partial_rotary_factor"]` features of queries and keys, after simulation.
+        norm_type (`str`, defaults to `"rms_norm"`):
+            `"rms_norm"` (with `rms_norm_eps`) or `"layer_norm"` (with `layer_norm_eps`).
+        mlp_type (`str`, defaults to `"gated"`):
+            `"gated"` (gate, up and down projection) or `"plain"` (up and down projection).
+        hidden_dropout (`float`, defaults to 0.0):
+            Dropout of the embeddings and of each residual branch.
+
+    Raises:
+        ValueError: for a misspelt field or an impossible combination; the message names the field and valid values.
+    """
+
+    model_type = "sas_gpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 50304
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    attention_dropout: int | float = 0.0
+
+    attention_type: str = "mha"
+    num_simulated_heads: int | None = None
+    simulated_head_dim: int | None = None
+    simulation_kernel_size: int = 1
+    simulation_act: str = "relu"
+    simulation_init: Literal["near_identity", "pytorch"] = "near_identity"
+    simulation_cache: Literal["expanded", "base"] = "expanded"
+    query_pre_attn_scalar: int | float | None = None
+    is_causal: bool = True
+
+    position_embedding_type: Literal["rope", "learned"] = "rope"
+    rope_parameters: RopeParameters | dict | None = None
+    norm_type: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    rms_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    mlp_type: Literal["gated", "plain"] = "gated"
+    mlp_bias: bool = False
+    hidden_dropout: int | float = 0.0
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(type(self), kwargs)
+        resolve_attention_fields(self)
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type == "learned":
+            self.rope_parameters = None
+        # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
+        self.validate_architecture()
+
+    @property
+    def qk_head_dim(self) -> int | None:
+        """Width of simulated queries and keys, `None` without simulation.
+
+        Transformers reads this name to learn that cached heads may differ from `num_key_value_heads` x `head_dim`,
+        so that a static cache takes its shape from the first key it sees.
+        """
+        if self.num_simulated_heads is None and self.simulated_head_dim is None:
+            return None
+        return self.simulated_head_dim or self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of leading query and key features that RoPE turns (0 with learned positions)."""
+        if self.rope_parameters is None:
+            return 0
+        width = int(self.head_dim * self.rope_parameters.get("partial_rotary_factor", 1.0))
+        return width + width % 2
+
+    @property
+    def simulates(self) -> bool:
+        """Whether any simulation is on."""
+        return self.num_simulated_heads is not None or self.simulated_head_dim is not None
+
+    def validate_architecture(self):
+        """Raise a `ValueError` for what cannot be built."""
+        validate_attention_fields(self)
+        query_width = self.simulated_head_dim or self.head_dim
+        if self.rotary_dim > query_width:
+            raise ValueError(
+                f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
+                f"and keys have {query_width}; the factor is relative to `head_dim` ({self.head_dim}) and must be at "
+                f"most {query_width / self.head_dim:g}."
+            )
+
+
+__all__ = ["SASGPTConfig"]

@@ -1,0 +1,424 @@
+"""The SAS GPT: a decoder-only Transformer with simulated attention, its base model and its heads."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import ContinuousBatchingConfig, GenerationMixin
+from transformers.integrations import use_kernel_forward_from_hub
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import SASAttention
+from .configuration_sas_gpt import SASGPTConfig
+from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .simulation import SIMULATION_LAYERS, initialize_simulation
+
+
+@use_kernel_forward_from_hub("RMSNorm")
+class SASGPTRMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 as Llama's is (so that a converted Llama computes the same)."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+def make_norm(config: SASGPTConfig) -> nn.Module:
+    if config.norm_type == "layer_norm":
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return SASGPTRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class SASGPTMLP(nn.Module):
+    """Feed-forward block: `down(act(gate(x)) * up(x))` (gated) or `down(act(up(x)))` (plain)."""
+
+    def __init__(self, config: SASGPTConfig):
+        super().__init__()
+        hidden_size, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden_size, width, bias=bias) if config.mlp_type == "gated" else None
+        self.up_proj = nn.Linear(hidden_size, width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden_size, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class SASGPTDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm residual block: attention, then the feed-forward block. Hidden states in and out: `[B, T, C]`."""
+
+    def __init__(self, config: SASGPTConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = SASAttention(config, layer_idx)
+        self.mlp = SASGPTMLP(config)
+        self.input_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.dropout(mlp_output)
+
+
+class SASGPTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the SAS GPT and its heads."""
+
+    config: SASGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SASGPTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": SASGPTDecoderLayer, "attentions": SASAttention}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # The base class has just given these convolutions and linear maps N(0, `initializer_range`).
+        if isinstance(module, SIMULATION_LAYERS):
+            initialize_simulation(module, self.config.simulation_init)
+
+
+class SASGPTModel(SASGPTPreTrainedModel):
+    """The decoder without a head: token ids `[B, T]` in, hidden states `[B, T, C]` out."""
+
+    def __init__(self, config: SASGPTConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        learned = config.position_embedding_type == "learned"
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.rotary_emb = None if learned else SASRotaryEmbedding(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList([SASGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: `[B, T]`; or give `inputs_embeds` `[B, T, C]`.
+            attention_mask: `[B, S]`, 0 for padding, S counting cached tokens too; or a prepared 4-D mask.
+            position_ids: `[B, T]`. Without mask and cache, a position that does not follow its neighbour starts a
+                new packed document, which sees only itself.
+            past_key_values: cache to read and extend.
+            use_cache: return a cache.
+
+        Raises:
+            ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given, or for positions beyond
+                `max_position_embeddings` with learned positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        batch_size, length = inputs_embeds.shape[:2]
+
+        if use_cache and past_key_values is None and self.config.is_causal:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
+
+        mask = self._make_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+
+        position_embeddings = key_position_embeddings = None
+        if self.rotary_emb is None:
+            if length > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"The input has {length} tokens, but `max_position_embeddings` is "
+                    f"{self.config.max_position_embeddings} and its learned positions end there; shorten the input."
+                )
+            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
+        else:
+            position_embeddings = key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
+            if self.config.simulates and self.config.simulation_cache == "base":
+                key_positions = None
+                if past_key_values is not None:
+                    key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
+                elif kwargs.get("cache") is not None:  # the pool of continuous batching
+                    key_positions = paged_key_positions(position_ids, **kwargs)
+                if key_positions is not None:
+                    key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=key_positions)
+
+        hidden_states = self.dropout(inputs_embeds)
+        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = decoder_layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                key_position_embeddings=key_position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+        )
+
+    def _make_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+        if self.config.is_causal:
+            return create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
+        documents = None
+        if attention_mask is None:
+            documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
+        )
+
+
+class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
+    """The SAS GPT with a language-modelling head: logits `[B, T, vocab_size]`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: SASGPTConfig):
+        super().__init__(config)
+        self.model = SASGPTModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args (see [`SASGPTModel.forward`] for the others):
+            labels: `[B, T]`, token ids or -100; shifted inside.
+            logits_to_keep: how many of the last positions get logits (0: all), or their indices.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, *args, **kwargs):
+        if not self.config.is_causal:
+            raise ValueError("`generate` needs a causal model, but `is_causal` is False in this configuration.")
+        return super().generate(*args, **kwargs)
+
+    def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
+        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` per token, what `simulation_cache` must
+        fit: "base" does, without block tables; "expanded" is refused with a `ValueError`."""
+        if self.config.simulates:
+            if self.config.simulation_cache != "base":
+                raise ValueError(
+                    "Continuous batching caches `num_key_value_heads` x `head_dim` numbers per token, which cannot "
+                    "hold simulated heads. Set `model.config.simulation_cache = 'base'` first."
+                )
+            continuous_batching_config = continuous_batching_config or ContinuousBatchingConfig()
+            if continuous_batching_config.max_blocks_per_request:
+                raise ValueError(
+                    f"`max_blocks_per_request` is {continuous_batching_config.max_blocks_per_request}, but simulated "
+                    "keys cannot be read from a block table; set it to 0."
+                )
+            continuous_batching_config.max_blocks_per_request = 0
+        return super().init_continuous_batching(generation_config, continuous_batching_config, **kwargs)
+
+
+class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPreTrainedModel):
+    """The SAS GPT with a linear classifier on the last token of each row: logits `[B, num_labels]`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args (see [`SASGPTModel.forward`] for the others):
+            labels: `[B]` class indices or regression targets, or `[B, num_labels]`.
+
+        Raises:
+            ValueError: for more than one row when neither `attention_mask` nor `pad_token_id` tells where rows end.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        last = self._last_tokens(hidden_states, input_ids, attention_mask)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            # The library's regression and multi-label losses are means over this call's items only.
+            num_items = kwargs.get("num_items_in_batch")
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * (labels.numel() / num_items)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_tokens(self, hidden_states, input_ids, attention_mask) -> torch.Tensor:
+        """Index `[B]` of each row's last token that is not padding, on whichever side the padding is."""
+        batch_size, length = hidden_states.shape[:2]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            real = attention_mask[:, -length:]
+        elif self.config.pad_token_id is not None and input_ids is not None:
+            real = input_ids != self.config.pad_token_id
+        elif batch_size == 1 or self.config.pad_token_id is not None:
+            real = hidden_states.new_ones(batch_size, length)
+        else:
+            raise ValueError("Cannot handle batch sizes > 1 if no padding token is defined and no mask is given.")
+        positions = torch.arange(length, device=hidden_states.device)
+        return (positions * (real != 0).to(hidden_states.device)).argmax(-1)
+
+
+class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrainedModel):
+    """The SAS GPT with a linear classifier on every token: logits `[B, T, num_labels]`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """
+        Args (see [`SASGPTModel.forward`] for the others):
+            labels: `[B, T]` class indices or -100.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SASGPTForQuestionAnswering(GenericForQuestionAnswering, SASGPTPreTrainedModel):
+    """The SAS GPT with start and end scores for extractive question answering: two logits `[B, T]`."""
+
+
+__all__ = [
+    "SASGPTForCausalLM",
+    "SASGPTForQuestionAnswering",
+    "SASGPTForSequenceClassification",
+    "SASGPTForTokenClassification",
+    "SASGPTModel",
+    "SASGPTPreTrainedModel",
+]
