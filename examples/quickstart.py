@@ -1,0 +1,202 @@
+"""The whole path in a few minutes: convert a checkpoint, verify it, fine-tune source and SAS model on the same
+batches, evaluate both, and show a table and the loss curves. `make demo` runs it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from sas_hf.cli import conversion_table
+from sas_hf.conversion import convert_checkpoint
+from sas_hf.eval import evaluate, make_continuation_task
+from sas_hf.text import python_reference
+
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="Llama checkpoint folder or Hub id [default: a small one is trained first]")
+    parser.add_argument("--text", type=Path, help="text to train and evaluate on [default: the Python reference]")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps [default: 60, or 20 for your own checkpoint]")
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
+    arguments = parser.parse_args()
+    out = arguments.output
+    if out.exists():
+        parser.error(f"--output {out} exists; remove it or choose another folder")
+    if arguments.text is not None and not arguments.text.is_file():
+        parser.error(f"--text {arguments.text} is not a file")
+    out.mkdir(parents=True)
+
+    text = python_reference() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
+    training_text, held_out = split_text(text)
+    data = out / "data"
+    make_continuation_task(held_out, data, num_questions=100)
+
+    source = arguments.model
+    if source is None:
+        console.rule("A small Llama, trained on the text")
+        source = str(out / "source")
+        make_source(training_text, held_out, Path(source))
+
+    console.rule("Source to SAS")
+    converted = out / "sas"
+    console.print(conversion_table(convert_checkpoint(source, converted, text=held_out)))
+
+    steps = arguments.steps or (20 if arguments.model else 60)
+    rate = 2e-5 if arguments.model else 1e-3
+    curves, scores = {}, {}
+    for name, checkpoint in (("source", source), ("SAS", str(converted))):
+        console.rule(f"Fine-tuning the {name} model")
+        tuned = out / f"{name.lower()}-tuned"
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        curves[name] = train(model, AutoTokenizer.from_pretrained(checkpoint), training_text, held_out, steps, rate)
+        model.save_pretrained(tuned)
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tuned)
+        for stage, folder in (("before", checkpoint), ("after", str(tuned))):
+            scores[name, stage] = evaluate(folder, ["sas_continuation"], data=data)
+
+    show(curves, scores, out)
+
+
+def split_text(text: str, every: int = 10, size: int = 4000) -> tuple[str, str]:
+    """Every tenth stretch of the text is held out."""
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    return "".join(piece for i, piece in enumerate(pieces) if i % every), "".join(pieces[::every])
+
+
+class Blocks(Dataset):
+    """A text as consecutive blocks of tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, length: int = 128):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"][0]
+        self.blocks = ids[: len(ids) // length * length].view(-1, length)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
+
+
+def make_source(training_text: str, held_out: str, folder: Path) -> None:
+    """Train a byte-level tokenizer and a Llama of 1.6 million parameters and save them as a checkpoint."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(training_text.splitlines(keepends=True), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    set_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=144,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    train(model, tokenizer, training_text, held_out, steps=180, learning_rate=3e-3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train(model, tokenizer, training_text: str, held_out: str, steps: int, learning_rate: float) -> dict[int, float]:
+    """Train in place with the stock Trainer; returns the held-out loss by step. The same batches for every model."""
+    arguments = TrainingArguments(
+        output_dir="unused",
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=16,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 10),
+        weight_decay=0.1,
+        eval_strategy="steps",
+        eval_steps=max(1, steps // 6),
+        eval_on_start=True,
+        logging_steps=max(1, steps // 6),
+        save_strategy="no",
+        report_to=[],
+        dataloader_pin_memory=False,
+    )
+    held_out_set = torch.utils.data.Subset(held_out := Blocks(tokenizer, held_out), range(min(48, len(held_out))))
+    trainer = Trainer(model, arguments, train_dataset=Blocks(tokenizer, training_text), eval_dataset=held_out_set)
+    trainer.train()
+    return {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+
+
+def show(curves: dict, scores: dict, out: Path) -> None:
+    """The table on the terminal, the same figures as JSON, and the loss curves as a picture."""
+    table = Table(title="Held-out loss, and which of four continuations follows a passage (acc_norm)")
+    for column in ("model", "loss before", "loss after", "accuracy before", "accuracy after"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    figures = {}
+    for name, curve in curves.items():
+        losses = list(curve.values())
+        accuracy = {stage: continuation_accuracy(scores[name, stage]) for stage in ("before", "after")}
+        figures[name] = {"loss": curve, "accuracy": accuracy}
+        table.add_row(
+            name,
+            f"{losses[0]:.4f}",
+            f"{losses[-1]:.4f}",
+            *("{:.3f} ± {:.3f}".format(*accuracy[stage]) for stage in ("before", "after")),
+        )
+    console.print(table)
+    (out / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for (name, curve), style in zip(curves.items(), ("o-", "s--"), strict=True):
+        axes.plot(list(curve), list(curve.values()), style, label=name)
+    axes.set(xlabel="fine-tuning step", ylabel="held-out loss", title="The same batches, source and SAS")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(out / "loss.png", dpi=150)
+    shutil.rmtree(out / "unused", ignore_errors=True)
+    console.print(f"Loss curves: {out / 'loss.png'}, figures: {out / 'results.json'}")
+
+
+def continuation_accuracy(result) -> tuple[float, float]:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The command `sas-hf`: thin, every command is one public function."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+from rich.console import Console
+from rich.table import Table
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+console = Console()
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from .version import __version__
+
+        console.print(f"sas_hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show and exit.")] = False,
+) -> None:
+    """Simulated Attention Score for Hugging Face Transformers."""
+
+
+def explain_errors(command: Callable) -> Callable:
+    """Show what the user can mend as one line instead of a traceback, and exit with status 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {type(error).__name__}:", str(error), markup=True)
+            sys.exit(1)
+
+    return wrapped
+
+
+@app.command()
+@explain_errors
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (Llama architecture).")],
+    output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
+    num_simulated_heads: Annotated[
+        int | None, typer.Option(help="Simulated heads: a multiple of the heads; 0: none. [default: 3 x heads]")
+    ] = None,
+    simulated_head_dim: Annotated[
+        int | None, typer.Option(help="Simulated features per head; 0: none. [default: 1.5 x head size]")
+    ] = None,
+    kernel_size: Annotated[int, typer.Option(help="Kernel of the head convolutions, odd.")] = 1,
+    perturbation: Annotated[float, typer.Option(help="How far the copies of a head start apart.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the random part of the start.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Saved dtype. [default: the source's]")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file to verify on. [default: the Python language reference]")
+    ] = None,
+) -> None:
+    """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
+    from .conversion import ConversionOptions, convert_checkpoint
+
+    report = convert_checkpoint(
+        source,
+        output,
+        ConversionOptions(num_simulated_heads, simulated_head_dim, kernel_size, perturbation, seed),
+        revision=revision,
+        dtype=dtype,
+        text=None if text is None else text.read_text(encoding="utf-8"),
+        progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
+    )
+    console.print(conversion_table(report))
+    console.print(f"[green]Saved[/green] {output}")
+
+
+def conversion_table(report: dict) -> Table:
+    """The fidelity report of `convert_checkpoint` as a table for the terminal."""
+    fidelity, simulation = report["fidelity"], report["simulation"]
+    growth = report["parameters"] / report["parameters_source"] - 1
+    table = Table(title=f"{report['source']}: verified on {fidelity['tokens']} tokens of {report['verified_on']}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in {
+        "max |difference| of the outputs": f"{fidelity['max_abs_difference']:.2e}",
+        "allowed (1e-5 of max |output|)": f"{fidelity['tolerance']:.2e}",
+        "source's own difference, eager against SDPA": f"{fidelity['source_eager_sdpa_difference']:.2e}",
+        "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.2e}",
+        "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
+        "simulated heads, features per head": (
+            f"{simulation['num_simulated_heads'] or '-'}, {simulation['simulated_head_dim'] or '-'}"
+        ),
+        "parameters": f"{report['parameters']:,} ({growth:+.2%})",
+        "seconds": f"{report['seconds']}",
+    }.items():
+        table.add_row(name, value)
+    return table

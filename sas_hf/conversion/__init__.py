@@ -1,0 +1,15 @@
+"""An existing checkpoint in, a SAS checkpoint and a fidelity report out; one module per source family."""
+
+from .convert import ConversionError, ConversionOptions, convert_checkpoint, convert_model
+from .fidelity import Fidelity, compare_models, gradient_differences
+
+
+__all__ = [
+    "ConversionError",
+    "ConversionOptions",
+    "Fidelity",
+    "compare_models",
+    "convert_checkpoint",
+    "convert_model",
+    "gradient_differences",
+]

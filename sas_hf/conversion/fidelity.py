@@ -1,0 +1,123 @@
+"""How far a converted model is from its source: logits on text, and whether every simulated head can learn."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling.attention import SASAttention
+
+
+TOLERANCE = 1e-5  # of max |logit|, in float32
+
+
+@dataclass
+class Fidelity:
+    """Outputs of two models on the same tokens; see [`compare_models`]."""
+
+    max_abs_difference: float
+    max_abs_output: float
+    mean_kl: float | None
+    argmax_agreement: float
+    source_eager_sdpa_difference: float
+    tokens: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the outputs agree to `TOLERANCE` times their largest value."""
+        return self.max_abs_difference <= TOLERANCE * self.max_abs_output
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"tolerance": TOLERANCE * self.max_abs_output, "exact": self.is_exact}
+
+
+def text_windows(
+    text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int
+) -> list[torch.Tensor]:
+    """`count` windows `[1, length]` of token ids, evenly spread over `text`; fewer when the text is shorter."""
+    ids = tokenizer(text[: 64 * length * count], return_tensors="pt", verbose=False)["input_ids"][0]
+    length = min(length, len(ids))
+    starts = torch.linspace(0, len(ids) - length, min(count, max(1, len(ids) // max(1, length)))).long()
+    return [ids[start : start + length][None] for start in starts]
+
+
+@torch.no_grad()
+def compare_models(source: PreTrainedModel, converted: PreTrainedModel, windows: Iterable[torch.Tensor]) -> Fidelity:
+    """Run both models on every window `[1, T]` of token ids and measure the difference of their outputs.
+
+    The outputs are logits, or hidden states for a model without a head (then there is no KL). The source's own
+    difference between its eager and SDPA attention is measured on the same windows as a yardstick.
+
+    Raises:
+        ValueError: if an output is not finite.
+    """
+    difference = largest = yardstick = divergence = 0.0
+    agreements = positions = tokens = 0
+    for window in windows:
+        with attention_implementation(source, "eager"):
+            eager = _outputs(source, window)
+        with attention_implementation(source, "sdpa"):
+            expected = _outputs(source, window)
+        with attention_implementation(converted, "sdpa"):
+            actual = _outputs(converted, window)
+        if not (expected.isfinite().all() and actual.isfinite().all()):
+            raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
+        difference = max(difference, (actual - expected).abs().max().item())
+        yardstick = max(yardstick, (eager - expected).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
+        agreements += (actual.argmax(-1) == expected.argmax(-1)).sum().item()
+        positions += expected[..., 0].numel()
+        tokens += window.numel()
+        log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+        divergence += (log_p.exp() * (log_p - log_q)).sum().item()
+    return Fidelity(
+        max_abs_difference=difference,
+        max_abs_output=largest,
+        mean_kl=None if source is source.base_model else divergence / positions,
+        argmax_agreement=agreements / positions,
+        source_eager_sdpa_difference=yardstick,
+        tokens=tokens,
+    )
+
+
+def gradient_differences(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, float]:
+    """How much the copies of one head differ in what they learn from one batch `[B, T]`, per side of attention.
+
+    For the head expansions' weight gradients, grouped as PEAA groups the heads, the share is
+    ‖g - mean over groups of g‖ / ‖g‖ (Frobenius, all layers): 0 when the copies of every head receive the same
+    gradient, so that they would stay copies for ever. Gradients of `model` are cleared.
+    """
+    model.zero_grad()
+    model(input_ids=input_ids, labels=input_ids).loss.backward()
+    shares = {}
+    layers = [layer for layer in model.modules() if isinstance(layer, SASAttention)]
+    for side in ("query", "key", "value"):
+        differing = total = 0.0
+        for layer in layers:
+            gradient = getattr(layer, f"{side[0]}_simulation").heads.expansion.weight.grad
+            groups = gradient.unflatten(0, (-1, layer.num_heads))
+            differing += (groups - groups.mean(dim=0)).pow(2).sum().item()
+            total += gradient.pow(2).sum().item()
+        shares[side] = (differing / total) ** 0.5
+    model.zero_grad()
+    return shares
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Use another attention implementation for a while."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _outputs(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    outputs = model(input_ids=input_ids.to(model.device), use_cache=False)
+    if "start_logits" in outputs:
+        return torch.stack((outputs["start_logits"], outputs["end_logits"])).float()
+    return (outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]).float()

@@ -1,0 +1,69 @@
+"""The start of a converted model's simulation: it computes what its source computes, and every copy can learn.
+
+All groups of simulated heads are copies of the base heads, so they share one attention map, and any deviation of the
+values that cancels in the groups' mean leaves the output as it was. The deviations here differ in direction, not only
+in size: an optimiser that normalises gradients, as Adam does, would give copies with parallel gradients the same steps
+for ever.
+"""
+
+import torch
+from torch import nn
+
+from ..modeling.attention import SASAttention
+from ..modeling.simulation import HeadSimulation
+
+
+GRID = 2.0**-6  # deviations are multiples of it, and below 3: exact in bfloat16
+
+
+def balanced_deviations(shape: torch.Size, num_heads: int, scale: float, generator: torch.Generator) -> torch.Tensor:
+    """Random weights `shape` = `[Ĥ, in, κ]` that sum to exactly zero over the groups of `num_heads` outputs.
+
+    Their standard deviation is `scale / sqrt(in·κ)`: the deviation of a head has `scale` times the size of its input.
+    One group has nothing to cancel against and gets zeros.
+    """
+    groups = shape[0] // num_heads
+    if groups == 1:
+        return torch.zeros(shape)
+    noise = torch.randn(groups, num_heads, *shape[1:], generator=generator) * scale / (shape[1] * shape[2]) ** 0.5
+    noise = noise - noise.mean(dim=0)
+    bound = (3 - GRID) / (groups - 1) // GRID * GRID
+    free = (noise[:-1] / GRID).round().mul(GRID).clamp(-bound, bound)
+    return torch.cat((free, -free.sum(dim=0, keepdim=True))).flatten(0, 1)
+
+
+@torch.no_grad()
+def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
+    """Set the simulation of every attention layer of `model` so that the layer computes its base attention.
+
+    - heads: tiled identities; residual convolutions zero, but for values, whose deviations cancel in the mean (PEAA);
+    - features: the identity, extra query features zero, extra key features random: their products are zero and the
+      query side receives gradient at the first step;
+    - biases zero.
+
+    Args:
+        perturbation: size of a simulated value head's deviation relative to its base head.
+        seed: of the random deviations and extra key features.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if not isinstance(layer, SASAttention):
+            continue
+        for side in (layer.q_simulation, layer.k_simulation, layer.v_simulation):
+            for name, parameter in side.named_parameters():
+                if name.endswith(("bias", "residual.weight")):
+                    parameter.zero_()
+            if hasattr(side, "heads"):
+                side.heads.expansion.weight.copy_(side.heads.expansion.tiled_identity())
+            if hasattr(side, "features"):
+                side.features.expansion.weight.copy_(side.features.expansion.padded_identity())
+        if hasattr(layer.v_simulation, "heads"):
+            _perturb_values(layer.v_simulation.heads, layer.num_heads, perturbation, generator)
+        if hasattr(layer.k_simulation, "features"):
+            extra = layer.k_simulation.features.expansion.weight[layer.head_dim :]
+            extra.copy_(torch.randn(extra.shape, generator=generator) / layer.head_dim**0.5)
+
+
+def _perturb_values(heads: HeadSimulation, num_heads: int, scale: float, generator: torch.Generator) -> None:
+    for weight in (heads.expansion.weight, heads.residual.weight):
+        weight.add_(balanced_deviations(weight.shape, num_heads, scale, generator).to(weight))

@@ -1,0 +1,140 @@
+"""A converted model computes its source's function, and every copy of a head can learn something of its own."""
+
+import copy
+
+import pytest
+import torch
+from tiny_llama import AWKWARD, tiny_llama, tiny_llama_config
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
+
+from sas_hf.conversion import ConversionError, ConversionOptions, compare_models, convert_model, gradient_differences
+from sas_hf.conversion.start import GRID, balanced_deviations
+
+
+OPTIONS = {
+    "default": ConversionOptions(),
+    "kernel 5, doubled heads": ConversionOptions(num_simulated_heads=30, simulation_kernel_size=5, perturbation=2.0),
+    "heads only": ConversionOptions(simulated_head_dim=0),
+    "features only": ConversionOptions(num_simulated_heads=0, simulated_head_dim=21),
+}
+
+
+def windows(count: int = 3, length: int = 40) -> list[torch.Tensor]:
+    return [torch.randint(300, (1, length)) for _ in range(count)]
+
+
+def test_every_shape_is_exact_in_float32(awkward_llama):
+    fidelity = compare_models(awkward_llama, convert_model(awkward_llama), windows())
+    assert fidelity.is_exact, fidelity
+    assert fidelity.argmax_agreement == 1.0
+    assert fidelity.mean_kl < 1e-9
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_exact_in_float64(name):
+    """RMSNorm rounds to float32 inside, which bounds a whole model; one attention layer is exact to 1e-9."""
+    source = LlamaModel(tiny_llama_config(**AWKWARD["mqa"])).eval().double()
+    options = OPTIONS[name]
+    converted = convert_model(source, options)
+    ids = windows(1)[0]
+    difference = (converted(ids).last_hidden_state - source(ids).last_hidden_state).abs().max()
+    assert difference <= 1e-5
+
+    hidden_states = torch.randn(1, 40, 60, dtype=torch.float64)
+    rotary = source.rotary_emb(hidden_states, torch.arange(40)[None])
+    expected, _ = source.layers[0].self_attn(hidden_states, rotary)
+    actual, _ = converted.layers[0].self_attn(hidden_states, rotary)
+    assert (actual - expected).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize(
+    "source_class", [LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaForQuestionAnswering]
+)
+def test_other_heads_are_carried_over(source_class):
+    config = tiny_llama_config(**AWKWARD["gqa"], pad_token_id=0)
+    config.id2label, config.label2id = {0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2}
+    source = source_class(config).eval()
+    converted = convert_model(source)
+    assert compare_models(source, converted, windows()).is_exact
+    assert converted.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_bfloat16_weights_are_converted_exactly(awkward_llama):
+    source = awkward_llama
+    for parameter in source.parameters():  # `source.bfloat16()` would round the rotary frequencies too
+        parameter.data = parameter.data.bfloat16()
+    converted = convert_model(source)
+    assert converted.dtype == torch.bfloat16
+    assert compare_models(source.float(), converted.float(), windows()).is_exact
+
+
+def test_copies_of_a_head_learn_different_things(awkward_llama):
+    converted = convert_model(awkward_llama)
+    batch = torch.randint(300, (4, 60))
+    shares = gradient_differences(converted, batch)
+    assert shares["query"] > 1 / 3
+    assert shares["key"] > 1 / 3
+
+
+def test_copies_do_not_even_learn_parallel_things(awkward_llama):
+    """Adam ignores the length of a gradient, so copies with parallel gradients would stay copies."""
+    converted = convert_model(awkward_llama)
+    batch = torch.randint(300, (4, 60))
+    converted(input_ids=batch, labels=batch).loss.backward()
+    for layer in converted.model.layers:
+        for simulation in (layer.self_attn.q_simulation, layer.self_attn.k_simulation):
+            gradient = simulation.heads.expansion.weight.grad.flatten(1)
+            if gradient.shape[1] == 1:
+                continue  # one key/value head: two numbers are always parallel
+            first, second = gradient.unflatten(0, (-1, layer.self_attn.num_heads))[:2]
+            cosines = torch.nn.functional.cosine_similarity(first, second, dim=-1)
+            assert cosines.abs().min() < 0.99
+
+
+def test_without_perturbation_copies_are_dead():
+    """What the perturbation is for: this is the state it prevents."""
+    converted = convert_model(tiny_llama("gqa"), ConversionOptions(perturbation=0.0))
+    shares = gradient_differences(converted, torch.randint(300, (2, 40)))
+    assert shares["query"] < 1e-5
+
+
+def test_source_keeps_its_weights_to_itself():
+    source = tiny_llama("gqa")
+    before = copy.deepcopy(source.state_dict())
+    converted = convert_model(source)
+    with torch.no_grad():
+        for parameter in converted.parameters():
+            parameter.add_(1.0)
+    for name, weight in source.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_score_scale_and_rotary_parameters_are_the_sources():
+    source = tiny_llama("llama3-rope")
+    config = convert_model(source).config
+    assert config.rope_parameters == source.config.rope_parameters
+    assert config.head_dim == source.config.head_dim
+    assert config.query_pre_attn_scalar == source.config.head_dim
+
+
+@pytest.mark.parametrize(("shape", "num_heads"), [((36, 4, 1), 12), ((12, 2, 5), 6), ((50, 5, 3), 5)])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+def test_deviations_cancel_exactly_and_fit_bfloat16(shape, num_heads, scale):
+    deviations = balanced_deviations(torch.Size(shape), num_heads, scale, torch.Generator().manual_seed(0))
+    assert torch.equal(deviations.unflatten(0, (-1, num_heads)).sum(0), torch.zeros(num_heads, *shape[1:]))
+    assert torch.equal(deviations / GRID, (deviations / GRID).round())
+    assert (1 + deviations).abs().max() < 4
+    assert torch.equal((1 + deviations).bfloat16().float(), 1 + deviations)
+
+
+def test_an_unsupported_class_is_refused():
+    source = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10, n_positions=8))
+    with pytest.raises(ConversionError, match="model_type.*gpt2.*llama"):
+        convert_model(source)
