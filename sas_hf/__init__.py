@@ -23,6 +23,17 @@ from .modeling import (
 from .version import __version__
 
 
+__all__ = [
+    "SASGPTConfig",
+    "SASGPTForCausalLM",
+    "SASGPTForQuestionAnswering",
+    "SASGPTForSequenceClassification",
+    "SASGPTForTokenClassification",
+    "SASGPTModel",
+    "__version__",
+]
+
+
 def _register() -> None:
     AutoConfig.register(SASGPTConfig.model_type, SASGPTConfig, exist_ok=True)
     for auto_class, model_class in (  # the base model first: heads built with AutoModel look it up

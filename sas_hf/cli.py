@@ -26,7 +26,9 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show and exit.")
+    ] = False,
 ) -> None:
     """Simulated Attention Score for Hugging Face Transformers."""
 
@@ -39,7 +41,9 @@ def explain_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {type(error).__name__}:", str(error), markup=True)
+            Console(stderr=True, soft_wrap=True).print(
+                f"[red]error:[/red] {type(error).__name__}:", str(error), markup=True
+            )
             sys.exit(1)
 
     return wrapped
@@ -102,3 +106,43 @@ def conversion_table(report: dict) -> Table:
     }.items():
         table.add_row(name, value)
     return table
+
+
+@app.command(name="eval")
+@explain_errors
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of any causal language model.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
+    ] = None,
+    limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question. [default: the task's]")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ... [default: the accelerator if there is one]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the checkpoint's]")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
+) -> None:
+    """Score MODEL on tasks of lm-evaluation-harness; shows a table and writes JSON."""
+    from . import eval as evaluation
+
+    result = evaluation.evaluate(
+        model,
+        [name.strip() for name in tasks.split(",") if name.strip()],
+        data=data,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
+        device=device,
+        dtype=dtype,
+        output=output,
+        log_samples=log_samples,
+    )
+    console.print(evaluation.results_table(result))
+    if output is not None:
+        console.print(f"[green]Saved[/green] {output}")

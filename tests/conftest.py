@@ -22,9 +22,12 @@ class _RefuseDeprecations(logging.Handler):
             raise FutureWarning(message)
 
 
+REFUSAL = _RefuseDeprecations()
+
+
 def pytest_configure(config):
     torch.set_num_threads(1)
-    transformers_logging.get_logger().addHandler(_RefuseDeprecations())
+    transformers_logging.get_logger().addHandler(REFUSAL)
     for category in ("DeprecationWarning", "FutureWarning"):
         config.addinivalue_line("filterwarnings", f"error::{category}:transformers")
         config.addinivalue_line("filterwarnings", f"error::{category}:sas_hf")
@@ -33,3 +36,12 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tolerate_deprecations():
+    """For code of Transformers that itself calls what it deprecates."""
+    logger = transformers_logging.get_logger()
+    logger.removeHandler(REFUSAL)
+    yield
+    logger.addHandler(REFUSAL)

@@ -5,6 +5,7 @@ the logits.
 """
 
 import functools
+import os
 from pathlib import Path
 
 import torch
@@ -94,7 +95,9 @@ def assert_all_close(found: dict, expected: dict, tolerance: float) -> None:
     assert found.keys() == expected.keys()
     scale = max(1.0, *(tensor.abs().max().item() for tensor in expected.values()))
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], tensor, atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def assert_identical(found: dict, expected: dict) -> None:
@@ -135,6 +138,4 @@ def train_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 def python_environment() -> dict[str, str]:
     """The environment of a fresh interpreter on one thread that finds this directory's helpers."""
-    import os
-
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}

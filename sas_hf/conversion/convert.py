@@ -27,7 +27,7 @@ from ..modeling import SASGPTConfig
 from ..text import python_reference
 from ..version import __version__
 from .family import SourceFamily
-from .fidelity import Fidelity, compare_models, text_windows
+from .fidelity import compare_models, text_windows
 from .llama import LLAMA
 from .start import start_as_source
 
@@ -324,9 +324,7 @@ def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revisi
     Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
     them; what the source says is none of the conversion's business.
     """
-    file = cached_file(
-        source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    file = cached_file(source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     if model.can_generate() and file is not None:
         model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
@@ -363,7 +361,7 @@ def _model_card(report: dict, local: bool) -> ModelCard:
         f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{report['source']}` "
         f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
         f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
-        f"{simulation['simulation_kernel_size']}. It computes what its source computes and is ready to be fine-tuned.\n",
+        f"{simulation['simulation_kernel_size']}. It computes what its source computes and is ready for fine-tuning.\n",
         f"```python\nimport sas_hf  # registers the architecture\nfrom transformers import {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("PATH")\n```\n',
         f"## Fidelity\n\nMeasured in float32 on {fidelity['tokens']} tokens of {report['verified_on']}.\n",

@@ -33,9 +33,7 @@ class Fidelity:
         return asdict(self) | {"tolerance": TOLERANCE * self.max_abs_output, "exact": self.is_exact}
 
 
-def text_windows(
-    text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int
-) -> list[torch.Tensor]:
+def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[torch.Tensor]:
     """`count` windows `[1, length]` of token ids, evenly spread over `text`; fewer when the text is shorter."""
     ids = tokenizer(text[: 64 * length * count], return_tensors="pt", verbose=False)["input_ids"][0]
     length = min(length, len(ids))

@@ -78,7 +78,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         raise ValueError(f"`attention_type` is {config.attention_type!r}; it must be one of {ATTENTION_TYPES}.")
     if kv_heads is None:
         raise ValueError(
-            f"`num_key_value_heads` is needed with `attention_type='gqa'`: a divisor of `num_attention_heads` "
+            "`num_key_value_heads` is needed with `attention_type='gqa'`: a divisor of `num_attention_heads` "
             f"({heads}) between 2 and {heads - 1}."
         )
     if kv_heads < 1 or heads % kv_heads != 0:

@@ -26,9 +26,10 @@ def test_a_checkpoint_is_converted_with_all_that_belongs_to_it(llama_folder, tmp
     assert model.generation_config.top_k == 7
     tokenizer = AutoTokenizer.from_pretrained(output)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(llama_folder).chat_template
-    assert tokenizer("an expression")["input_ids"] == AutoTokenizer.from_pretrained(llama_folder)("an expression")[
-        "input_ids"
-    ]
+    assert (
+        tokenizer("an expression")["input_ids"]
+        == AutoTokenizer.from_pretrained(llama_folder)("an expression")["input_ids"]
+    )
 
     saved = json.loads((output / "fidelity.json").read_text())
     assert saved == report

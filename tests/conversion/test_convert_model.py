@@ -55,7 +55,8 @@ def test_every_option_is_exact_in_float64(name):
 
 
 @pytest.mark.parametrize(
-    "source_class", [LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaForQuestionAnswering]
+    "source_class",
+    [LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaForQuestionAnswering],
 )
 def test_other_heads_are_carried_over(source_class):
     config = tiny_llama_config(**AWKWARD["gqa"], pad_token_id=0)
