@@ -1,4 +1,7 @@
-"""The attention layer: base projection, simulation, rotation, cache, scores and aggregation, in that order."""
+"""The attention layer: base projection, simulation, rotation, cache, scores and aggregation, in that order.
+
+What a base projection computes is in base_projections.py, what simulation does in simulation.py.
+"""
 
 from collections.abc import Callable
 
@@ -43,11 +46,18 @@ def eager_attention_forward(
 
 class SASAttention(nn.Module):
     """
-    Multi-head, grouped-query or multi-query attention, simulated where the configuration asks for it.
+    Attention over queries, keys and values from a base projection, simulated where the configuration asks for it.
 
-    What is cached depends on the form: without simulation the rotated keys and the values; "expanded" the simulated,
-    rotated keys and simulated values; "base" keys and values as projected, to be simulated and rotated at use.
+    A subclass is a base projection: it makes the parameters and says how hidden states become queries and a *state*,
+    the pair of tensors `[B, T, n, width]` that is cached in its smallest form, and how a state becomes keys and values.
+
+    What is cached depends on the form: without simulation the state; with it, "expanded" the simulated, rotated keys
+    and simulated values, "base" the state. A state is rotated before it is cached where `rotates_state` says so and
+    nothing non-linear follows; otherwise keys are rotated when they are used, each at its own position.
     """
+
+    rotates_state = False
+    mixes_tokens = False
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__()
@@ -55,27 +65,52 @@ class SASAttention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.head_dim = config.head_dim
-        self.num_key_value_groups = (
-            self.num_heads // config.num_key_value_heads if config.num_simulated_heads is None else 1
-        )
+        self.value_head_dim = self.head_dim
         self.scaling = config.query_pre_attn_scalar**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = config.is_causal
+        self.make_projections(config)
 
-        hidden_size, kv_heads = config.hidden_size, config.num_key_value_heads
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(hidden_size, self.num_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, hidden_size, bias=bias)
-        self.q_simulation = make_simulation(config, self.num_heads, self.head_dim, "query")
-        self.k_simulation = make_simulation(config, kv_heads, self.head_dim, "key")
-        self.v_simulation = make_simulation(config, kv_heads, self.head_dim, "value")
+        kv_heads = config.num_key_value_heads
+        self.num_key_value_groups = self.num_heads // kv_heads if config.num_simulated_heads is None else 1
+        self.o_proj = nn.Linear(self.num_heads * self.value_head_dim, config.hidden_size, bias=config.attention_bias)
+        self.q_simulation = make_simulation(config, self.num_heads, config.query_head_dim, "query")
+        self.k_simulation = make_simulation(config, kv_heads, config.query_head_dim, "key")
+        self.v_simulation = make_simulation(config, kv_heads, self.value_head_dim, "value")
+
+    def make_projections(self, config: PreTrainedConfig) -> None:
+        """Define the parameters of the base projection."""
+        raise NotImplementedError
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`[B, T, C]` to queries `[B, T, H, D]` and the state."""
+        raise NotImplementedError
+
+    def expand(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A state of S tokens to keys `[B, S, H_kv, D]` and values `[B, S, H_kv, D_v]`."""
+        return first, second
+
+    def rotate_state(
+        self, first: torch.Tensor, second: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state whose keys come out rotated."""
+        return rotate_leading_features(first, position_embeddings), second
+
+    def mix_tokens(
+        self, first: torch.Tensor, past_key_values: Cache | None, token_mixing: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """The state of a kind that mixes tokens, from what `project` gave and the tokens already cached."""
+        raise NotImplementedError
 
     @property
-    def caches_base(self) -> bool:
-        """Whether keys and values are cached before simulation."""
-        return self.config.simulates and self.config.simulation_cache == "base"
+    def caches_state(self) -> bool:
+        """Whether the state is cached, rather than simulated keys and values."""
+        return not self.config.simulates or self.config.simulation_cache == "base"
+
+    @property
+    def rotates_at_use(self) -> bool:
+        """Whether keys are cached before rotation, so that their positions must be known at every step."""
+        return self.caches_state and (self.config.simulates or not self.rotates_state)
 
     def forward(
         self,
@@ -84,16 +119,19 @@ class SASAttention(nn.Module):
         key_position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             hidden_states: `[B, T, C]`.
             position_embeddings: cos and sin `[B, T, R]` of the tokens, `None` without RoPE.
-            key_position_embeddings: cos and sin `[B, S, R]` of all keys; differs from `position_embeddings` only for
-                the base cache, whose S keys are rotated at use.
+            key_position_embeddings: cos and sin `[B, S, R]` of all keys; differs from `position_embeddings` only where
+                keys are rotated at use.
             attention_mask: as `create_causal_mask` makes it.
             past_key_values: cache to read and extend.
+            token_mixing: for kinds that mix tokens: positions `[B, T]` of the tokens and `[B, S]` of all keys, and
+                which key each token may see, boolean `[B, 1, T, S]`.
 
         Returns:
             `[B, T, C]`, and the attention weights `[B, Ĥ, T, S]` where the implementation gives them.
@@ -101,23 +139,28 @@ class SASAttention(nn.Module):
         Raises:
             ValueError: for continuous batching with a cache form that its pool cannot hold.
         """
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads)
-        key = self.k_proj(hidden_states).view(heads)
-        value = self.v_proj(hidden_states).view(heads)
+        query, *state = self.project(hidden_states)
+        if self.mixes_tokens:
+            state = self.mix_tokens(state[0], past_key_values, token_mixing)
+        rotated = self.rotates_state and not self.config.simulates
+        if rotated:
+            state = self.rotate_state(*state, position_embeddings)
 
         implementation = self.config._attn_implementation
-        if self.caches_base:
-            key, value = self._update_base(key, value, past_key_values, kwargs)
+        if self.rotates_at_use:
+            state = self._update_unrotated(state, past_key_values, kwargs)
             implementation = implementation.removeprefix("paged|")
         else:
             key_position_embeddings = position_embeddings
+            if self.caches_state and past_key_values is not None:
+                state = _update(past_key_values, self.layer_idx, *state)
 
+        key, value = self.expand(*state)
         query = rotate_leading_features(self.q_simulation(query), position_embeddings).transpose(1, 2)
-        key = rotate_leading_features(self.k_simulation(key), key_position_embeddings).transpose(1, 2)
+        key = self.k_simulation(key)
+        key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
         value = self.v_simulation(value).transpose(1, 2)
-
-        if past_key_values is not None and not self.caches_base:
+        if not self.caches_state and past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -133,25 +176,28 @@ class SASAttention(nn.Module):
         )
         return self.o_proj(aggregate_heads(output, self.num_heads)), weights
 
-    def _update_base(
-        self, key: torch.Tensor, value: torch.Tensor, past_key_values: Cache | None, kwargs: dict
+    def _update_unrotated(
+        self, state: list[torch.Tensor], past_key_values: Cache | None, kwargs: dict
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Extend the cache by base keys and values `[B, T, H_kv, D]` and return all of them.
+        """Extend the cache by a state that is rotated at use, and return all of it.
 
         Continuous batching passes its pool as `cache` for the attention function to write to; what that function
         would receive are simulated heads, which do not fit the pool, so the pool is served here.
         """
         pool = kwargs.pop("cache", None)
-        if pool is None and past_key_values is None:
-            return key, value
-        key, value = key.transpose(1, 2), value.transpose(1, 2)
         if pool is None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        elif kwargs.get("block_table") is None:
-            key, value = pool.update(key_states=key, value_states=value, layer_idx=self.layer_idx, kwargs=kwargs)
-        else:
+            return state if past_key_values is None else _update(past_key_values, self.layer_idx, *state)
+        if kwargs.get("block_table") is not None:
             raise ValueError(
                 "Continuous batching asks the attention kernel to read keys from its block table, but this model "
                 "simulates them after the cache. Pass `ContinuousBatchingConfig(max_blocks_per_request=0)`."
             )
-        return key.transpose(1, 2), value.transpose(1, 2)
+        first, second = (tensor.transpose(1, 2) for tensor in state)
+        first, second = pool.update(key_states=first, value_states=second, layer_idx=self.layer_idx, kwargs=kwargs)
+        return first.transpose(1, 2), second.transpose(1, 2)
+
+
+def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+    """Caches hold heads before tokens, states tokens before heads."""
+    states = cache.update(first.transpose(1, 2), second.transpose(1, 2), layer_idx)
+    return [tensor.transpose(1, 2) for tensor in states]

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-ATTENTION_TYPES = ("mha", "mqa", "gqa")
+ATTENTION_TYPES = ("mha", "mqa", "gqa", "mla", "tpa", "optimised", "efficient", "super")
+SLICING_TYPES = ("optimised", "efficient", "super")  # their heads are slices of the layer's input
 
 # Accepted by the base class as keyword arguments although they are not dataclass fields.
 _EXTRA_KEYWORDS = {
@@ -65,8 +66,19 @@ def resolve_attention_fields(config: PreTrainedConfig) -> None:
                 f"`hidden_size` ({config.hidden_size}) is not a multiple of `num_attention_heads` "
                 f"({config.num_attention_heads}); choose such a multiple or give `head_dim` explicitly."
             )
+    if config.attention_type == "mla":
+        defaults = {
+            "q_lora_rank": 2 * config.hidden_size // 3,
+            "kv_lora_rank": config.hidden_size // 3,
+            "qk_rope_head_dim": config.head_dim // 2,
+            "qk_nope_head_dim": config.head_dim,
+            "v_head_dim": config.head_dim,
+        }
+        for name, value in defaults.items():
+            if getattr(config, name) is None:
+                setattr(config, name, value)
     if config.query_pre_attn_scalar is None:
-        config.query_pre_attn_scalar = config.simulated_head_dim or config.head_dim
+        config.query_pre_attn_scalar = config.simulated_head_dim or config.query_head_dim
 
 
 def validate_attention_fields(config: PreTrainedConfig) -> None:
@@ -94,6 +106,30 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             "use 'mqa' for one key/value head and 'mha' for as many as queries."
         )
 
+    if config.attention_type not in ("mha", "mqa", "gqa") and kv_heads != heads:
+        raise ValueError(
+            f"`num_key_value_heads` ({kv_heads}) must equal `num_attention_heads` ({heads}) with "
+            f"`attention_type={config.attention_type!r}`; leave it out."
+        )
+    if config.attention_type in SLICING_TYPES and config.head_dim * heads != config.hidden_size:
+        raise ValueError(
+            f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` ({config.head_dim}) "
+            f"x `num_attention_heads` ({heads}) must be `hidden_size` ({config.hidden_size})."
+        )
+    if config.attention_type == "mla":
+        value_width = config.qk_nope_head_dim + config.v_head_dim
+        _require_positive(config, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        _require_rank(config, "q_lora_rank", config.hidden_size, heads * config.query_head_dim)
+        _require_rank(config, "kv_lora_rank", config.hidden_size, heads * value_width)
+    if config.attention_type == "tpa":
+        for name in ("q_rank", "k_rank", "v_rank"):
+            _require_rank(config, name, heads, config.head_dim)
+    if config.attention_type == "super" and config.simulates:
+        raise ValueError(
+            "`attention_type='super'` cannot be simulated (its values are mixed along the tokens); leave out "
+            "`num_simulated_heads` and `simulated_head_dim`, or choose 'efficient'."
+        )
+
     simulated_heads, kernel = config.num_simulated_heads, config.simulation_kernel_size
     if simulated_heads is not None and (simulated_heads < heads or simulated_heads % heads != 0):
         below = max(1, simulated_heads // heads) * heads
@@ -101,9 +137,10 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`num_simulated_heads` ({simulated_heads}) must be a multiple of `num_attention_heads` ({heads}), "
             f"for instance {below} or {below + heads}."
         )
-    if config.simulated_head_dim is not None and config.simulated_head_dim < config.head_dim:
+    if config.simulated_head_dim is not None and config.simulated_head_dim < config.query_head_dim:
+        source = "`qk_rope_head_dim + qk_nope_head_dim`" if config.attention_type == "mla" else "`head_dim`"
         raise ValueError(
-            f"`simulated_head_dim` ({config.simulated_head_dim}) must be at least `head_dim` ({config.head_dim})."
+            f"`simulated_head_dim` ({config.simulated_head_dim}) must be at least {source} ({config.query_head_dim})."
         )
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(
@@ -127,3 +164,13 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
         value = getattr(config, name)
         if value is None or value < 1:
             raise ValueError(f"`{name}` is {value}; it must be a positive integer.")
+
+
+def _require_rank(config: PreTrainedConfig, name: str, rows: int, columns: int) -> None:
+    _require_positive(config, name)
+    rank = getattr(config, name)
+    if rank > min(rows, columns):
+        raise ValueError(
+            f"`{name}` ({rank}) exceeds the smaller side of the {rows} x {columns} matrix that it factors; it must be "
+            f"at most {min(rows, columns)}."
+        )

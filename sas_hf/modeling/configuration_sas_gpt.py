@@ -21,14 +21,23 @@ class SASGPTConfig(PreTrainedConfig):
 
     Args:
         attention_type (`str`, defaults to `"mha"`):
-            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`); `"mqa"`
-            and `"gqa"` are accepted and checked against `num_key_value_heads`.
+            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`; `"mqa"`
+            and `"gqa"` are accepted and checked against it), `"mla"`, `"tpa"`, `"optimised"`, `"efficient"` or
+            `"super"`. All but `"super"` may be simulated.
+        q_lora_rank, kv_lora_rank (`int`, *optional*):
+            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default.
+        qk_rope_head_dim, qk_nope_head_dim, v_head_dim (`int`, *optional*):
+            Features of an MLA head: rotated and not, and values; half of `head_dim`, `head_dim` and `head_dim`.
+        q_rank, k_rank, v_rank (`int`, defaults to 6, 2, 2):
+            Ranks of TPA's queries, keys and values.
+        token_mixing_init (`str`, defaults to `"identity"`):
+            Start of Super attention's W^A: `"identity"` (as Efficient attention) or `"normal"`.
         num_simulated_heads (`int`, *optional*):
             Ĥ, a multiple of `num_attention_heads`: heads that the head simulation makes of them (equations 5-7).
             `None`: no head simulation.
         simulated_head_dim (`int`, *optional*):
             D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
-            `None`: no feature simulation.
+            `None`: no feature simulation. (MLA: at least `qk_rope_head_dim + qk_nope_head_dim`.)
         simulation_kernel_size (`int`, defaults to 1):
             κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
         simulation_act (`str`, defaults to `"relu"`):
@@ -53,6 +62,8 @@ class SASGPTConfig(PreTrainedConfig):
             `"gated"` (gate, up and down projection) or `"plain"` (up and down projection).
         hidden_dropout (`float`, defaults to 0.0):
             Dropout of the embeddings and of each residual branch.
+        classifier_pooling (`str`, defaults to `"last"`):
+            What the sequence classifier reads: the `"last"` token or the `"mean"` of the tokens.
 
     Raises:
         ValueError: for a misspelt field or an impossible combination; the message names the field and valid values.
@@ -88,6 +99,15 @@ class SASGPTConfig(PreTrainedConfig):
     simulation_cache: Literal["expanded", "base"] = "expanded"
     query_pre_attn_scalar: int | float | None = None
     is_causal: bool = True
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    q_rank: int = 6
+    k_rank: int = 2
+    v_rank: int = 2
+    token_mixing_init: Literal["identity", "normal"] = "identity"
 
     position_embedding_type: Literal["rope", "learned"] = "rope"
     rope_parameters: RopeParameters | dict | None = None
@@ -97,6 +117,7 @@ class SASGPTConfig(PreTrainedConfig):
     mlp_type: Literal["gated", "plain"] = "gated"
     mlp_bias: bool = False
     hidden_dropout: int | float = 0.0
+    classifier_pooling: Literal["last", "mean"] = "last"
 
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(type(self), kwargs)
@@ -108,22 +129,29 @@ class SASGPTConfig(PreTrainedConfig):
         self.validate_architecture()
 
     @property
-    def qk_head_dim(self) -> int | None:
-        """Width of simulated queries and keys, `None` without simulation.
+    def query_head_dim(self) -> int:
+        """Width of queries and keys as the base projection makes them, before feature simulation."""
+        if self.attention_type == "mla":
+            return self.qk_rope_head_dim + self.qk_nope_head_dim
+        return self.head_dim
 
-        Transformers reads this name to learn that cached heads may differ from `num_key_value_heads` x `head_dim`,
-        so that a static cache takes its shape from the first key it sees.
+    @property
+    def qk_head_dim(self) -> int | None:
+        """`None` where every cached tensor has `num_key_value_heads` x `head_dim` numbers per token, else a width.
+
+        Transformers reads this name to learn that a static cache must take its shape from the first state it sees.
         """
-        if self.num_simulated_heads is None and self.simulated_head_dim is None:
+        if self.attention_type in ("mha", "mqa", "gqa", "optimised") and not self.simulates:
             return None
-        return self.simulated_head_dim or self.head_dim
+        return self.simulated_head_dim or self.query_head_dim
 
     @property
     def rotary_dim(self) -> int:
         """Number of leading query and key features that RoPE turns (0 with learned positions)."""
         if self.rope_parameters is None:
             return 0
-        width = int(self.head_dim * self.rope_parameters.get("partial_rotary_factor", 1.0))
+        whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
+        width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
         return width + width % 2
 
     @property
@@ -134,12 +162,11 @@ class SASGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
         validate_attention_fields(self)
-        query_width = self.simulated_head_dim or self.head_dim
+        query_width = self.simulated_head_dim or self.query_head_dim
         if self.rotary_dim > query_width:
             raise ValueError(
                 f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
-                f"and keys have {query_width}; the factor is relative to `head_dim` ({self.head_dim}) and must be at "
-                f"most {query_width / self.head_dim:g}."
+                f"and keys have {query_width}; lower the factor."
             )
 
 

@@ -1,11 +1,12 @@
 """The SAS GPT: a decoder-only Transformer with simulated attention, its base model and its heads."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import ContinuousBatchingConfig, GenerationMixin
-from transformers.integrations import use_kernel_forward_from_hub
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_causal_mask,
@@ -31,35 +32,17 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
+from .base_projections import ATTENTION_CLASSES, TokenMixing
 from .configuration_sas_gpt import SASGPTConfig
+from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
 from .simulation import SIMULATION_LAYERS, initialize_simulation
-
-
-@use_kernel_forward_from_hub("RMSNorm")
-class SASGPTRMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 as Llama's is (so that a converted Llama computes the same)."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.variance_epsilon = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        input_dtype = hidden_states.dtype
-        hidden_states = hidden_states.to(torch.float32)
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-        return self.weight * hidden_states.to(input_dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
 
 def make_norm(config: SASGPTConfig) -> nn.Module:
     if config.norm_type == "layer_norm":
         return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-    return SASGPTRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return SASRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class SASGPTMLP(nn.Module):
@@ -84,7 +67,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: SASGPTConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = SASAttention(config, layer_idx)
+        self.self_attn = ATTENTION_CLASSES[config.attention_type](config, layer_idx)
         self.mlp = SASGPTMLP(config)
         self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)
@@ -117,6 +100,8 @@ class SASGPTPreTrainedModel(PreTrainedModel):
         # The base class has just given these convolutions and linear maps N(0, `initializer_range`).
         if isinstance(module, SIMULATION_LAYERS):
             initialize_simulation(module, self.config.simulation_init)
+        elif isinstance(module, TokenMixing):
+            module.initialize(self.config.token_mixing_init, self.config.initializer_range)
 
 
 class SASGPTModel(SASGPTPreTrainedModel):
@@ -134,6 +119,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.layers = nn.ModuleList([SASGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
+        self._boolean_masks = copy.copy(config)
+        self._boolean_masks._attn_implementation = "sdpa"
         self.post_init()
 
     @merge_with_config_defaults
@@ -158,8 +145,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
             use_cache: return a cache.
 
         Raises:
-            ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given, or for positions beyond
-                `max_position_embeddings` with learned positions.
+            ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given; for positions beyond
+                `max_position_embeddings` with learned positions or token mixing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
@@ -173,26 +160,31 @@ class SASGPTModel(SASGPTPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
 
-        mask = self._make_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+        attention = self.layers[0].self_attn
+        if self.embed_positions is not None or attention.mixes_tokens:
+            self._check_positions(position_ids)
+        mask_inputs = (inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask = self._make_mask(self.config, *mask_inputs)
+
+        key_positions = position_ids
+        if attention.rotates_at_use or attention.mixes_tokens:
+            if past_key_values is not None:
+                key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
+            elif kwargs.get("cache") is not None:  # the pool of continuous batching
+                key_positions = paged_key_positions(position_ids, **kwargs)
+
+        token_mixing = None
+        if attention.mixes_tokens:
+            # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
+            token_mixing = (position_ids, key_positions, self._make_mask(self._boolean_masks, *mask_inputs, skip=False))
 
         position_embeddings = key_position_embeddings = None
-        if self.rotary_emb is None:
-            if length > self.config.max_position_embeddings:
-                raise ValueError(
-                    f"The input has {length} tokens, but `max_position_embeddings` is "
-                    f"{self.config.max_position_embeddings} and its learned positions end there; shorten the input."
-                )
+        if self.embed_positions is not None:
             inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
         else:
             position_embeddings = key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-            if self.config.simulates and self.config.simulation_cache == "base":
-                key_positions = None
-                if past_key_values is not None:
-                    key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
-                elif kwargs.get("cache") is not None:  # the pool of continuous batching
-                    key_positions = paged_key_positions(position_ids, **kwargs)
-                if key_positions is not None:
-                    key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=key_positions)
+            if key_positions is not position_ids:
+                key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=key_positions)
 
         hidden_states = self.dropout(inputs_embeds)
         for decoder_layer in self.layers[: self.config.num_hidden_layers]:
@@ -201,6 +193,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
                 key_position_embeddings=key_position_embeddings,
+                token_mixing=token_mixing,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
@@ -211,25 +204,38 @@ class SASGPTModel(SASGPTPreTrainedModel):
             past_key_values=past_key_values,
         )
 
-    def _make_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
-        if self.config.is_causal:
+    def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, past_key_values, skip=True):
+        """The mask for the attention implementation of `config`; without `skip`, never `None`."""
+        if config.is_causal:
             return create_causal_mask(
-                config=self.config,
+                config=config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
+                allow_is_causal_skip=skip,
             )
         # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
         documents = None
         if attention_mask is None:
             documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
         return create_bidirectional_mask(
-            config=self.config,
+            config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
+            allow_is_bidirectional_skip=skip,
         )
+
+    def _check_positions(self, position_ids: torch.Tensor) -> None:
+        """Refuse positions that learned positions or token mixing have no parameters for."""
+        limit = self.config.max_position_embeddings
+        if not torch.compiler.is_compiling() and position_ids.max() >= limit:
+            raise ValueError(
+                f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
+                f"`max_position_embeddings` = {limit} positions only. Shorten or truncate the input to {limit} tokens, "
+                "or train a model with a larger `max_position_embeddings`."
+            )
 
 
 class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
@@ -289,8 +295,14 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
-        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` per token, what `simulation_cache` must
-        fit: "base" does, without block tables; "expanded" is refused with a `ValueError`."""
+        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` keys and values per token: what fits is
+        the cache of "mha" (and "mqa", "gqa") and "optimised", under simulation in its "base" form and without block
+        tables; the rest is refused with a `ValueError`."""
+        if self.config.attention_type not in ("mha", "mqa", "gqa", "optimised"):
+            raise ValueError(
+                "Continuous batching caches `num_key_value_heads` x `head_dim` keys and values per token, which is not "
+                f"what `attention_type` {self.config.attention_type!r} caches; use `generate`."
+            )
         if self.config.simulates:
             if self.config.simulation_cache != "base":
                 raise ValueError(
@@ -308,7 +320,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
 
 class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPreTrainedModel):
-    """The SAS GPT with a linear classifier on the last token of each row: logits `[B, num_labels]`."""
+    """The SAS GPT with a linear classifier on the last token or the mean of each row: logits `[B, num_labels]`."""
 
     @can_return_tuple
     def forward(
@@ -338,10 +350,7 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        last = self._last_tokens(hidden_states, input_ids, attention_mask)
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        logits = self.score(hidden_states[rows, last])
+        logits = self.score(self._pool(outputs.last_hidden_state, input_ids, attention_mask))
 
         loss = None
         if labels is not None:
@@ -358,8 +367,8 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
             attentions=outputs.attentions,
         )
 
-    def _last_tokens(self, hidden_states, input_ids, attention_mask) -> torch.Tensor:
-        """Index `[B]` of each row's last token that is not padding, on whichever side the padding is."""
+    def _pool(self, hidden_states, input_ids, attention_mask) -> torch.Tensor:
+        """`[B, T, C]` to `[B, C]`: the mean of the tokens that are not padding, or the last of them."""
         batch_size, length = hidden_states.shape[:2]
         if attention_mask is not None and attention_mask.ndim == 2:
             real = attention_mask[:, -length:]
@@ -369,8 +378,12 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
             real = hidden_states.new_ones(batch_size, length)
         else:
             raise ValueError("Cannot handle batch sizes > 1 if no padding token is defined and no mask is given.")
-        positions = torch.arange(length, device=hidden_states.device)
-        return (positions * (real != 0).to(hidden_states.device)).argmax(-1)
+        real = (real != 0).to(hidden_states.device)
+        if self.config.classifier_pooling == "mean":
+            weights = real.to(hidden_states.dtype).unsqueeze(-1)
+            return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        last = (torch.arange(length, device=hidden_states.device) * real).argmax(dim=-1)
+        return hidden_states[torch.arange(batch_size, device=hidden_states.device), last]
 
 
 class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrainedModel):

@@ -1,5 +1,6 @@
 """Rotary positions: the angles, their application to the leading features, and the positions of cached keys."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,9 @@ class SASRotaryEmbedding(nn.Module):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
+        if config.attention_type == "mla":  # the rotary functions read the rotated width from `head_dim`
+            config = copy.copy(config)
+            config.head_dim = config.qk_rope_head_dim
         self.config = config
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
