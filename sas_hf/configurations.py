@@ -1,0 +1,132 @@
+"""The papers' models by name: `named_config("sas-125m")`.
+
+SAS paper, Table 2 and Appendix C (backbone of the FineWeb-Edu runs: RoPE, RMSNorm, SwiGLU, no biases, tied
+embeddings, GPT-2's tokenizer padded to 50,304), Table 7's variants under simulation; "You Need to Pay Better
+Attention", Tables 2, 8 and 9 (text classifiers). What a paper leaves open is marked as ours.
+"""
+
+import difflib
+
+from .modeling import SASGPTConfig
+
+
+# name of the size: (hidden size, layers, MHA heads)
+SIZES = {
+    "125m": (768, 12, 12),
+    "350m": (1024, 24, 16),
+    "760m": (1280, 36, 20),
+    "1.5b": (1600, 48, 25),
+    "2.7b": (2560, 32, 32),
+    "6.7b": (4096, 32, 32),
+    "10.6b": (5120, 33, 40),  # ours: the paper gives no configuration
+}
+
+# Table 2: as many heads of 64 as keep the parameters of MHA.
+BASELINES = {
+    "125m": {
+        "mqa": {"num_attention_heads": 23, "num_key_value_heads": 1},
+        "gqa": {"num_attention_heads": 22, "num_key_value_heads": 2},
+        "mla": {"num_attention_heads": 13},
+        "tpa": {"num_attention_heads": 36},
+    },
+    "350m": {
+        "mqa": {"num_attention_heads": 31, "num_key_value_heads": 1},
+        "gqa": {"num_attention_heads": 30, "num_key_value_heads": 2},
+        "mla": {"num_attention_heads": 23},
+        "tpa": {"num_attention_heads": 48},
+    },
+}
+MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
+
+# IMDB and Amazon reviews; vocabulary sizes and the feed-forward width are inferred from the printed totals.
+TEXT_CLASSIFIERS = {
+    "imdb": {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32, "vocab_size": 20000, "num_labels": 2},
+    "amazon": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 64,
+        "vocab_size": 40000,
+        "num_labels": 5,
+    },
+}
+
+
+def _backbone(size: str) -> dict:
+    hidden_size, layers, heads = SIZES[size]
+    return {
+        "vocab_size": 50304,
+        "hidden_size": hidden_size,
+        "intermediate_size": 8 * hidden_size // 3,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "head_dim": hidden_size // heads,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    }
+
+
+def _simulated(fields: dict, times: int, kernel_size: int) -> dict:
+    """More heads, and D̂ = 1.5·D: the paper's 96 for heads of 64; for heads of other sizes ours."""
+    mla = fields.get("attention_type") == "mla"
+    width = fields["qk_rope_head_dim"] + fields["qk_nope_head_dim"] if mla else fields["head_dim"]
+    return fields | {
+        "num_simulated_heads": times * fields["num_attention_heads"],
+        "simulated_head_dim": width * 3 // 2,
+        "simulation_kernel_size": kernel_size,
+    }
+
+
+def _text_classifier(task: str, kind: str) -> dict:
+    fields = TEXT_CLASSIFIERS[task]
+    return fields | {
+        "attention_type": "mha" if kind == "standard" else kind,
+        "intermediate_size": fields["hidden_size"],
+        "num_attention_heads": 4,
+        "is_causal": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "mlp_type": "plain",
+        "hidden_act": "relu",
+        "norm_type": "layer_norm",
+        "position_embedding_type": "learned",
+        "classifier_pooling": "mean",
+        "pad_token_id": 0,
+    }
+
+
+def _all_configs() -> dict[str, dict]:
+    named = {}
+    for size in SIZES:
+        named[f"mha-{size}"] = _backbone(size)
+        named[f"sas-{size}"] = _simulated(_backbone(size), times=3, kernel_size=1)
+    for size, kinds in BASELINES.items():
+        for kind, fields in kinds.items():
+            ranks = MLA_RANKS if kind == "mla" else {}
+            named[f"{kind}-{size}"] = _backbone(size) | {"head_dim": 64, "attention_type": kind} | fields | ranks
+    named["mha-sas-125m"] = _simulated(named["mha-125m"], times=3, kernel_size=5)  # Table 7
+    for kind in BASELINES["125m"]:
+        named[f"{kind}-sas-125m"] = _simulated(named[f"{kind}-125m"], times=2, kernel_size=1)
+    for task in TEXT_CLASSIFIERS:
+        for kind in ("standard", "optimised", "efficient", "super"):
+            named[f"{task}-{kind}"] = _text_classifier(task, kind)
+    return named
+
+
+NAMED_CONFIGS = _all_configs()
+
+
+def named_config(name: str, **overrides) -> SASGPTConfig:
+    """The configuration of a model of the papers.
+
+    Args:
+        name: one of `NAMED_CONFIGS`, such as "sas-125m", "gqa-350m", "mla-sas-125m" or "imdb-super".
+        overrides: fields to change.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest known ones).
+    """
+    if name not in NAMED_CONFIGS:
+        near = difflib.get_close_matches(name, NAMED_CONFIGS, n=3) or sorted(NAMED_CONFIGS)
+        raise ValueError(f"There is no configuration named {name!r}; known are, for instance, {', '.join(near)}.")
+    return SASGPTConfig(**NAMED_CONFIGS[name] | overrides)

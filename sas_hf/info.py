@@ -1,0 +1,104 @@
+"""What a configuration costs: parameters, cached numbers and floating-point operations, without allocating memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from .modeling import SASGPTConfig
+from .modeling.base_projections import ATTENTION_CLASSES
+from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
+
+
+# Constant of equation 24 of "You Need to Pay Better Attention", by attention type.
+EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """
+    Attributes:
+        parameters: of the causal language model, tied weights counted once.
+        attention_parameters, simulation_parameters: of all layers; the second are part of the first.
+        simulation_overhead: simulation's share of all other parameters.
+        cache_numbers: cached per token and layer.
+        cache_bytes: cached per token, all layers, in the dtype asked for.
+        context: tokens that the following refer to.
+        forward_flops: per token, multiplications and additions, attention over the whole context counted.
+        equation_24: work of one attention layer's forward and backward pass over the context by the second paper's
+            equation; `None` for kinds that it does not cover.
+    """
+
+    parameters: int
+    attention_parameters: int
+    simulation_parameters: int
+    simulation_overhead: float
+    cache_numbers: int
+    cache_bytes: int
+    context: int
+    forward_flops: int
+    equation_24: int | None
+
+
+def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtype = torch.float32) -> ModelInfo:
+    """Count what a model of this configuration costs, on the meta device.
+
+    Args:
+        context: tokens; `max_position_embeddings` by default.
+        dtype: of the cache.
+    """
+    context = context or config.max_position_embeddings
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    named = list(model.named_parameters())
+    total = sum(parameter.numel() for _, parameter in named)
+    attention = sum(parameter.numel() for name, parameter in named if ".self_attn." in name)
+    simulation = sum(parameter.numel() for name, parameter in named if "_simulation." in name)
+    cached = cache_numbers_per_token(config)
+    return ModelInfo(
+        parameters=total,
+        attention_parameters=attention,
+        simulation_parameters=simulation,
+        simulation_overhead=simulation / (total - simulation),
+        cache_numbers=cached,
+        cache_bytes=cached * config.num_hidden_layers * dtype.itemsize,
+        context=context,
+        forward_flops=_forward_flops(config, context) // context,
+        equation_24=equation_24(config, context),
+    )
+
+
+def cache_numbers_per_token(config: SASGPTConfig) -> int:
+    """Numbers that one layer caches per token: the tensors that its attention layer would hand to the cache."""
+    with torch.device("meta"):
+        layer = ATTENTION_CLASSES[config.attention_type](config, layer_idx=0)
+        _, first, second = layer.project(torch.empty(1, 1, config.hidden_size))
+        if layer.mixes_tokens:
+            second = first  # the mixed values, as wide as the input
+        if not layer.caches_state:
+            key, value = layer.expand(first, second)
+            first, second = layer.k_simulation(key), layer.v_simulation(value)
+    return first.numel() + second.numel()
+
+
+def equation_24(config: SASGPTConfig, context: int) -> int | None:
+    """C_attn·ℓ·C + 15·h·ℓ², for the four kinds that the second paper compares."""
+    standard = config.num_key_value_heads == config.num_attention_heads and not config.simulates
+    if config.attention_type not in EQUATION_24 or not standard:
+        return None
+    constant, heads = EQUATION_24[config.attention_type], config.num_attention_heads
+    return constant * context * config.hidden_size + 15 * heads * context**2
+
+
+def _forward_flops(config: SASGPTConfig, context: int) -> int:
+    with torch.device("meta"):
+        layer = SASGPTDecoderLayer(config, layer_idx=0)
+        layer.self_attn.config._attn_implementation = "sdpa"
+        hidden_states = torch.empty(1, context, config.hidden_size)
+        rotary = tuple(torch.empty(1, context, config.rotary_dim) for _ in range(2)) if config.rotary_dim else None
+        positions = torch.empty(1, context, dtype=torch.long)
+        mixing = (positions, positions, torch.empty(1, 1, context, context, dtype=torch.bool))
+        with FlopCounterMode(display=False) as counter:
+            layer(hidden_states, position_embeddings=rotary, token_mixing=mixing)
+    return config.num_hidden_layers * counter.get_total_flops() + 2 * context * config.hidden_size * config.vocab_size
