@@ -7,9 +7,9 @@ the logits.
 import functools
 import os
 from pathlib import Path
+from pydoc_data import topics
 
 import torch
-from pydoc_data import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -289,7 +289,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
-        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` per token, what `simulation_cache` must
+        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` per token; `simulation_cache` must
         fit: "base" does, without block tables; "expanded" is refused with a `ValueError`."""
         if self.config.simulates:
             if self.config.simulation_cache != "base":
