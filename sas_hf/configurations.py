@@ -40,7 +40,13 @@ MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "q
 
 # IMDB and Amazon reviews; vocabulary sizes and the feed-forward width are inferred from the printed totals.
 TEXT_CLASSIFIERS = {
-    "imdb": {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32, "vocab_size": 20000, "num_labels": 2},
+    "imdb": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 32,
+        "vocab_size": 20000,
+        "num_labels": 2,
+    },
     "amazon": {
         "hidden_size": 64,
         "num_hidden_layers": 3,

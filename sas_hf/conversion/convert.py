@@ -361,7 +361,7 @@ def _model_card(report: dict, local: bool) -> ModelCard:
         f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{report['source']}` "
         f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
         f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
-        f"{simulation['simulation_kernel_size']}. It computes what its source computes and is ready for fine-tuning.\n",
+        f"{simulation['simulation_kernel_size']}. It computes what its source computes, ready for fine-tuning.\n",
         f"```python\nimport sas_hf  # registers the architecture\nfrom transformers import {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("PATH")\n```\n',
         f"## Fidelity\n\nMeasured in float32 on {fidelity['tokens']} tokens of {report['verified_on']}.\n",

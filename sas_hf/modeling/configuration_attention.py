@@ -8,7 +8,10 @@ import difflib
 
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 ATTENTION_TYPES = ("mha", "mqa", "gqa", "mla", "tpa", "optimised", "efficient", "super")
 SLICING_TYPES = ("optimised", "efficient", "super")  # their heads are slices of the layer's input
@@ -16,6 +19,7 @@ SLICING_TYPES = ("optimised", "efficient", "super")  # their heads are slices of
 # Accepted by the base class as keyword arguments although they are not dataclass fields.
 _EXTRA_KEYWORDS = {
     "attn_implementation",
+    "decoder_start_token_id",
     "experts_implementation",
     "name_or_path",
     "num_labels",
@@ -25,17 +29,20 @@ _EXTRA_KEYWORDS = {
     "per_layer_config",
     "rope_scaling",
     "rope_theta",
+    "sep_token_id",
     "torch_dtype",
     "use_return_dict",
 }
 
 
-def refuse_misspelt_fields(config_class: type[PreTrainedConfig], keywords: dict) -> None:
-    """Raise a `ValueError` when an unknown keyword looks like a misspelt field of `config_class`.
+def refuse_misspelt_fields(config: PreTrainedConfig, keywords: dict) -> None:
+    """Raise a `ValueError` when an unknown keyword looks like a misspelt field of `config`.
 
     The base class stores any keyword it does not know as an attribute, so `num_simulated_head=36` would silently
-    give a model without simulation. Keywords that resemble no field are left to the base class.
+    give a model without simulation. Keywords that resemble no field are left to the base class. In a configuration
+    that was saved before, a near miss may be another version's field, so there it is only warned about.
     """
+    config_class = type(config)
     fields = sorted(config_class.__dataclass_fields__)
     known = _EXTRA_KEYWORDS | set(GenerationConfig().to_dict()) | set(PreTrainedConfig().to_dict())
     for name in keywords:
@@ -43,9 +50,12 @@ def refuse_misspelt_fields(config_class: type[PreTrainedConfig], keywords: dict)
             continue
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
         if near:
-            raise ValueError(
+            message = (
                 f"{config_class.__name__} has no field `{name}` (value {keywords[name]!r}). Did you mean `{near[0]}`?"
             )
+            if config.transformers_version is None:
+                raise ValueError(message)
+            logger.warning_once(message)
 
 
 def resolve_attention_fields(config: PreTrainedConfig) -> None:
@@ -82,12 +92,14 @@ def resolve_attention_fields(config: PreTrainedConfig) -> None:
 
 
 def validate_attention_fields(config: PreTrainedConfig) -> None:
-    """Refuse impossible combinations of the attention fields with a `ValueError` that names field, value and remedy."""
+    """Raise a `ValueError` that names field, value and remedy for an impossible combination of attention fields."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     _require_positive(config, "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")
 
-    if config.attention_type not in ATTENTION_TYPES:
-        raise ValueError(f"`attention_type` is {config.attention_type!r}; it must be one of {ATTENTION_TYPES}.")
+    require_choice(config, "attention_type", *ATTENTION_TYPES)
+    require_choice(config, "simulation_init", "near_identity", "pytorch")
+    require_choice(config, "simulation_cache", "expanded", "base")
+    require_choice(config, "token_mixing_init", "identity", "normal")
     if kv_heads is None:
         raise ValueError(
             "`num_key_value_heads` is needed with `attention_type='gqa'`: a divisor of `num_attention_heads` "
@@ -102,8 +114,8 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         raise ValueError(f"`attention_type='mqa'` has one key/value head, but `num_key_value_heads` is {kv_heads}.")
     if config.attention_type == "gqa" and not 1 < kv_heads < heads:
         raise ValueError(
-            f"`attention_type='gqa'` needs 1 < `num_key_value_heads` < `num_attention_heads` ({heads}), got {kv_heads}; "
-            "use 'mqa' for one key/value head and 'mha' for as many as queries."
+            f"`attention_type='gqa'` needs `num_key_value_heads` between 1 and `num_attention_heads` ({heads}), got "
+            f"{kv_heads}; use 'mqa' for one key/value head and 'mha' for as many as queries."
         )
 
     if config.attention_type not in ("mha", "mqa", "gqa") and kv_heads != heads:
@@ -157,6 +169,15 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive: scores are divided by its "
             "square root."
         )
+
+
+def require_choice(config: PreTrainedConfig, name: str, *choices: str) -> None:
+    """Raise a `ValueError` unless the field is one of the choices.
+
+    `Literal` annotations would do so too, but with an error of huggingface_hub that is not a `ValueError`.
+    """
+    if getattr(config, name) not in choices:
+        raise ValueError(f"`{name}` is {getattr(config, name)!r}; it must be one of {', '.join(map(repr, choices))}.")
 
 
 def _require_positive(config: PreTrainedConfig, *names: str) -> None:

@@ -1,12 +1,15 @@
-"""Configuration of the SAS GPT: Llama's fields, the backbone choices GPT-2 checkpoints need, and the attention's own."""
-
-from typing import Literal
+"""Configuration of the SAS GPT: Llama's fields, the backbone choices of GPT-2 checkpoints, and the attention's own."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from .configuration_attention import refuse_misspelt_fields, resolve_attention_fields, validate_attention_fields
+from .configuration_attention import (
+    refuse_misspelt_fields,
+    require_choice,
+    resolve_attention_fields,
+    validate_attention_fields,
+)
 
 
 @strict
@@ -95,8 +98,8 @@ class SASGPTConfig(PreTrainedConfig):
     simulated_head_dim: int | None = None
     simulation_kernel_size: int = 1
     simulation_act: str = "relu"
-    simulation_init: Literal["near_identity", "pytorch"] = "near_identity"
-    simulation_cache: Literal["expanded", "base"] = "expanded"
+    simulation_init: str = "near_identity"
+    simulation_cache: str = "expanded"
     query_pre_attn_scalar: int | float | None = None
     is_causal: bool = True
     q_lora_rank: int | None = None
@@ -107,20 +110,20 @@ class SASGPTConfig(PreTrainedConfig):
     q_rank: int = 6
     k_rank: int = 2
     v_rank: int = 2
-    token_mixing_init: Literal["identity", "normal"] = "identity"
+    token_mixing_init: str = "identity"
 
-    position_embedding_type: Literal["rope", "learned"] = "rope"
+    position_embedding_type: str = "rope"
     rope_parameters: RopeParameters | dict | None = None
-    norm_type: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    norm_type: str = "rms_norm"
     rms_norm_eps: float = 1e-6
     layer_norm_eps: float = 1e-5
-    mlp_type: Literal["gated", "plain"] = "gated"
+    mlp_type: str = "gated"
     mlp_bias: bool = False
     hidden_dropout: int | float = 0.0
-    classifier_pooling: Literal["last", "mean"] = "last"
+    classifier_pooling: str = "last"
 
     def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(type(self), kwargs)
+        refuse_misspelt_fields(self, kwargs)
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
@@ -162,8 +165,12 @@ class SASGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
         validate_attention_fields(self)
+        require_choice(self, "position_embedding_type", "rope", "learned")
+        require_choice(self, "norm_type", "rms_norm", "layer_norm")
+        require_choice(self, "mlp_type", "gated", "plain")
+        require_choice(self, "classifier_pooling", "last", "mean")
         query_width = self.simulated_head_dim or self.query_head_dim
-        if self.rotary_dim > query_width:
+        if self.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
             raise ValueError(
                 f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
                 f"and keys have {query_width}; lower the factor."

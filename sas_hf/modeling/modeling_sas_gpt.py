@@ -176,7 +176,11 @@ class SASGPTModel(SASGPTPreTrainedModel):
         token_mixing = None
         if attention.mixes_tokens:
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
-            token_mixing = (position_ids, key_positions, self._make_mask(self._boolean_masks, *mask_inputs, skip=False))
+            token_mixing = (
+                position_ids,
+                key_positions,
+                self._make_mask(self._boolean_masks, *mask_inputs, skip=False),
+            )
 
         position_embeddings = key_position_embeddings = None
         if self.embed_positions is not None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class SASRotaryEmbedding(nn.Module):
 def rotate_leading_features(
     x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    """Turn the leading R features of `x` `[B, T, heads, width]` by cos and sin `[B, T, R]`; the rest carry no position.
+    """Turn the leading R features of `x` `[B, T, heads, width]` by cos and sin `[B, T, R]`; the rest have no position.
 
     Pairs are (i, i + R/2), as in Llama. `None` (learned positions) leaves `x` as it is.
     """
@@ -77,6 +78,8 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
     past = cache.get_seq_length()
     recorded = getattr(cache, "key_positions", None)
     batch, new = position_ids.shape
+    if recorded is None and not torch.compiler.is_compiling():
+        _follow_rows(cache)
     if recorded is not None and recorded.shape[0] != batch:
         repeats, remainder = divmod(batch, recorded.shape[0])
         recorded = recorded.repeat_interleave(repeats, dim=0) if remainder == 0 else None
@@ -84,7 +87,9 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
     if cache.is_compileable:  # static: fixed slots, written in place
         slots = torch.arange(cache.get_max_length(), device=position_ids.device)
         if recorded is None:
-            recorded = torch.where(slots < past, position_ids[:, :1] - past + slots, 0)
+            recorded = position_ids[:, :1] - past + slots
+        # Empty slots are zero: the scaled rotary types look at the largest position.
+        recorded = torch.where(slots < past, recorded, 0)
         cache.key_positions = recorded.index_copy(1, slots[:new] + past, position_ids)
         return cache.key_positions
 
@@ -92,6 +97,27 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
         recorded = position_ids[:, :1] - past + torch.arange(past, device=position_ids.device)
     cache.key_positions = torch.cat((recorded[:, :past].to(position_ids.device), position_ids), dim=1)
     return cache.key_positions
+
+
+def _follow_rows(cache: Cache) -> None:
+    """Let the record follow the rows of `cache`. Bound methods, so that a deep copy of the cache gets its own."""
+    for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave):
+        setattr(cache, method.__name__.removeprefix("_"), MethodType(method, cache))
+
+
+def _reorder_cache(cache: Cache, beam_idx: torch.Tensor) -> None:
+    type(cache).reorder_cache(cache, beam_idx)
+    cache.key_positions = cache.key_positions.index_select(0, beam_idx.to(cache.key_positions.device))
+
+
+def _batch_select_indices(cache: Cache, indices: torch.Tensor) -> None:
+    type(cache).batch_select_indices(cache, indices)
+    cache.key_positions = cache.key_positions[indices.to(cache.key_positions.device)]
+
+
+def _batch_repeat_interleave(cache: Cache, repeats: int) -> None:
+    type(cache).batch_repeat_interleave(cache, repeats)
+    cache.key_positions = cache.key_positions.repeat_interleave(repeats, dim=0)
 
 
 def paged_key_positions(position_ids: torch.Tensor, read_index: list, cu_seq_lens_k: dict, **_) -> torch.Tensor:

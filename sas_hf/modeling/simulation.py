@@ -18,24 +18,20 @@ def simulation_activation(name: str) -> nn.Module:
     return nn.Identity() if name == "identity" else ACT2FN[name]
 
 
+# The layers keep the constructors of `nn.Conv1d` and `nn.Linear`, by which peft and quantisers make others like them.
+
+
 class HeadExpansion(nn.Conv1d):
     """The convolution from H to Ĥ heads, heads being the channels (equation 5).
 
-    Args:
-        num_heads: input heads: H for queries, H_kv for keys and values.
+    Attributes:
         num_query_heads: H; simulated head j belongs to query head j mod H and to the input head that serves it.
-        num_simulated_heads: Ĥ, a multiple of H.
-        kernel_size: κ, odd.
         balanced: start the groups of H heads so that their deviations from the base heads cancel in the groups' mean
             (for values, whose groups are averaged).
     """
 
-    def __init__(
-        self, num_heads: int, num_query_heads: int, num_simulated_heads: int, kernel_size: int, balanced: bool
-    ):
-        super().__init__(num_heads, num_simulated_heads, kernel_size, padding=kernel_size // 2)
-        self.num_query_heads = num_query_heads
-        self.balanced = balanced
+    num_query_heads: int
+    balanced: bool
 
     def tiled_identity(self) -> torch.Tensor:
         """Weights `[Ĥ, H, κ]` that copy to each simulated head the head it belongs to."""
@@ -58,18 +54,23 @@ class HeadExpansion(nn.Conv1d):
 class HeadResidual(nn.Conv1d):
     """The convolution among the Ĥ simulated heads (equation 7)."""
 
-    def __init__(self, num_simulated_heads: int, kernel_size: int):
-        super().__init__(num_simulated_heads, num_simulated_heads, kernel_size, padding=kernel_size // 2)
-
 
 class HeadSimulation(nn.Module):
-    """Makes Ĥ heads of H: `h = Conv_{H→Ĥ,κ}(x)`, then `h + Conv_{Ĥ→Ĥ,κ}(act(h))` (equations 5-7)."""
+    """Makes Ĥ heads of H: `h = Conv_{H→Ĥ,κ}(x)`, then `h + Conv_{Ĥ→Ĥ,κ}(act(h))` (equations 5-7).
 
-    def __init__(self, expansion: HeadExpansion, act: str):
+    Args:
+        num_heads: input heads: H for queries, H_kv for keys and values.
+        balanced: see [`HeadExpansion`].
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_heads: int, balanced: bool):
         super().__init__()
-        self.expansion = expansion
-        self.residual = HeadResidual(expansion.out_channels, expansion.kernel_size[0])
-        self.act = simulation_activation(act)
+        simulated, kernel_size = config.num_simulated_heads, config.simulation_kernel_size
+        self.expansion = HeadExpansion(num_heads, simulated, kernel_size, padding=kernel_size // 2)
+        self.expansion.num_query_heads = config.num_attention_heads
+        self.expansion.balanced = balanced
+        self.residual = HeadResidual(simulated, simulated, kernel_size, padding=kernel_size // 2)
+        self.act = simulation_activation(config.simulation_act)
 
     def forward(self, heads: torch.Tensor) -> torch.Tensor:
         """`[B, T, H, D]` to `[B, T, Ĥ, D]`."""
@@ -122,14 +123,7 @@ def make_simulation(config: PreTrainedConfig, num_heads: int, head_dim: int, sid
     """
     simulation = nn.Sequential()
     if config.num_simulated_heads is not None:
-        expansion = HeadExpansion(
-            num_heads,
-            config.num_attention_heads,
-            config.num_simulated_heads,
-            config.simulation_kernel_size,
-            balanced=side == "value",
-        )
-        simulation.add_module("heads", HeadSimulation(expansion, config.simulation_act))
+        simulation.add_module("heads", HeadSimulation(config, num_heads, balanced=side == "value"))
     if config.simulated_head_dim is not None and side != "value":
         simulation.add_module(
             "features", FeatureSimulation(head_dim, config.simulated_head_dim, config.simulation_act)

@@ -93,7 +93,15 @@ def super_(weights, x, c):
     return queries, keys, [w_a @ v + weights["token_mixing.bias"][: len(x), None] for v in values], width
 
 
-KINDS = {"mha": mha, "mqa": mha, "mla": mla, "tpa": tpa, "optimised": optimised, "efficient": efficient, "super": super_}
+KINDS = {
+    "mha": mha,
+    "mqa": mha,
+    "mla": mla,
+    "tpa": tpa,
+    "optimised": optimised,
+    "efficient": efficient,
+    "super": super_,
+}
 
 
 def simulate(weights: dict, side: str, heads: list[torch.Tensor], kernel: int) -> list[torch.Tensor]:

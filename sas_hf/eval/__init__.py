@@ -1,0 +1,23 @@
+"""Evaluation with lm-evaluation-harness: the model type `sas_hf`, `evaluate`, and a task made from any text."""
+
+import importlib.util
+
+
+if importlib.util.find_spec("lm_eval") is None:
+    raise ImportError("sas_hf.eval needs lm-evaluation-harness, which is not installed: pip install sas_hf[eval]")
+
+from .continuation import make_continuation_task
+from .evaluation import evaluate
+from .harness import SASHFLM
+from .results import EvaluationResult, Metric, TaskResult, results_table
+
+
+__all__ = [
+    "SASHFLM",
+    "EvaluationResult",
+    "Metric",
+    "TaskResult",
+    "evaluate",
+    "make_continuation_task",
+    "results_table",
+]

@@ -1,0 +1,190 @@
+"""Tasks by name: lm-evaluation-harness's own and ours, read from the Hub or from a local folder of Parquet files.
+
+The folder holds `<dataset>/<configuration>/<split>.parquet`, the names being those that the stock task asks the Hub
+for ("default" where it asks for no configuration) and the columns those that it reads.
+"""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml  # the harness's loader for its YAML dialect (includes, functions)
+
+from .harness import silenced
+
+
+SHIPPED_TASKS = Path(__file__).parent / "tasks"
+
+
+@functools.cache
+def task_manager() -> TaskManager:
+    """The harness's index of its own tasks and ours. Made once: reading its 14,000 files takes seconds."""
+    return TaskManager(include_path=SHIPPED_TASKS)
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Raise a `ValueError` for an unknown name (with the nearest known ones) or an empty list."""
+    if not names:
+        raise ValueError("`tasks` is empty; name at least one, for instance 'arc_easy' or 'sas_continuation'.")
+    for name in names:
+        if name not in task_manager().task_index:
+            near = difflib.get_close_matches(name, task_manager().all_tasks, n=3)
+            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them."
+            raise ValueError(f"`tasks`: lm-evaluation-harness has no task {name!r}. {hint}")
+
+
+def local_entries(names: Sequence[str], data: str | Path) -> dict[str, object]:
+    """
+    Index entries that make every task reached by `names` (tasks, groups or tags) read its data below `data`.
+
+    Nothing but the files' presence and their ends is read here.
+
+    Raises:
+        FileNotFoundError: when `data`, a dataset's folder or the split to evaluate is missing; names what is expected.
+        ValueError: for a damaged file, or a task whose data cannot be replaced.
+    """
+    if not Path(data).is_dir():
+        raise FileNotFoundError(f"`data` is {str(data)!r}, which is not a folder.")
+    index, entries = task_manager().task_index, {}
+    for name in leaf_names(names):
+        if "class" in index[name].cfg or not index[name].cfg.get("dataset_path"):
+            raise ValueError(f"Task {name!r} gets its data by code of its own; evaluate it without `data`.")
+        config = load_yaml(index[name].yaml_path)
+        entries[name] = dataclasses.replace(index[name], yaml_path=None, cfg=config | local_source(config, Path(data)))
+    return entries
+
+
+def leaf_names(names: Sequence[str]) -> Iterator[str]:
+    """The tasks that names of tasks, groups and tags stand for."""
+    manager = task_manager()
+    for name in names:
+        entry = manager.task_index[name]
+        if name in manager.all_tags:
+            yield from leaf_names(sorted(entry.tags))
+        elif name in manager.all_groups:
+            for member in entry.cfg["task"]:
+                child = member.get("task") if isinstance(member, dict) else member
+                own_data = isinstance(member, dict) and any(key.startswith("dataset_") for key in member)
+                if own_data or not isinstance(child, str) or child not in manager.task_index:
+                    raise ValueError(
+                        f"Group {name!r} defines tasks of its own, whose data cannot be replaced; evaluate it without "
+                        "`data`, or name single tasks."
+                    )
+                yield from leaf_names([child])
+        else:
+            yield name
+
+
+def local_source(config: dict, data: Path) -> dict:
+    """
+    What to change in a stock task's configuration so that it reads Parquet files below `data`.
+
+    The stock task's test split is evaluated where its file exists, else its validation split, else "test" or
+    "validation". Few-shot examples come from the stock task's own split, else its training split, its validation
+    split, or the evaluated split (from which the harness then leaves out the question itself).
+    """
+    folder = data / config["dataset_path"] / (config.get("dataset_name") or "default")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Task {config['task']!r} needs the folder {folder}, with one Parquet file per split, for instance "
+            f"{folder / ((config.get('test_split') or config.get('validation_split') or 'test') + '.parquet')}; "
+            "there is no such folder."
+        )
+    files = {path.stem: str(path.resolve()) for path in sorted(folder.glob("*.parquet"))}
+    for path in files.values():
+        check_parquet(path)
+
+    candidates = [config.get("test_split"), config.get("validation_split"), "test", "validation"]
+    evaluated = next((split for split in candidates if split in files), None)
+    if evaluated is None:
+        expected = " or ".join(str(folder / f"{split}.parquet") for split in dict.fromkeys(filter(None, candidates)))
+        raise FileNotFoundError(f"Task {config['task']!r} needs {expected}; the folder has {sorted(files) or 'none'}.")
+
+    training, validation = config.get("training_split"), config.get("validation_split")
+    changes = {
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "custom_dataset": read_parquet_splits,
+        "training_split": training if training in files else None,
+        "validation_split": validation if validation in files else None,
+        "test_split": evaluated,
+    }
+    if "samples" not in (config.get("fewshot_config") or {}):  # else the task brings its own
+        candidates = [config.get("fewshot_split"), training, validation, evaluated]
+        changes["fewshot_split"] = next(split for split in candidates if split in files)
+    return changes
+
+
+def read_parquet_splits(*, data_files: dict[str, str], **_) -> DatasetDict:
+    """The splits in memory. Unlike `load_dataset`, it asks no server and keeps no copy that could be out of date."""
+    return DatasetDict({split: Dataset(pq.read_table(path)) for split, path in data_files.items()})
+
+
+def check_parquet(path: str) -> None:
+    """Raise a `ValueError` when the file is not whole, judged by what Parquet writes last: the schema."""
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a whole Parquet file ({error}); copy or make it again.") from error
+    if rows == 0:
+        raise ValueError(f"{path} has no rows.")
+
+
+def load_tasks(names: Sequence[str], data: str | Path | None) -> tuple[list[Task | Group], dict[str, Task]]:
+    """
+    Build tasks with their data.
+
+    Args:
+        names: known tasks, groups or tags.
+        data: the local folder, `None` for the Hub.
+
+    Returns:
+        what to hand to `simple_evaluate`, groups whole; and the single tasks by name.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`local_entries`], or when a task cannot use the columns it finds.
+    """
+    manager = task_manager()
+    entries = local_entries(names, data) if data is not None else {}
+    for name in names:
+        yaml_path = manager.task_index[name].yaml_path
+        if data is None and yaml_path is not None and SHIPPED_TASKS in Path(yaml_path).parents:
+            raise ValueError(
+                f"Task {name!r} has no data on the Hub: make it with `make_continuation_task` and pass the folder as "
+                "`data`."
+            )
+    items = []
+    # For every task whose data comes from a function, the harness warns how to pass that function arguments.
+    with _replaced(manager.task_index, entries), silenced("lm_eval.api.task"):
+        for name in dict.fromkeys(names):
+            try:
+                loaded = manager.load([name])
+            except Exception as error:  # a template that misses a column, a function of the task's own: anything
+                if data is None:
+                    raise
+                raise ValueError(
+                    f"Task {name!r} cannot use the data below {data}: {type(error).__name__}: {error}. The columns "
+                    "must be those of the dataset that the stock task reads."
+                ) from error
+            items += [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+    return items, manager.load(items)["tasks"]  # refuses a task named twice, alone and in a group
+
+
+@contextmanager
+def _replaced(index: dict, entries: dict) -> Iterator[None]:
+    originals = {name: index[name] for name in entries}
+    index.update(entries)
+    try:
+        yield
+    finally:
+        index.update(originals)

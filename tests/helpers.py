@@ -1,0 +1,141 @@
+"""What the tests share: tiny configurations by name, models with telling weights, real text and a tiny tokenizer.
+
+The weights are ten times the usual size, biases and norms included, so that a wrong rotation, mask or group shows in
+the logits.
+"""
+
+import functools
+import os
+from pathlib import Path
+from pydoc_data import topics
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from sas_hf import SASGPTConfig, SASGPTForCausalLM
+
+
+GPT_BASE = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+GPT2_BACKBONE = {
+    "position_embedding_type": "learned",
+    "norm_type": "layer_norm",
+    "mlp_type": "plain",
+    "hidden_act": "gelu_new",
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+SAS = {"num_simulated_heads": 12, "simulated_head_dim": 12}
+
+# Every attention and every ablation of §4.3 of the paper, by configuration alone.
+PLAIN_VARIANTS = {
+    "mha": {},
+    "gqa": {"attention_type": "gqa", "num_key_value_heads": 2},
+    "mqa": {"attention_type": "mqa"},
+    "learned": GPT2_BACKBONE,
+}
+SAS_VARIANTS = {
+    "sas": SAS,
+    "sas_k5_gqa": SAS | {"num_key_value_heads": 2, "simulation_kernel_size": 5},
+    "sas_mqa": SAS | {"attention_type": "mqa", "simulation_kernel_size": 3},
+    "head_only": {"num_simulated_heads": 12, "num_key_value_heads": 2},
+    "feature_only": {"simulated_head_dim": 12, "num_key_value_heads": 2},
+    "linear": SAS | {"simulation_act": "identity"},
+    "same_heads": {"num_simulated_heads": 4, "simulated_head_dim": 12},
+    "same_features": {"num_simulated_heads": 8, "simulated_head_dim": 8},
+    "all_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}},
+    "half_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "sas_learned": SAS | GPT2_BACKBONE | {"simulation_kernel_size": 7, "simulation_init": "pytorch"},
+}
+GPT_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
+
+
+def gpt_config(variant: str = "sas_k5_gqa", **overrides) -> SASGPTConfig:
+    return SASGPTConfig(**(GPT_BASE | GPT_VARIANTS[variant] | overrides))
+
+
+def gpt(variant: str = "sas_k5_gqa", model_class=SASGPTForCausalLM, **overrides):
+    """A small random model in evaluation mode."""
+    return scramble(model_class(gpt_config(variant, **overrides)))
+
+
+@torch.no_grad()
+def scramble(model: torch.nn.Module) -> torch.nn.Module:
+    """Move biases and norm weights off their zeros and ones, where an error would not show."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def token_ids(*shape: int, vocab_size: int = 67) -> torch.Tensor:
+    return torch.randint(1, vocab_size, shape)
+
+
+def left_padded(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of rows with the given lengths, padded on the left to the longest."""
+    mask = torch.tensor([[int(slot >= max(lengths) - length) for slot in range(max(lengths))] for length in lengths])
+    return token_ids(*mask.shape) * mask, mask
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_all_close(found: dict, expected: dict, tolerance: float) -> None:
+    """Equal names, and tensors within `tolerance` of the largest entry of them all (at least 1)."""
+    assert found.keys() == expected.keys()
+    scale = max(1.0, *(tensor.abs().max().item() for tensor in expected.values()))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def assert_identical(found: dict, expected: dict) -> None:
+    """Equal names, types and bits."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def all_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that checkpoints do not hold included."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@functools.cache
+def real_text() -> tuple[str, ...]:
+    """The paragraphs of Python's own language reference, as `help("topic")` prints it."""
+    text = "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+    return tuple(paragraph.strip() for paragraph in text.split("\n\n") if len(paragraph.split()) > 8)
+
+
+@functools.cache
+def train_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with end-of-text and padding tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<eot>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(real_text()[:200], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eot>")
+
+
+def python_environment() -> dict[str, str]:
+    """The environment of a fresh interpreter on one thread that finds this directory's helpers."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}

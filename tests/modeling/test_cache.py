@@ -1,0 +1,267 @@
+"""Cached forwards equal the uncached one: both cache forms, dynamic and static, padded, chunked, cropped, repeated.
+
+Logits are compared, position by position, with those of one forward over the whole sequence without a cache.
+"""
+
+import copy
+
+import pytest
+import torch
+from helpers import PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, token_ids
+from transformers import DynamicCache, StaticCache
+
+from sas_hf import SASGPTConfig, SASGPTForCausalLM
+
+
+# The form of the cache means nothing without simulation.
+CASES = [(name, "expanded") for name in PLAIN_VARIANTS]
+CASES += [(name, form) for name in SAS_VARIANTS for form in ("expanded", "base")]
+CACHES = {
+    "dynamic": lambda model: DynamicCache(config=model.config),
+    "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
+}
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def model(request):
+    variant, form = request.param
+    return gpt(variant, simulation_cache=form)
+
+
+@pytest.fixture(params=CACHES)
+def new_cache(request):
+    return CACHES[request.param]
+
+
+@torch.no_grad()
+def uncached(model, ids, positions=None):
+    """Logits of one forward; the mask keeps jumps of the positions from reading as packed documents."""
+    return model(ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
+
+
+@torch.no_grad()
+def cached(model, cache, ids, cuts, mask=None, positions=None):
+    """Logits of successive forwards over `ids` up to each of `cuts`, with `cache` carried along."""
+    logits, start = [], int(cache.get_seq_length())
+    for stop in cuts:
+        piece = slice(start, stop)
+        output = model(
+            ids[:, piece],
+            attention_mask=None if mask is None else mask[:, :stop],
+            position_ids=None if positions is None else positions[:, piece],
+            past_key_values=cache,
+        )
+        assert output.past_key_values is cache
+        logits.append(output.logits)
+        start = stop
+    return torch.cat(logits, dim=1)
+
+
+def assert_logits(found, expected):
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_prefill_steps_and_chunks(model, new_cache):
+    ids = token_ids(2, 14)
+    assert_logits(cached(model, new_cache(model), ids, (6, 7, 8, 11, 14)), uncached(model, ids))
+
+
+def test_left_padding_at_prefill_and_at_every_step(model, new_cache):
+    ids, mask = left_padded(14, 9, 7)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = cached(model, new_cache(model), ids, (9, 10, 11, 14), mask, positions)
+    for row, real in enumerate(mask.bool()):
+        assert_logits(logits[row, real], uncached(model, ids[row, real][None])[0])
+
+
+def test_positions_with_gaps_and_restarts(model, new_cache):
+    """Base keys are turned at use, so the cache must know where each of them stood."""
+    ids = token_ids(2, 10)
+    positions = torch.tensor([[0, 1, 2, 7, 8, 9, 3, 4, 20, 21], [5, 6, 7, 8, 0, 1, 2, 30, 31, 32]])
+    logits = cached(model, new_cache(model), ids, (5, 6, 7, 10), torch.ones_like(ids), positions)
+    assert_logits(logits, uncached(model, ids, positions))
+
+
+def test_a_cache_that_is_reset_and_used_again(model, new_cache):
+    cache = new_cache(model)
+    long, short = token_ids(2, 14), token_ids(2, 8)
+    cached(model, cache, long, (10, 11, 14), torch.ones_like(long), torch.arange(30, 44)[None].expand(2, -1))
+    cache.reset()
+    assert_logits(cached(model, cache, short, (4, 5, 6, 8)), uncached(model, short))
+
+
+def test_a_cropped_cache(model):
+    """As assisted decoding does with refused candidates."""
+    cache = DynamicCache(config=model.config)
+    ids = token_ids(2, 12)
+    cached(model, cache, torch.cat((ids[:, :6], token_ids(2, 4)), dim=1), (6, 10))
+    cache.crop(-4)
+    assert_logits(cached(model, cache, ids, (7, 12)), uncached(model, ids)[:, 6:])
+
+
+def test_a_repeated_cache(model):
+    ids, mask = left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cached(model, cache, ids[:, :9], (9,), mask, positions)
+    cache.batch_repeat_interleave(3)
+    ids, mask, positions = (tensor.repeat_interleave(3, dim=0) for tensor in (ids, mask, positions))
+    ids[:, 9:] = token_ids(6, 3)
+    logits = cached(model, cache, ids, (10, 12), mask, positions)
+    for row, real in enumerate(mask.bool()):
+        assert_logits(logits[row], uncached(model, ids[row, real][None])[0, -3:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache, rows: cache.reorder_cache(rows),
+        lambda cache, rows: cache.batch_select_indices(rows),
+    ],
+    ids=["reordered", "selected"],
+)
+def test_a_cache_whose_rows_move(model, change):
+    """Rows with different padding change places, as when a server drops or reorders requests."""
+    ids, mask = left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cached(model, cache, ids, (9,), mask, positions)
+    rows = torch.tensor([1, 0])
+    change(cache, rows)
+    logits = cached(model, cache, ids[rows], (10, 12), mask[rows], positions[rows])
+    for row, real in zip((0, 1), mask[rows].bool(), strict=True):
+        assert_logits(logits[row], uncached(model, ids[rows][row, real][None])[0, -3:])
+
+
+def test_cached_shapes(model, new_cache):
+    """The form decides what is kept, in numbers per token."""
+    config, cache = model.config, new_cache(model)
+    cached(model, cache, token_ids(2, 9), (9,))
+    length = 24 if isinstance(cache, StaticCache) else 9
+    heads, width = config.num_key_value_heads, config.head_dim
+    if config.simulates and config.simulation_cache == "expanded":
+        heads, width = config.num_simulated_heads or heads, config.simulated_head_dim or width
+    for layer in cache.layers:
+        assert layer.keys.shape == (2, heads, length, width)
+        assert layer.values.shape == (2, heads, length, config.head_dim)
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [
+        ({}, 1_536),
+        ({"num_simulated_heads": 36, "simulated_head_dim": 96}, 5_760),
+        ({"num_simulated_heads": 36, "simulated_head_dim": 96, "simulation_cache": "base"}, 1_536),
+    ],
+    ids=["MHA", "expanded", "base"],
+)
+def test_numbers_per_token_at_125m(fields, numbers):
+    model = SASGPTForCausalLM(SASGPTConfig(vocab_size=67, num_hidden_layers=1, intermediate_size=8, **fields))
+    cache = model(token_ids(1, 1), use_cache=True).past_key_values
+    assert cache.layers[0].keys.numel() + cache.layers[0].values.numel() == numbers
+
+
+def test_use_cache_decides_whether_a_cache_is_returned():
+    model, ids = gpt("sas"), token_ids(1, 5)
+    assert isinstance(model(ids, use_cache=True).past_key_values, DynamicCache)
+    assert model(ids, use_cache=False).past_key_values is None
+
+
+ROPE_TYPES = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 32},
+    "llama3": {
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "longrope": {
+        "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+def rope_model(rope_type: str, form: str, factor: float = 1.0, **overrides):
+    parameters = {"rope_type": rope_type, "rope_theta": 1e4, "partial_rotary_factor": factor} | ROPE_TYPES[rope_type]
+    if rope_type == "longrope":
+        for name in ("short_factor", "long_factor"):
+            parameters[name] = (parameters[name] * 2)[: int(4 * factor)]
+    fields = SAS | {"num_key_value_heads": 2, "rope_parameters": parameters, "simulation_cache": form}
+    return gpt("mha", **(fields | overrides))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("form", ["expanded", "base"])
+@pytest.mark.parametrize("rope_type", ROPE_TYPES)
+def test_rope_types_within_the_trained_length(rope_type, form, factor, new_cache):
+    model = rope_model(rope_type, form, factor)
+    ids, mask = left_padded(14, 9)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = cached(model, new_cache(model), ids, (7, 8, 9, 14), mask, positions)
+    for row, real in enumerate(mask.bool()):
+        assert_logits(logits[row, real], uncached(model, ids[row, real][None])[0])
+
+
+def short_rope_model(rope_type: str, **overrides):
+    """A model whose angles change past 12 tokens."""
+    model_length = 12 if rope_type == "dynamic" else 24
+    parameters = {"rope_type": rope_type, "rope_theta": 1e4} | ROPE_TYPES[rope_type]
+    if rope_type == "longrope":
+        parameters["original_max_position_embeddings"] = 12
+    model = rope_model(
+        "default", "base", rope_parameters=parameters, max_position_embeddings=model_length, **overrides
+    )
+    ids = token_ids(1, 20)
+    assert (uncached(model, ids)[:, :9] - uncached(model, ids[:, :9])).abs().max() > 0.01
+    return model
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_lengths_that_change_the_angles_fit_the_base_cache(rope_type, new_cache):
+    """Past the trained length all angles change. Base keys are turned anew at every step, so one layer stays exact."""
+    model = short_rope_model(rope_type, num_hidden_layers=1)
+    ids = token_ids(2, 20)
+    # Transformers' dynamic angles remember the longest input, hence from short to long.
+    expected = [uncached(model, ids[:, :stop])[:, -1] for stop in (10, 13, 14, 20)]
+    uncached(model, ids[:, :5])
+    logits = cached(model, new_cache(model), ids, (10, 13, 14, 20))
+    assert_logits(logits[:, [9, 12, 13, 19]], torch.stack(expected, dim=1))
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_reset_cache_forgets_positions_that_changed_the_angles(rope_type, new_cache):
+    model = short_rope_model(rope_type)
+    cache = new_cache(model)
+    cached(model, cache, token_ids(2, 20), (20,))
+    cache.reset()
+    ids = token_ids(2, 9)
+    assert_logits(cached(model, cache, ids, (7, 9)), uncached(model, ids))
+
+
+def test_a_copied_cache_serves_many_continuations(model):
+    """A prompt computed once, its cache copied for each continuation."""
+    prompt, (ids, mask) = DynamicCache(config=model.config), left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cached(model, prompt, ids[:, :8], (8,), mask, positions)
+    for _ in range(2):
+        ids[:, 8:] = token_ids(2, 4)
+        logits = cached(model, copy.deepcopy(prompt), ids, (9, 12), mask, positions)
+        for row, real in enumerate(mask.bool()):
+            assert_logits(logits[row], uncached(model, ids[row, real][None])[0, -4:])
+
+
+@pytest.mark.parametrize("form", ["expanded", "base"])
+def test_compiled_decoding_with_a_static_cache(form):
+    """Prefill plainly, then decode through one graph, as `generate` does on accelerators."""
+    torch._dynamo.reset()
+    model, ids = gpt("sas_k5_gqa", simulation_cache=form), token_ids(2, 12)
+    cache = CACHES["static"](model)
+    cached(model, cache, ids, (6,))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    logits = cached(compiled, cache, ids, range(7, 13))
+    assert_logits(logits, uncached(model, ids)[:, 6:])

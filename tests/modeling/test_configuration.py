@@ -1,0 +1,104 @@
+"""Defaults that follow from other fields, and refusals that name the field."""
+
+import pytest
+from helpers import GPT_BASE, SAS, SAS_VARIANTS, gpt_config
+
+from sas_hf import SASGPTConfig
+
+
+ROPE = {"rope_theta": 1e4, "rope_type": "default"}
+
+REFUSED = {  # fields: what the message must name
+    "even kernel": (SAS | {"simulation_kernel_size": 2}, "simulation_kernel_size"),
+    "kernel zero": (SAS | {"simulation_kernel_size": 0}, "simulation_kernel_size"),
+    "negative kernel": (SAS | {"simulation_kernel_size": -1}, "simulation_kernel_size"),
+    "simulated heads no multiple": ({"num_simulated_heads": 10}, "num_simulated_heads"),
+    "simulated heads fewer": ({"num_simulated_heads": 2}, "num_simulated_heads"),
+    "simulated heads zero": ({"num_simulated_heads": 0}, "num_simulated_heads"),
+    "simulated features fewer": ({"simulated_head_dim": 6}, "simulated_head_dim"),
+    "kv heads do not divide": ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    "kv heads more": ({"num_key_value_heads": 8}, "num_key_value_heads"),
+    "kv heads zero": ({"num_key_value_heads": 0}, "num_key_value_heads"),
+    "hidden size no multiple": ({"hidden_size": 30}, "hidden_size"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads"),
+    "mqa with two kv heads": ({"attention_type": "mqa", "num_key_value_heads": 2}, "num_key_value_heads"),
+    "gqa without kv heads": ({"attention_type": "gqa"}, "num_key_value_heads"),
+    "gqa with all kv heads": ({"attention_type": "gqa", "num_key_value_heads": 4}, "num_key_value_heads"),
+    "gqa with one kv head": ({"attention_type": "gqa", "num_key_value_heads": 1}, "num_key_value_heads"),
+    "unknown attention": ({"attention_type": "none"}, "attention_type"),
+    "unknown activation": (SAS | {"simulation_act": "rellu"}, "simulation_act"),
+    "unknown start": (SAS | {"simulation_init": "zeros"}, "simulation_init"),
+    "unknown cache form": (SAS | {"simulation_cache": "small"}, "simulation_cache"),
+    "unknown positions": ({"position_embedding_type": "alibi"}, "position_embedding_type"),
+    "unknown norm": ({"norm_type": "batch_norm"}, "norm_type"),
+    "unknown MLP": ({"mlp_type": "moe"}, "mlp_type"),
+    "negative scale": ({"query_pre_attn_scalar": -1.0}, "query_pre_attn_scalar"),
+    "zero scale": ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+    "rotary wider than the simulated head": (
+        SAS | {"rope_parameters": ROPE | {"partial_rotary_factor": 2.0}},
+        "partial_rotary_factor",
+    ),
+    "rotary wider than the plain head": (
+        {"rope_parameters": ROPE | {"partial_rotary_factor": 1.5}},
+        "partial_rotary_factor",
+    ),
+    "misspelt number of simulated heads": ({"num_simulated_head": 12}, "num_simulated_heads"),
+    "misspelt simulated size": ({"simulated_head_dims": 12}, "simulated_head_dim"),
+    "misspelt kernel": (SAS | {"simulation_kernel": 3}, "simulation_kernel_size"),
+    "misspelt kv heads": ({"num_kv_heads": 2, "num_key_values_heads": 2}, "num_key_value_heads"),
+    "misspelt Llama field": ({"num_hidden_layer": 2}, "num_hidden_layers"),
+}
+
+
+@pytest.mark.parametrize(("fields", "named"), REFUSED.values(), ids=REFUSED)
+def test_impossible_configurations_are_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
+        SASGPTConfig(**(GPT_BASE | fields))
+
+
+def test_refusals_name_value_and_remedy():
+    with pytest.raises(ValueError, match=r"\(10\).*for instance 8 or 12"):
+        SASGPTConfig(**GPT_BASE, num_simulated_heads=10)
+    with pytest.raises(ValueError, match=r"\(4\) must be odd.*for instance 3 or 5"):
+        SASGPTConfig(**GPT_BASE, **SAS, simulation_kernel_size=4)
+    with pytest.raises(ValueError, match=r"at most 1\.5"):
+        SASGPTConfig(**GPT_BASE, **SAS, rope_parameters=ROPE | {"partial_rotary_factor": 2.0})
+
+
+def test_foreign_keywords_are_kept_as_by_the_base_class():
+    config = gpt_config("sas", my_own_note="kept", id2label={0: "no", 1: "yes"}, output_hidden_states=True)
+    assert config.my_own_note == "kept" and config.num_labels == 2 and config.output_hidden_states
+
+
+def test_kv_heads_default_to_the_attention_type():
+    assert gpt_config("mha").num_key_value_heads == 4
+    assert gpt_config("mqa").num_key_value_heads == 1
+    assert gpt_config("gqa").num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "scalar", "qk_head_dim", "rotary_dim"),
+    [
+        ("mha", 8, None, 8),
+        ("sas", 12, 12, 8),
+        ("head_only", 8, 8, 8),
+        ("feature_only", 12, 12, 8),
+        ("all_rotated", 12, 12, 12),
+        ("half_rotated", 12, 12, 4),
+        ("sas_learned", 12, 12, 0),
+    ],
+)
+def test_widths(variant, scalar, qk_head_dim, rotary_dim):
+    config = gpt_config(variant)
+    assert config.head_dim == 8  # caches are sized from it: never the simulated width
+    assert (config.query_pre_attn_scalar, config.qk_head_dim, config.rotary_dim) == (scalar, qk_head_dim, rotary_dim)
+    assert config.simulates == (variant in SAS_VARIANTS)
+
+
+def test_a_given_scale_is_kept():
+    assert gpt_config("sas", query_pre_attn_scalar=8.0).query_pre_attn_scalar == 8.0
+
+
+def test_head_size_may_differ_from_the_hidden_size_over_heads():
+    config = gpt_config("mha", hidden_size=30, head_dim=6)
+    assert (config.head_dim, config.query_pre_attn_scalar) == (6, 6)
