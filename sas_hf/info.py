@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from .modeling import SASGPTConfig
-from .modeling.base_projections import ATTENTION_CLASSES
+from .modeling.base_projections import make_attention
 from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
 
 
@@ -72,7 +72,7 @@ def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtyp
 def cache_numbers_per_token(config: SASGPTConfig) -> int:
     """Numbers that one layer caches per token: the tensors that its attention layer would hand to the cache."""
     with torch.device("meta"):
-        layer = ATTENTION_CLASSES[config.attention_type](config, layer_idx=0)
+        layer = make_attention(config, layer_idx=0)
         _, first, second = layer.project(torch.empty(1, 1, config.hidden_size))
         if layer.mixes_tokens:
             second = first  # the mixed values, as wide as the input

@@ -55,6 +55,24 @@ SAS_VARIANTS = {
     "half_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "sas_learned": SAS | GPT2_BACKBONE | {"simulation_kernel_size": 7, "simulation_init": "pytorch"},
 }
+MHA_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
+
+# The other kinds of attention, alone and simulated.
+MLA = {"attention_type": "mla", "q_lora_rank": 20, "kv_lora_rank": 12}
+TPA = {"attention_type": "tpa", "q_rank": 3}
+PLAIN_VARIANTS |= {
+    "mla": MLA,
+    "tpa": TPA,
+    "optimised": {"attention_type": "optimised"},
+    "efficient": {"attention_type": "efficient"},
+    "super": {"attention_type": "super", "token_mixing_init": "normal"},
+}
+SAS_VARIANTS |= {
+    "mla_sas": MLA | SAS,
+    "tpa_sas": TPA | SAS,
+    "optimised_sas": {"attention_type": "optimised"} | SAS,
+    "efficient_sas": {"attention_type": "efficient"} | SAS,
+}
 GPT_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
 
 

@@ -74,8 +74,8 @@ class MultiHeadLatentAttention(SASAttention):
 
 class TensorProductAttention(SASAttention):
     """
-    Tensor product attention (TPA, arXiv:2501.06425): per token, queries, keys and values are each the mean over R ranks
-    of an outer product of head factors `[H]` and feature factors `[D]`.
+    Tensor product attention (TPA, arXiv:2501.06425): per token, queries, keys and values are each the mean over R
+    ranks of an outer product of head factors `[H]` and feature factors `[D]`.
 
     Cached: the factors of keys and of values, (R_k + R_v)·(H + D) numbers per token; rotating the feature factors
     rotates the keys.
@@ -239,3 +239,8 @@ ATTENTION_CLASSES: dict[str, type[SASAttention]] = {
     "efficient": EfficientAttention,
     "super": SuperAttention,
 }
+
+
+def make_attention(config: PreTrainedConfig, layer_idx: int) -> SASAttention:
+    """The attention layer that `config.attention_type` names."""
+    return ATTENTION_CLASSES[config.attention_type](config, layer_idx)

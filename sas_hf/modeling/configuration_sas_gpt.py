@@ -170,10 +170,12 @@ class SASGPTConfig(PreTrainedConfig):
         require_choice(self, "mlp_type", "gated", "plain")
         require_choice(self, "classifier_pooling", "last", "mean")
         query_width = self.simulated_head_dim or self.query_head_dim
+        whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
         if self.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
             raise ValueError(
                 f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
-                f"and keys have {query_width}; lower the factor."
+                f"and keys have {query_width}; the factor is relative to {whole} features and must be at most "
+                f"{query_width / whole:g}."
             )
 
 

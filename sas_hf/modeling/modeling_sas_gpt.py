@@ -32,7 +32,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import ATTENTION_CLASSES, TokenMixing
+from .base_projections import TokenMixing, make_attention
 from .configuration_sas_gpt import SASGPTConfig
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
@@ -67,7 +67,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: SASGPTConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = ATTENTION_CLASSES[config.attention_type](config, layer_idx)
+        self.self_attn = make_attention(config, layer_idx)
         self.mlp = SASGPTMLP(config)
         self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers import GPT_VARIANTS, gpt, gpt_config, left_padded, token_ids
+from helpers import GPT_VARIANTS, MHA_VARIANTS, gpt, gpt_config, left_padded, token_ids
 
-from sas_hf.modeling.attention import SASAttention
+from sas_hf.modeling.base_projections import make_attention
 from sas_hf.modeling.positions import SASRotaryEmbedding
 
 
-ROPE_VARIANTS = [name for name in GPT_VARIANTS if "learned" not in name]
+ROPE_VARIANTS = [name for name in GPT_VARIANTS if "learned" not in name and name != "super"]
 
 
 def turn(vector: torch.Tensor, position: int, width: int, theta: float) -> torch.Tensor:
@@ -21,10 +21,10 @@ def turn(vector: torch.Tensor, position: int, width: int, theta: float) -> torch
     return torch.cat((pairs.real, pairs.imag, vector[width:]))
 
 
-@pytest.mark.parametrize("variant", GPT_VARIANTS)
+@pytest.mark.parametrize("variant", MHA_VARIANTS)
 def test_attention_equals_a_loop_over_heads_and_tokens(variant):
     config = gpt_config(variant, attn_implementation="eager")
-    layer = SASAttention(config, layer_idx=0).double()
+    layer = make_attention(config, layer_idx=0).double()
     hidden, positions = torch.randn(1, 6, 32, dtype=torch.float64), torch.tensor([[0, 1, 2, 5, 6, 9]])
     query = layer.q_simulation(layer.q_proj(hidden).view(1, 6, -1, 8))[0]
     key = layer.k_simulation(layer.k_proj(hidden).view(1, 6, -1, 8))[0]

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from helpers import PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, token_ids
+from helpers import MHA_VARIANTS, PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, token_ids
 from transformers import DynamicCache, StaticCache
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
@@ -133,6 +133,7 @@ def test_a_cache_whose_rows_move(model, change):
         assert_logits(logits[row], uncached(model, ids[rows][row, real][None])[0, -3:])
 
 
+@pytest.mark.parametrize("model", [case for case in CASES if case[0] in MHA_VARIANTS], indirect=True, ids="-".join)
 def test_cached_shapes(model, new_cache):
     """The form decides what is kept, in numbers per token."""
     config, cache = model.config, new_cache(model)

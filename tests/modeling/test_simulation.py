@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.modeling.attention import SASAttention
+from sas_hf.modeling.base_projections import make_attention
 from sas_hf.modeling.simulation import aggregate_heads
 
 
@@ -95,7 +96,7 @@ def oracle_and_layer(request):
         attention_bias=True,
         attn_implementation="sdpa",
     )
-    layer = SASAttention(config, layer_idx=0)
+    layer = make_attention(config, layer_idx=0)
     pairs = list(oracle_to_layer(oracle, layer))
     with torch.no_grad():
         for theirs, ours in pairs:
@@ -233,7 +234,7 @@ def test_backbone_parameters_are_the_papers(hidden_size, heads, layers, millions
     ],
 )
 def test_ablations_hold_only_what_they_use(variant, modules):
-    layer = SASAttention(gpt_config(variant), layer_idx=0)
+    layer = make_attention(gpt_config(variant), layer_idx=0)
     sides = {"q": layer.q_simulation, "k": layer.k_simulation, "v": layer.v_simulation}
     assert {f"{side}.{name}" for side, module in sides.items() for name, _ in module.named_children()} == modules
 
@@ -241,7 +242,7 @@ def test_ablations_hold_only_what_they_use(variant, modules):
 def test_linear_ablation_is_linear_and_the_simulation_is_not():
     x, y = torch.randn(2, 2, 3, 4, 8, dtype=torch.float64)
     for variant, linear in (("linear", True), ("sas", False)):
-        simulation = SASAttention(gpt_config(variant), layer_idx=0).double().q_simulation
+        simulation = make_attention(gpt_config(variant), layer_idx=0).double().q_simulation
         deviation = simulation(x + y) + simulation(torch.zeros_like(x)) - simulation(x) - simulation(y)
         assert (deviation.abs().max() < 1e-12) == linear
 
@@ -252,7 +253,7 @@ def test_kernel_size_one_treats_features_alone():
     other = x.clone()
     other[..., 3] += 1
     for kernel, reached in ((1, {3}), (3, {1, 2, 3, 4, 5}), (5, set(range(8)))):
-        heads = SASAttention(gpt_config("sas", simulation_kernel_size=kernel), layer_idx=0).q_simulation.heads
+        heads = make_attention(gpt_config("sas", simulation_kernel_size=kernel), layer_idx=0).q_simulation.heads
         changed = (heads(x) != heads(other)).any(dim=2).flatten()
         assert set(changed.nonzero().flatten().tolist()) == reached
 
