@@ -49,7 +49,7 @@ class SASAttention(nn.Module):
     Attention over queries, keys and values from a base projection, simulated where the configuration asks for it.
 
     A subclass is a base projection: it makes the parameters and says how hidden states become queries and a *state*,
-    the pair of tensors `[B, T, n, width]` that is cached in its smallest form, and how a state becomes keys and values.
+    the pair of tensors `[B, T, n, width]` that is cached in its smallest form, and how it becomes keys and values.
 
     What is cached depends on the form: without simulation the state; with it, "expanded" the simulated, rotated keys
     and simulated values, "base" the state. A state is rotated before it is cached where `rotates_state` says so and

@@ -125,8 +125,8 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         )
     if config.attention_type in SLICING_TYPES and config.head_dim * heads != config.hidden_size:
         raise ValueError(
-            f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` ({config.head_dim}) "
-            f"x `num_attention_heads` ({heads}) must be `hidden_size` ({config.hidden_size})."
+            f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` "
+            f"({config.head_dim}) x `num_attention_heads` ({heads}) must be `hidden_size` ({config.hidden_size})."
         )
     if config.attention_type == "mla":
         value_width = config.qk_nope_head_dim + config.v_head_dim

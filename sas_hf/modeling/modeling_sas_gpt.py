@@ -237,7 +237,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         if not torch.compiler.is_compiling() and position_ids.max() >= limit:
             raise ValueError(
                 f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
-                f"`max_position_embeddings` = {limit} positions only. Shorten or truncate the input to {limit} tokens, "
+                f"`max_position_embeddings` = {limit} positions. Shorten or truncate the input to {limit} tokens, "
                 "or train a model with a larger `max_position_embeddings`."
             )
 
@@ -299,12 +299,13 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
-        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` keys and values per token: what fits is
+        """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` keys and values per token: what
+        fits is
         the cache of "mha" (and "mqa", "gqa") and "optimised", under simulation in its "base" form and without block
         tables; the rest is refused with a `ValueError`."""
         if self.config.attention_type not in ("mha", "mqa", "gqa", "optimised"):
             raise ValueError(
-                "Continuous batching caches `num_key_value_heads` x `head_dim` keys and values per token, which is not "
+                "Continuous batching caches `num_key_value_heads` x `head_dim` keys and values per token, not "
                 f"what `attention_type` {self.config.attention_type!r} caches; use `generate`."
             )
         if self.config.simulates:

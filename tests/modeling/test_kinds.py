@@ -1,4 +1,4 @@
-"""Every attention kind against plain references: outputs and gradients, counts, caches, and Super attention's mixing."""
+"""Every attention kind against plain references: outputs and gradients, counts, caches, and token mixing."""
 
 import pytest
 import torch
