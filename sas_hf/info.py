@@ -1,11 +1,13 @@
 """What a configuration costs: parameters, cached numbers and floating-point operations, without allocating memory."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from .configurations import NAMED_CONFIGS, named_config
 from .modeling import SASGPTConfig
 from .modeling.base_projections import make_attention
 from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
@@ -41,6 +43,29 @@ class ModelInfo:
     equation_24: int | None
 
 
+def find_config(name: str) -> SASGPTConfig:
+    """The configuration of that name, or of the checkpoint in that folder or at that Hub id.
+
+    Raises:
+        ValueError: for an unknown name, or a checkpoint of another architecture.
+        OSError: for a Hub id that cannot be read.
+    """
+    if name in NAMED_CONFIGS or not (Path(name).is_dir() or "/" in name):
+        return named_config(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(config, SASGPTConfig):
+        raise ValueError(f"{name} has `model_type` {config.model_type!r}; only SAS models are described.")
+    return config
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """torch's dtype of that name; a `ValueError` if there is none."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"`dtype` is {name!r}; it must be a floating-point type such as float32 or bfloat16.")
+    return dtype
+
+
 def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtype = torch.float32) -> ModelInfo:
     """Count what a model of this configuration costs, on the meta device.
 
@@ -70,7 +95,12 @@ def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtyp
 
 
 def cache_numbers_per_token(config: SASGPTConfig) -> int:
-    """Numbers that one layer caches per token: the tensors that its attention layer would hand to the cache."""
+    """Numbers that one layer caches per token: the tensors that its attention layer would hand to the cache.
+
+    A bidirectional model caches nothing.
+    """
+    if not config.is_causal:
+        return 0
     with torch.device("meta"):
         layer = make_attention(config, layer_idx=0)
         _, first, second = layer.project(torch.empty(1, 1, config.hidden_size))
