@@ -167,13 +167,14 @@ class SASGPTModel(SASGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch_size, length = inputs_embeds.shape[:2]
 
-        if use_cache and past_key_values is None and self.config.is_causal:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
 
         mask = self._make_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
+        # After the mask: beside a cache, Transformers' masks would not look for packed documents.
+        if use_cache and past_key_values is None and self.config.is_causal:
+            past_key_values = DynamicCache(config=self.config)
 
         position_embeddings = key_position_embeddings = None
         if self.rotary_emb is None:
