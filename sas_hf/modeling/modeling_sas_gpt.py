@@ -154,8 +154,6 @@ class SASGPTModel(SASGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch_size, length = inputs_embeds.shape[:2]
 
-        if use_cache and past_key_values is None and self.config.is_causal:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
@@ -164,7 +162,15 @@ class SASGPTModel(SASGPTPreTrainedModel):
         if self.embed_positions is not None or attention.mixes_tokens:
             self._check_positions(position_ids)
         mask_inputs = (inputs_embeds, attention_mask, position_ids, past_key_values)
-        mask = self._make_mask(self.config, *mask_inputs)
+        mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
+        if attention.mixes_tokens:
+            # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
+            mixing_mask = self._make_mask(self._boolean_masks, *mask_inputs, skip=False)
+            if mixing_mask.dtype != torch.bool:  # prepared by the caller, to be added to scores
+                mixing_mask = mixing_mask == 0
+        # After the masks: beside a cache, Transformers would not look for packed documents.
+        if use_cache and past_key_values is None and self.config.is_causal:
+            past_key_values = DynamicCache(config=self.config)
 
         key_positions = position_ids
         if attention.rotates_at_use or attention.mixes_tokens:
@@ -172,15 +178,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
             elif kwargs.get("cache") is not None:  # the pool of continuous batching
                 key_positions = paged_key_positions(position_ids, **kwargs)
-
-        token_mixing = None
-        if attention.mixes_tokens:
-            # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
-            token_mixing = (
-                position_ids,
-                key_positions,
-                self._make_mask(self._boolean_masks, *mask_inputs, skip=False),
-            )
+        token_mixing = None if mixing_mask is None else (position_ids, key_positions, mixing_mask)
 
         position_embeddings = key_position_embeddings = None
         if self.embed_positions is not None:

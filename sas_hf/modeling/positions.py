@@ -112,7 +112,7 @@ def _reorder_cache(cache: Cache, beam_idx: torch.Tensor) -> None:
 
 def _batch_select_indices(cache: Cache, indices: torch.Tensor) -> None:
     type(cache).batch_select_indices(cache, indices)
-    cache.key_positions = cache.key_positions[indices.to(cache.key_positions.device)]
+    cache.key_positions = cache.key_positions[torch.as_tensor(indices, device=cache.key_positions.device)]
 
 
 def _batch_repeat_interleave(cache: Cache, repeats: int) -> None:

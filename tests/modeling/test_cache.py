@@ -256,6 +256,18 @@ def test_a_copied_cache_serves_many_continuations(model):
             assert_logits(logits[row], uncached(model, ids[row, real][None])[0, -4:])
 
 
+def test_rows_of_a_copied_cache_move_alone(model):
+    """What is done to the rows of the copy leaves the original as it was."""
+    cache, (ids, mask) = DynamicCache(config=model.config), left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cached(model, cache, ids, (9,), mask, positions)
+    copied, rows = copy.deepcopy(cache), torch.tensor([1])
+    copied.batch_select_indices(rows)
+    expected = [uncached(model, ids[row, real][None])[0, -3:] for row, real in enumerate(mask.bool())]
+    assert_logits(cached(model, copied, ids[rows], (12,), mask[rows], positions[rows])[0], expected[1])
+    assert_logits(cached(model, cache, ids, (12,), mask, positions), torch.stack(expected))
+
+
 @pytest.mark.parametrize("form", ["expanded", "base"])
 def test_compiled_decoding_with_a_static_cache(form):
     """Prefill plainly, then decode through one graph, as `generate` does on accelerators."""
