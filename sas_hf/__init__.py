@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .configurations import named_config
 from .modeling import (
     SASGPTConfig,
     SASGPTForCausalLM,
@@ -31,6 +32,7 @@ __all__ = [
     "SASGPTForTokenClassification",
     "SASGPTModel",
     "__version__",
+    "named_config",
 ]
 
 
