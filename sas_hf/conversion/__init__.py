@@ -1,6 +1,7 @@
 """An existing checkpoint in, a SAS checkpoint and a fidelity report out; one module per source family."""
 
-from .convert import ConversionError, ConversionOptions, convert_checkpoint, convert_model
+from .checkpoint import convert_checkpoint
+from .convert import ConversionError, ConversionOptions, convert_model
 from .fidelity import Fidelity, compare_models, gradient_differences
 
 
