@@ -153,7 +153,7 @@ class SASAttention(nn.Module):
         else:
             key_position_embeddings = position_embeddings
             if self.caches_state and past_key_values is not None:
-                state = _update(past_key_values, self.layer_idx, *state)
+                state = _update_state(past_key_values, self.layer_idx, *state)
 
         key, value = self.expand(*state)
         query = rotate_leading_features(self.q_simulation(query), position_embeddings).transpose(1, 2)
@@ -161,7 +161,7 @@ class SASAttention(nn.Module):
         key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
         value = self.v_simulation(value).transpose(1, 2)
         if not self.caches_state and past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            key, value = _update(past_key_values, self.layer_idx, key, value)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention_interface(
@@ -186,7 +186,7 @@ class SASAttention(nn.Module):
         """
         pool = kwargs.pop("cache", None)
         if pool is None:
-            return state if past_key_values is None else _update(past_key_values, self.layer_idx, *state)
+            return state if past_key_values is None else _update_state(past_key_values, self.layer_idx, *state)
         if kwargs.get("block_table") is not None:
             raise ValueError(
                 "Continuous batching asks the attention kernel to read keys from its block table, but this model "
@@ -197,7 +197,19 @@ class SASAttention(nn.Module):
         return first.transpose(1, 2), second.transpose(1, 2)
 
 
-def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+def _update_state(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
     """Caches hold heads before tokens, states tokens before heads."""
-    states = cache.update(first.transpose(1, 2), second.transpose(1, 2), layer_idx)
+    states = _update(cache, layer_idx, first.transpose(1, 2), second.transpose(1, 2))
     return [tensor.transpose(1, 2) for tensor in states]
+
+
+def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor):
+    """Extend the cache and return all of it; a `ValueError` if it holds something of another form."""
+    held = cache.layers[layer_idx].keys if layer_idx < len(cache.layers) else None
+    if held is not None and held.numel() and (held.shape[1], held.shape[3]) != (first.shape[1], first.shape[3]):
+        raise ValueError(
+            f"`past_key_values` holds {held.shape[1]} heads of {held.shape[3]} features, but this model caches "
+            f"{first.shape[1]} of {first.shape[3]}. Caches that are made from the configuration alone (prefix tuning, "
+            "ExecuTorch) need `simulation_cache='base'`, and the form must not change during a generation."
+        )
+    return cache.update(first, second, layer_idx)

@@ -154,13 +154,17 @@ class SASGPTModel(SASGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch_size, length = inputs_embeds.shape[:2]
 
+        attention = self.layers[0].self_attn
+        absolute = self.embed_positions is not None or attention.mixes_tokens
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
-
-        attention = self.layers[0].self_attn
-        if self.embed_positions is not None or attention.mixes_tokens:
+            if absolute and attention_mask is not None and attention_mask.ndim == 2:
+                # Count real tokens only, so that padding on the left does not move them.
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        if absolute:
             self._check_positions(position_ids)
+
         mask_inputs = (inputs_embeds, attention_mask, position_ids, past_key_values)
         mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
         if attention.mixes_tokens:

@@ -162,3 +162,12 @@ def test_exactly_one_kind_of_input():
         model()
     with pytest.raises(ValueError, match="exactly one"):
         model(token_ids(1, 3), inputs_embeds=torch.zeros(1, 3, 32))
+
+
+@pytest.mark.parametrize("variant", ["learned", "sas_learned", "super"])
+def test_absolute_positions_count_real_tokens(variant):
+    """Without `position_ids`, padding on the left moves no token."""
+    model = gpt(variant)
+    ids, mask = left_padded(9, 5)
+    logits = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits[1, 4:], model(ids[1:, 4:]).logits[0], atol=1e-4, rtol=0)

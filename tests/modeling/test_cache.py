@@ -278,3 +278,14 @@ def test_compiled_decoding_with_a_static_cache(form):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     logits = cached(compiled, cache, ids, range(7, 13))
     assert_logits(logits, uncached(model, ids)[:, 6:])
+
+
+def test_a_cache_of_another_form_is_refused():
+    """As prefix tuning makes it, from the configuration's `num_key_value_heads` and `head_dim`."""
+    model, cache = gpt("sas"), DynamicCache()
+    for layer in range(2):
+        cache.update(torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8), layer)
+    with pytest.raises(ValueError, match=r"holds 4 heads of 8 features.*caches 12 of 12.*simulation_cache='base'"):
+        model(token_ids(1, 2), past_key_values=cache)
+    model.config.simulation_cache = "base"
+    model(token_ids(1, 2), past_key_values=cache)
