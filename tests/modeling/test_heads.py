@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from helpers import gpt, left_padded, token_ids
+from helpers import gpt, left_padded, scramble, token_ids
 from torch.nn import functional as F
 
-from sas_hf import SASGPTForQuestionAnswering, SASGPTForSequenceClassification, SASGPTForTokenClassification
+from sas_hf import (
+    SASGPTForQuestionAnswering,
+    SASGPTForSequenceClassification,
+    SASGPTForTokenClassification,
+    named_config,
+)
 
 
 @pytest.fixture
@@ -86,3 +91,21 @@ def test_question_answering():
     torch.testing.assert_close(torch.stack((output.start_logits, output.end_logits), dim=-1), logits)
     expected = (F.cross_entropy(output.start_logits, starts) + F.cross_entropy(output.end_logits, ends)) / 2
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["standard", "optimised", "efficient", "super"])
+def test_the_second_papers_text_classifiers(kind, side):
+    """IMDB's configuration: an encoder that averages its tokens; padding counts for nothing, and it trains."""
+    config = named_config(f"imdb-{kind}", vocab_size=67, initializer_range=0.3, token_mixing_init="normal")
+    model = scramble(SASGPTForSequenceClassification(config))
+    ids = token_ids(1, 12)
+    padding = torch.zeros(1, 5, dtype=torch.long)
+    padded = torch.cat((padding, ids) if side == "left" else (ids, padding), dim=1)
+    logits = model(padded, attention_mask=(padded != 0).long()).logits
+    torch.testing.assert_close(logits, model(ids).logits, atol=1e-4, rtol=0)
+
+    hidden_states = model.model(ids).last_hidden_state
+    torch.testing.assert_close(logits, model.score(hidden_states.mean(dim=1)), atol=1e-4, rtol=0)
+    model(ids, labels=torch.tensor([1])).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
