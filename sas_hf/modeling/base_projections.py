@@ -72,6 +72,24 @@ class MultiHeadLatentAttention(SASAttention):
         return torch.cat((rope_key.expand(-1, -1, self.num_heads, -1), nope_key), dim=-1), value
 
 
+class FactorProjection(nn.Linear):
+    """Makes R factors of each token, whose outer products with R others are averaged.
+
+    Attributes:
+        rank: R.
+    """
+
+    rank: int
+
+    def initialize(self, std: float) -> None:
+        """Start so that the mean of products has the size that a plain projection with N(0, std) gives.
+
+        With N(0, std) for the factors themselves, queries and keys would be products of small numbers and attention
+        uniform.
+        """
+        init.normal_(self.weight, mean=0.0, std=(std**2 * self.rank / self.in_features) ** 0.25)
+
+
 class TensorProductAttention(SASAttention):
     """
     Tensor product attention (TPA, arXiv:2501.06425): per token, queries, keys and values are each the mean over R
@@ -87,8 +105,10 @@ class TensorProductAttention(SASAttention):
         hidden_size, bias = config.hidden_size, config.attention_bias
         self.ranks = {"q": config.q_rank, "k": config.k_rank, "v": config.v_rank}
         for side, rank in self.ranks.items():
-            setattr(self, f"{side}_head_proj", nn.Linear(hidden_size, rank * self.num_heads, bias=bias))
-            setattr(self, f"{side}_feature_proj", nn.Linear(hidden_size, rank * self.head_dim, bias=bias))
+            for name, width in (("head", self.num_heads), ("feature", self.head_dim)):
+                projection = FactorProjection(hidden_size, rank * width, bias=bias)
+                projection.rank = rank
+                setattr(self, f"{side}_{name}_proj", projection)
 
     def factors(self, hidden_states: torch.Tensor, side: str) -> torch.Tensor:
         """`[B, T, C]` to `[B, T, R, H + D]`: head factors, then feature factors."""

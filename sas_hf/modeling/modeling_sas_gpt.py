@@ -32,7 +32,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import TokenMixing, make_attention
+from .base_projections import FactorProjection, TokenMixing, make_attention
 from .configuration_sas_gpt import SASGPTConfig
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
@@ -100,6 +100,8 @@ class SASGPTPreTrainedModel(PreTrainedModel):
         # The base class has just given these convolutions and linear maps N(0, `initializer_range`).
         if isinstance(module, SIMULATION_LAYERS):
             initialize_simulation(module, self.config.simulation_init)
+        elif isinstance(module, FactorProjection):
+            module.initialize(self.config.initializer_range)
         elif isinstance(module, TokenMixing):
             module.initialize(self.config.token_mixing_init, self.config.initializer_range)
 

@@ -233,6 +233,19 @@ def test_equation_24():
     assert equation_24(named_config("gqa-125m"), 32) is None
 
 
+@pytest.mark.parametrize("hidden_size", [64, 768])
+def test_tensor_products_start_as_large_as_plain_projections(hidden_size):
+    """Factors of the usual start would make queries and keys so small that attention is uniform."""
+    config = SASGPTConfig(
+        hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=8, head_dim=32, vocab_size=8,
+        attention_type="tpa", initializer_range=0.02,
+    )  # fmt: skip
+    layer = SASGPTModel(config).layers[0].self_attn
+    query, *state = layer.project(torch.randn(1, 400, hidden_size))
+    for heads in (query, *layer.expand(*state)):
+        assert heads.std().item() == pytest.approx(0.02 * hidden_size**0.5, rel=0.2)
+
+
 class TestSuper:
     def test_no_future_token_reaches_an_earlier_output(self):
         model = model_of("super", model_class=SASGPTModel).double()
