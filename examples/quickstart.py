@@ -29,8 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from sas_hf.cli import conversion_table
-from sas_hf.conversion import convert_checkpoint
+from sas_hf.cli import conversion_table, explain_errors
+from sas_hf.conversion import convert_checkpoint, find_source
 from sas_hf.eval import evaluate, make_continuation_task
 from sas_hf.text import python_reference
 
@@ -47,11 +47,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     arguments = parser.parse_args()
     out = arguments.output
-    if out.exists():
-        parser.error(f"--output {out} exists; remove it or choose another folder")
+    if (out / "results.json").exists():
+        parser.error(f"{out} holds the results of an earlier run; remove it or choose another folder (make: OUT=...)")
     if arguments.text is not None and not arguments.text.is_file():
         parser.error(f"--text {arguments.text} is not a file")
+    shutil.rmtree(out, ignore_errors=True)  # what an interrupted run left
     out.mkdir(parents=True)
+
+    if arguments.model is not None:
+        find_source(arguments.model)
 
     text = python_reference() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
     training_text, held_out = split_text(text)
@@ -70,7 +74,7 @@ def main() -> None:
     console.print(conversion_table(convert_checkpoint(source, converted, text=held_out)))
 
     steps = arguments.steps or (20 if arguments.model else 80)
-    rate = 2e-5 if arguments.model else 1e-3
+    rate = 1e-4 if arguments.model else 1e-3
     curves, scores = {}, {}
     for name, checkpoint in (("source", source), ("SAS", str(converted))):
         console.rule(f"Fine-tuning the {name} model")
@@ -165,7 +169,7 @@ def train(model, tokenizer, training_text: str, held_out: str, steps: int, learn
 
 def show(curves: dict, scores: dict, out: Path) -> None:
     """The table on the terminal, the same figures as JSON, and the loss curves as a picture."""
-    table = Table(title="Held-out loss, and which of four continuations follows a passage (acc_norm)")
+    table = Table(title="Held-out loss, and accuracy in choosing one of four continuations (chance 0.25)")
     for column in ("model", "loss before", "loss after", "accuracy before", "accuracy after"):
         table.add_column(column, justify="left" if column == "model" else "right")
     figures = {}
@@ -184,11 +188,17 @@ def show(curves: dict, scores: dict, out: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(6, 4))
     for (name, curve), style in zip(curves.items(), ("o-", "s--"), strict=True):
         axes.plot(list(curve), list(curve.values()), style, label=name)
     axes.set(xlabel="fine-tuning step", ylabel="held-out loss", title="The same batches, source and SAS")
+    low, high = axes.get_ylim()
+    if high - low < 0.1:  # a difference that small should look small
+        axes.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     figure.tight_layout()
     figure.savefig(out / "loss.png", dpi=150)
@@ -197,4 +207,4 @@ def show(curves: dict, scores: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    explain_errors(main)()

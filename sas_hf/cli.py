@@ -1,6 +1,7 @@
 """The command `sas-hf`: thin, every command is one public function."""
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ def options(
     ] = False,
 ) -> None:
     """Simulated Attention Score for Hugging Face Transformers."""
+    # So that what a command writes aside is removed when it is told to stop, as it is on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def explain_errors(command: Callable) -> Callable:
@@ -55,18 +58,19 @@ def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (Llama architecture).")],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     num_simulated_heads: Annotated[
-        int | None, typer.Option(help="Simulated heads: a multiple of the heads; 0: none. [default: 3 x heads]")
+        int | None, typer.Option(help="Simulated heads: a multiple of the heads; 0: none. By default 3 x heads.")
     ] = None,
     simulated_head_dim: Annotated[
-        int | None, typer.Option(help="Simulated features per head; 0: none. [default: 1.5 x head size]")
+        int | None, typer.Option(help="Simulated features per head; 0: none. By default 1.5 x head size.")
     ] = None,
     kernel_size: Annotated[int, typer.Option(help="Kernel of the head convolutions, odd.")] = 1,
     perturbation: Annotated[float, typer.Option(help="How far the copies of a head start apart.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the random part of the start.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Saved dtype. [default: the source's]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Saved dtype. By default the source's.")] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Text file to verify on. [default: the Python language reference]")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
     ] = None,
 ) -> None:
     """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
@@ -118,13 +122,11 @@ def evaluate(
     ] = None,
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before each question. [default: the task's]")
+        int | None, typer.Option(help="Examples before each question. By default the task's.")
     ] = None,
     batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand.")] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... [default: the accelerator if there is one]")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the checkpoint's]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... By default the accelerator, if any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... By default the checkpoint's.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
@@ -152,7 +154,7 @@ def evaluate(
 @explain_errors
 def info(
     model: Annotated[str | None, typer.Argument(help="Name of a configuration, checkpoint folder or Hub id.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens. [default: the model's]")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens. By default the model's.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the cache.")] = "bfloat16",
 ) -> None:
     """Show what a model costs: parameters, cache and operations; without MODEL, all named configurations."""

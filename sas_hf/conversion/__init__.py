@@ -1,6 +1,6 @@
 """An existing checkpoint in, a SAS checkpoint and a fidelity report out; one module per source family."""
 
-from .checkpoint import convert_checkpoint
+from .checkpoint import convert_checkpoint, find_source
 from .convert import ConversionError, ConversionOptions, convert_model
 from .fidelity import Fidelity, compare_models, gradient_differences
 
@@ -12,5 +12,6 @@ __all__ = [
     "compare_models",
     "convert_checkpoint",
     "convert_model",
+    "find_source",
     "gradient_differences",
 ]

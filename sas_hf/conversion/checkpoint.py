@@ -92,8 +92,8 @@ def convert_checkpoint(
         samples = [torch.randint(config.vocab_size, (1, length), generator=generator) for _ in range(windows)]
         verified_on = "random tokens (the source has no tokenizer)"
     else:
-        samples = text_windows(text or python_reference(), tokenizer, length, windows)
-        verified_on = "the text given" if text else "the Python language reference"
+        samples = text_windows(python_reference() if text is None else text, tokenizer, length, windows)
+        verified_on = "the Python language reference" if text is None else "the text given"
     fidelity = compare_models(model, converted, samples)
 
     report = {
@@ -154,6 +154,33 @@ def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTra
     return getattr(transformers, name)
 
 
+def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, SourceFamily]:
+    """The configuration and family of a checkpoint that can be converted; no weights are read.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
+        ConversionError: if the architecture is not supported.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
+    # What cannot be a Hub id ("name" or "owner/name") is a path.
+    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
+    if not folder.is_dir() and (folder.exists() or is_path):
+        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
+        ) from error
+    family = find_family(config)
+    _source_class(config, family)
+    return config, family
+
+
 def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
@@ -167,18 +194,17 @@ def _check_before_loading(
     if options.perturbation < 0:
         raise ValueError(f"`perturbation` is {options.perturbation}; it must not be negative.")
 
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
-    if not folder.is_dir() and (folder.is_absolute() or str(source).startswith(".")):
-        raise FileNotFoundError(f"{folder} does not exist.")
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    family = find_family(config)
-    _source_class(config, family)
+    config, family = find_source(source, revision)
     sas_config(config, family, options)
-    if folder.is_dir():
-        size = _check_weight_files(folder)
-        nearest = next(parent for parent in output.absolute().parents if parent.exists())
+    nearest = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise PermissionError(
+            f"{output} cannot be written: {nearest} refuses new files ({error.strerror})."
+        ) from error
+    if Path(source).is_dir():
+        size = _check_weight_files(Path(source))
         free = shutil.disk_usage(nearest).free
         if free < 1.02 * size:
             raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")

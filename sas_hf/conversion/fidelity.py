@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..modeling.attention import SASAttention
 
 
+MINIMUM_TOKENS = 32
 TOLERANCE = 1e-5  # of max |logit|, in float32
 
 
@@ -34,8 +35,14 @@ class Fidelity:
 
 
 def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[torch.Tensor]:
-    """`count` windows `[1, length]` of token ids, evenly spread over `text`; fewer when the text is shorter."""
+    """`count` windows `[1, length]` of token ids, evenly spread over `text`; fewer when the text is shorter.
+
+    Raises:
+        ValueError: for a text of fewer than `MINIMUM_TOKENS` tokens, on which agreement would say little.
+    """
     ids = tokenizer(text[: 64 * length * count], return_tensors="pt", verbose=False)["input_ids"][0]
+    if len(ids) < MINIMUM_TOKENS:
+        raise ValueError(f"`text` has {len(ids)} tokens; comparing models needs at least {MINIMUM_TOKENS}.")
     length = min(length, len(ids))
     starts = torch.linspace(0, len(ids) - length, min(count, max(1, len(ids) // max(1, length)))).long()
     return [ids[start : start + length][None] for start in starts]

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, outpu
         if Path(output).is_dir():
             raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
         Path(output).parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=Path(output).parent).close()  # refused now rather than after the evaluation
 
 
 def _read_config(model: str | Path | PreTrainedModel) -> tuple[PreTrainedConfig, str | PreTrainedModel]:

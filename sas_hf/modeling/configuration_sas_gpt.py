@@ -2,6 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_attention import (
@@ -166,6 +167,8 @@ class SASGPTConfig(PreTrainedConfig):
         """Raise a `ValueError` for what cannot be built."""
         validate_attention_fields(self)
         require_choice(self, "position_embedding_type", "rope", "learned")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")
         require_choice(self, "norm_type", "rms_norm", "layer_norm")
         require_choice(self, "mlp_type", "gated", "plain")
         require_choice(self, "classifier_pooling", "last", "mean")

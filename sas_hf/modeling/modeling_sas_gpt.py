@@ -33,6 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
 from .base_projections import FactorProjection, TokenMixing, make_attention
+from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
@@ -156,6 +157,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch_size, length = inputs_embeds.shape[:2]
 
+        require_choice(self.config, "simulation_cache", "expanded", "base")  # meant to be changed on a live model
         attention = self.layers[0].self_attn
         absolute = self.embed_positions is not None or attention.mixes_tokens
         if position_ids is None:

@@ -162,6 +162,25 @@ def test_a_bad_source_is_refused_and_nothing_is_left(llama_folder, tmp_path, dam
     assert files_in(tmp_path) == ["source"]
 
 
+@pytest.mark.parametrize(("text", "message"), [("", "has 0 tokens"), ("hi", "comparing models needs at least 32")])
+def test_a_text_that_says_little_is_refused(llama_folder, tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(llama_folder, tmp_path / "sas", text=text)
+    assert files_in(tmp_path) == ["source"]
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="lama is no folder here"):
+        convert_checkpoint("lama", tmp_path / "sas")
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(llama_folder):
+    (llama_folder / "model.safetensors").unlink()  # an error about it would mean that this one came too late
+    with pytest.raises(PermissionError, match="/proc/sas cannot be written"):
+        convert_checkpoint(llama_folder, "/proc/sas")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "sas")

@@ -280,6 +280,13 @@ def test_compiled_decoding_with_a_static_cache(form):
     assert_logits(logits, uncached(model, ids)[:, 6:])
 
 
+def test_a_misspelt_form_on_a_live_model_is_refused():
+    model = gpt("sas")
+    model.config.simulation_cache = "bas"
+    with pytest.raises(ValueError, match="`simulation_cache` is 'bas'.*'expanded', 'base'"):
+        model(token_ids(1, 2))
+
+
 def test_a_cache_of_another_form_is_refused():
     """As prefix tuning makes it, from the configuration's `num_key_value_heads` and `head_dim`."""
     model, cache = gpt("sas"), DynamicCache()
