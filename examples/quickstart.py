@@ -51,11 +51,10 @@ def main() -> None:
         parser.error(f"{out} holds the results of an earlier run; remove it or choose another folder (make: OUT=...)")
     if arguments.text is not None and not arguments.text.is_file():
         parser.error(f"--text {arguments.text} is not a file")
-    shutil.rmtree(out, ignore_errors=True)  # what an interrupted run left
-    out.mkdir(parents=True)
-
     if arguments.model is not None:
         find_source(arguments.model)
+    shutil.rmtree(out, ignore_errors=True)  # what an interrupted run left
+    out.mkdir(parents=True)
 
     text = python_reference() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
     training_text, held_out = split_text(text)
