@@ -47,14 +47,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     arguments = parser.parse_args()
     out = arguments.output
-    if (out / "results.json").exists():
-        parser.error(f"{out} holds the results of an earlier run; remove it or choose another folder (make: OUT=...)")
+    unfinished = out / "unfinished"  # marks a run of ours that was interrupted and may be thrown away
+    if out.exists() and any(out.iterdir()) and not unfinished.exists():
+        parser.error(f"{out} is not empty, perhaps an earlier run; choose another folder (make: OUT=...) or remove it")
     if arguments.text is not None and not arguments.text.is_file():
         parser.error(f"--text {arguments.text} is not a file")
     if arguments.model is not None:
         find_source(arguments.model)
-    shutil.rmtree(out, ignore_errors=True)  # what an interrupted run left
-    out.mkdir(parents=True)
+    if unfinished.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
 
     text = python_reference() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
     training_text, held_out = split_text(text)
@@ -86,6 +89,7 @@ def main() -> None:
             scores[name, stage] = evaluate(folder, ["sas_continuation"], data=data)
 
     show(curves, scores, out)
+    unfinished.unlink()
 
 
 def split_text(text: str, every: int = 5, size: int = 4000) -> tuple[str, str]:
