@@ -159,7 +159,8 @@ def info(
 ) -> None:
     """Show what a model costs: parameters, cache and operations; without MODEL, all named configurations."""
     from .configurations import NAMED_CONFIGS
-    from .info import describe, find_config, parse_dtype
+    from .dtypes import parse_dtype
+    from .info import describe, find_config
 
     cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
     rows = {name: (config := find_config(name), describe(config, context, cache_dtype)) for name in names}

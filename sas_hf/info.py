@@ -58,14 +58,6 @@ def find_config(name: str) -> SASGPTConfig:
     return config
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """torch's dtype of that name; a `ValueError` if there is none."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"`dtype` is {name!r}; it must be a floating-point type such as float32 or bfloat16.")
-    return dtype
-
-
 def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtype = torch.float32) -> ModelInfo:
     """Count what a model of this configuration costs, on the meta device.
 

@@ -6,6 +6,8 @@ the logits.
 
 import functools
 import os
+import subprocess
+import sys
 from pathlib import Path
 from pydoc_data import topics
 
@@ -152,6 +154,11 @@ def train_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(real_text()[:200], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eot>")
+
+
+def sas_hf(*arguments) -> subprocess.CompletedProcess:
+    """Run the command `sas-hf` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "sas_hf", *map(str, arguments)], capture_output=True, text=True)
 
 
 def python_environment() -> dict[str, str]:

@@ -1,15 +1,9 @@
 """`sas-hf info`: named configurations and checkpoints, counted without allocating them."""
 
 import resource
-import subprocess
-import sys
 
 import pytest
-from helpers import gpt
-
-
-def sas_hf(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "sas_hf", *map(str, arguments)], capture_output=True, text=True)
+from helpers import gpt, sas_hf
 
 
 def test_a_large_configuration_needs_no_memory():

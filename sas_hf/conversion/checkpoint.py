@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..dtypes import parse_dtype
 from ..text import python_reference
 from ..version import __version__
 from .card import model_card
@@ -121,7 +122,7 @@ def convert_checkpoint(
 
     progress(f"Saving {output}")
     with new_folder(output) as folder:
-        _save_model(converted.to(getattr(torch, report["dtype_saved"])), folder, source, revision)
+        _save_model(converted.to(parse_dtype(report["dtype_saved"])), folder, source, revision)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
@@ -187,10 +188,8 @@ def _check_before_loading(
     """Everything that can be refused before weights are read."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
-    if dtype is not None and not (
-        isinstance(getattr(torch, dtype, None), torch.dtype) and getattr(torch, dtype).is_floating_point
-    ):
-        raise ValueError(f"`dtype` is {dtype!r}; it must be a floating-point type such as float32 or bfloat16.")
+    if dtype is not None:
+        parse_dtype(dtype)
     if options.perturbation < 0:
         raise ValueError(f"`perturbation` is {options.perturbation}; it must not be negative.")
 

@@ -140,12 +140,17 @@ class SASGPTConfig(PreTrainedConfig):
         return self.head_dim
 
     @property
+    def projects_to_cached_heads(self) -> bool:
+        """Whether the base projection's state is `num_key_value_heads` x `head_dim` keys and as many values."""
+        return self.attention_type in ("mha", "mqa", "gqa", "optimised")
+
+    @property
     def qk_head_dim(self) -> int | None:
         """`None` where every cached tensor has `num_key_value_heads` x `head_dim` numbers per token, else a width.
 
         Transformers reads this name to learn that a static cache must take its shape from the first state it sees.
         """
-        if self.attention_type in ("mha", "mqa", "gqa", "optimised") and not self.simulates:
+        if self.projects_to_cached_heads and not self.simulates:
             return None
         return self.simulated_head_dim or self.query_head_dim
 

@@ -181,7 +181,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         key_positions = position_ids
-        if attention.rotates_at_use or attention.mixes_tokens:
+        rotates_at_use = attention.rotates_at_use and self.rotary_emb is not None
+        if rotates_at_use or attention.mixes_tokens:
             if past_key_values is not None:
                 key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
             elif kwargs.get("cache") is not None:  # the pool of continuous batching
@@ -306,10 +307,9 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
     def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
         """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` keys and values per token: what
-        fits is
-        the cache of "mha" (and "mqa", "gqa") and "optimised", under simulation in its "base" form and without block
-        tables; the rest is refused with a `ValueError`."""
-        if self.config.attention_type not in ("mha", "mqa", "gqa", "optimised"):
+        fits is the cache of "mha" (and "mqa", "gqa") and "optimised", under simulation in its "base" form and without
+        block tables; the rest is refused with a `ValueError`."""
+        if not self.config.projects_to_cached_heads:
             raise ValueError(
                 "Continuous batching caches `num_key_value_heads` x `head_dim` keys and values per token, not "
                 f"what `attention_type` {self.config.attention_type!r} caches; use `generate`."

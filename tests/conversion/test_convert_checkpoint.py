@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import sas_hf
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, convert_checkpoint, fidelity
@@ -239,8 +240,3 @@ def test_the_command_explains_errors_in_a_line(llama_folder, tmp_path, arguments
     assert message in run.stderr
     assert "Traceback" not in run.stderr
     assert files_in(tmp_path) == ["source"]
-
-
-def sas_hf(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "sas_hf", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
