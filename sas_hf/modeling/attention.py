@@ -73,7 +73,8 @@ class SASAttention(nn.Module):
 
         kv_heads = config.num_key_value_heads
         self.num_key_value_groups = self.num_heads // kv_heads if config.num_simulated_heads is None else 1
-        self.o_proj = nn.Linear(self.num_heads * self.value_head_dim, config.hidden_size, bias=config.attention_bias)
+        output_width, output_bias = self.num_heads * self.value_head_dim, config.attention_output_bias
+        self.o_proj = nn.Linear(output_width, config.hidden_size, bias=output_bias)
         self.q_simulation = make_simulation(config, self.num_heads, config.query_head_dim, "query")
         self.k_simulation = make_simulation(config, kv_heads, config.query_head_dim, "key")
         self.v_simulation = make_simulation(config, kv_heads, self.value_head_dim, "value")

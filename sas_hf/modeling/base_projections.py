@@ -4,6 +4,8 @@ One class per attention kind. Adding a kind is a class here, its name in `ATTENT
 in configuration_attention.py. Any of them may be simulated, except "super".
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -13,6 +15,7 @@ from transformers.cache_utils import Cache
 from .attention import SASAttention
 from .norm import SASRMSNorm
 from .positions import rotate_leading_features
+from .simulation import SIMULATION_LAYERS, initialize_simulation
 
 
 class MultiHeadAttention(SASAttention):
@@ -249,6 +252,14 @@ def _seen_slices(cache: Cache, layer_idx: int, new: torch.Tensor) -> torch.Tenso
     return seen.transpose(1, 2)
 
 
+def with_boolean_masks(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration under which Transformers makes boolean masks, whatever the attention implementation: who mixes
+    with whom is wanted so."""
+    config = copy.copy(config)
+    config._attn_implementation = "sdpa"
+    return config
+
+
 ATTENTION_CLASSES: dict[str, type[SASAttention]] = {
     "mha": MultiHeadAttention,
     "mqa": MultiHeadAttention,
@@ -264,3 +275,14 @@ ATTENTION_CLASSES: dict[str, type[SASAttention]] = {
 def make_attention(config: PreTrainedConfig, layer_idx: int) -> SASAttention:
     """The attention layer that `config.attention_type` names."""
     return ATTENTION_CLASSES[config.attention_type](config, layer_idx)
+
+
+def initialize_attention(module: nn.Module, config: PreTrainedConfig) -> None:
+    """Start a layer of attention that needs a start of its own; to be called after the base class's `_init_weights`,
+    which gives convolutions and linear maps N(0, `initializer_range`)."""
+    if isinstance(module, SIMULATION_LAYERS):
+        initialize_simulation(module, config.simulation_init)
+    elif isinstance(module, FactorProjection):
+        module.initialize(config.initializer_range)
+    elif isinstance(module, TokenMixing):
+        module.initialize(config.token_mixing_init, config.initializer_range)

@@ -55,6 +55,8 @@ class SASGPTConfig(PreTrainedConfig):
         query_pre_attn_scalar (`float`, *optional*):
             Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
             simulation; a converted model keeps its source's.
+        attention_output_bias (`bool`, *optional*):
+            Whether the output projection has a bias; as `attention_bias` says of all projections when `None`.
         is_causal (`bool`, defaults to `True`):
             `False` turns the model into a bidirectional encoder (no cache, no generation).
         position_embedding_type (`str`, defaults to `"rope"`):
@@ -92,6 +94,7 @@ class SASGPTConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = True
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
     attention_dropout: int | float = 0.0
 
     attention_type: str = "mha"
@@ -129,6 +132,8 @@ class SASGPTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
 

@@ -1,7 +1,5 @@
 """The SAS GPT: a decoder-only Transformer with simulated attention, its base model and its heads."""
 
-import copy
-
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -32,12 +30,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import FactorProjection, TokenMixing, make_attention
+from .base_projections import initialize_attention, make_attention, with_boolean_masks
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
+from .losses import classification_loss
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
-from .simulation import SIMULATION_LAYERS, initialize_simulation
 
 
 def make_norm(config: SASGPTConfig) -> nn.Module:
@@ -98,13 +96,7 @@ class SASGPTPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # The base class has just given these convolutions and linear maps N(0, `initializer_range`).
-        if isinstance(module, SIMULATION_LAYERS):
-            initialize_simulation(module, self.config.simulation_init)
-        elif isinstance(module, FactorProjection):
-            module.initialize(self.config.initializer_range)
-        elif isinstance(module, TokenMixing):
-            module.initialize(self.config.token_mixing_init, self.config.initializer_range)
+        initialize_attention(module, self.config)
 
 
 class SASGPTModel(SASGPTPreTrainedModel):
@@ -122,8 +114,6 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.layers = nn.ModuleList([SASGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
-        self._boolean_masks = copy.copy(config)
-        self._boolean_masks._attn_implementation = "sdpa"
         self.post_init()
 
     @merge_with_config_defaults
@@ -173,7 +163,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
         if attention.mixes_tokens:
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
-            mixing_mask = self._make_mask(self._boolean_masks, *mask_inputs, skip=False)
+            mixing_mask = self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False)
             if mixing_mask.dtype != torch.bool:  # prepared by the caller, to be added to scores
                 mixing_mask = mixing_mask == 0
         # After the masks: beside a cache, Transformers would not look for packed documents.
@@ -365,11 +355,7 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-            # The library's regression and multi-label losses are means over this call's items only.
-            num_items = kwargs.get("num_items_in_batch")
-            if num_items is not None and self.config.problem_type != "single_label_classification":
-                loss = loss * (labels.numel() / num_items)
+            loss = classification_loss(self, logits, labels, **kwargs)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
