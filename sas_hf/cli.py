@@ -115,11 +115,30 @@ def conversion_table(report: dict) -> Table:
 @app.command(name="eval")
 @explain_errors
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of any causal language model.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Checkpoint folders, Hub ids or peft adapters of causal models."),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Suites (sas_table1, sas_table8) or tasks of lm-evaluation-harness, with commas.")
+    ] = "",
     data: Annotated[
         Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
     ] = None,
+    columns: Annotated[str | None, typer.Option(help="Of a suite, for instance ARC-E,PIQA. By default all.")] = None,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(help="Text file (may be repeated) or Hub dataset to predict.")
+    ] = None,
+    context_lengths: Annotated[
+        str | None, typer.Option(help="For --perplexity. By default 512,1024,...,16384 as the model allows.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="For --perplexity: slide windows by so many tokens. By default disjoint.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
+    text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
+    text_split: Annotated[str, typer.Option(help="For --perplexity: split of the dataset.")] = "test",
+    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset.")] = "text",
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. By default the task's.")
@@ -127,27 +146,96 @@ def evaluate(
     batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... By default the accelerator, if any.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... By default the checkpoint's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id. By default the model's own.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="peft adapter to put on MODEL.")] = None,
+    add_bos_token: Annotated[
+        bool | None, typer.Option(help="Begin texts with the tokenizer's bos. By default as the tokenizer does.")
+    ] = None,
+    truncation: Annotated[bool, typer.Option(help="Cut requests longer than the context, as hf does.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for answers as they come; a killed run goes on from there.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result of one model.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
-    """Score MODEL on tasks of lm-evaluation-harness; shows a table and writes JSON."""
+    """Score models on the papers' suites, on lm-evaluation-harness tasks and on texts; shows and writes a report."""
     from . import eval as evaluation
+    from .eval.report import require_matplotlib
 
-    result = evaluation.evaluate(
-        model,
-        [name.strip() for name in tasks.split(",") if name.strip()],
+    text = None
+    if perplexity:
+        text = evaluation.PerplexityText(
+            perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
+            context_lengths=None if context_lengths is None else tuple(map(int, context_lengths.split(","))),
+            stride=stride,
+            max_tokens=max_tokens,
+            config=text_config,
+            split=text_split,
+            column=text_column,
+        )
+    if report is not None:
+        require_matplotlib()
+        report.mkdir(parents=True, exist_ok=True)
+    results = evaluation.evaluate(
+        models[0] if len(models) == 1 else models,
+        split_names(tasks),
+        tokenizer=tokenizer,
+        adapter=adapter,
         data=data,
+        columns=None if columns is None else split_names(columns),
+        perplexity=text,
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
         device=device,
         dtype=dtype,
+        add_bos_token=add_bos_token,
+        truncation=truncation,
+        cache=cache,
         output=output,
         log_samples=log_samples,
     )
-    console.print(evaluation.results_table(result))
+    if not results:  # one of several processes, and not the first
+        return
+    show_report(evaluation.Report(results if isinstance(results, list) else [results]), report)
     if output is not None:
         console.print(f"[green]Saved[/green] {output}")
+
+
+@app.command(name="eval-report")
+@explain_errors
+def eval_report(
+    results: Annotated[list[Path], typer.Argument(help="JSON files that `sas-hf eval --output` wrote.")],
+    folder: Annotated[Path, typer.Option("--report", help="Folder for the report: Markdown, JSON, plots.")],
+) -> None:
+    """Put saved results into one report, for instance of the checkpoints of a training."""
+    from . import eval as evaluation
+
+    show_report(evaluation.Report([evaluation.EvaluationResult.load(path) for path in results]), folder)
+
+
+@app.command(name="eval-data")
+@explain_errors
+def eval_data(
+    folder: Annotated[Path, typer.Argument(help="For `sas-hf eval --data`; is made where it is missing.")],
+    tasks: Annotated[str, typer.Option(help="Suites or tasks whose datasets to fetch, separated by commas.")],
+) -> None:
+    """Fetch the datasets of suites or tasks from the Hub, for evaluations without a network."""
+    from . import eval as evaluation
+
+    paths = evaluation.prepare_data(folder, split_names(tasks), progress=lambda message: console.print(message))
+    console.print(f"[green]{len(paths)} files[/green] below {folder}")
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def show_report(report, folder: Path | None) -> None:
+    console.print(report.rich())
+    for path in report.save(folder) if folder is not None else []:
+        console.print(f"[green]Saved[/green] {path}")
 
 
 @app.command()

@@ -9,15 +9,23 @@ if importlib.util.find_spec("lm_eval") is None:
 from .continuation import make_continuation_task
 from .evaluation import evaluate
 from .harness import SASHFLM
-from .results import EvaluationResult, Metric, TaskResult, results_table
+from .perplexity import PerplexityText
+from .preparation import prepare_data
+from .report import Report, results_table
+from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
 
 
 __all__ = [
     "SASHFLM",
     "EvaluationResult",
     "Metric",
+    "PerplexityText",
+    "Report",
+    "SuiteColumn",
+    "SuiteResult",
     "TaskResult",
     "evaluate",
     "make_continuation_task",
+    "prepare_data",
     "results_table",
 ]

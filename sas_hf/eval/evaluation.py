@@ -1,8 +1,10 @@
 """`evaluate`: a model and the names of tasks in, scores out. All that can be checked early is checked first."""
 
-import copy
+import hashlib
+import json
 import math
 import random
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -14,90 +16,197 @@ import numpy as np
 import torch
 import transformers
 from lm_eval import simple_evaluate
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..version import __version__
-from .harness import SASHFLM, require_causal
-from .results import EvaluationResult, Metric, TaskResult
-from .task_loading import check_task_names, load_tasks, task_manager
+from .answers import AnswerStore, model_identity
+from .harness import SASHFLM
+from .models import Subject, inspect_model
+from .perplexity import PerplexityText, choose_lengths, read_documents, score_text
+from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
+from .suites import SuiteGroup
+from .task_loading import check_task_names, load_tasks, stock_config, stock_splits, task_manager
 
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+NOT_NUMBERS = (
+    "log-likelihoods of task {!r} are not numbers (NaN): the weights are broken or overflow in this `dtype`; try "
+    "'float32'."
+)
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel,
-    tasks: str | Sequence[str],
+    model: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel],
+    tasks: str | Sequence[str] = (),
     *,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
     data: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    perplexity: str | Path | PerplexityText | None = None,
     limit: int | float | None = None,
     num_fewshot: int | None = None,
     batch_size: int | str = "auto",
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
+    add_bos_token: bool | None = None,
+    truncation: bool = False,
+    cache: str | Path | None = None,
     output: str | Path | None = None,
     log_samples: bool = False,
-) -> EvaluationResult:
+) -> EvaluationResult | list[EvaluationResult] | None:
     """
-    Score a causal language model on tasks of lm-evaluation-harness, with the harness's own code.
+    Score causal language models on tasks of lm-evaluation-harness, with the harness's own code, and on texts.
 
     A live model is left as it was found: training or not, and with the same random numbers ahead of it. Code that a
-    checkpoint brings along is never run.
+    checkpoint brings along is never run. Under `accelerate launch` the processes share the work and the first one
+    returns and writes the result.
 
     Args:
-        model: a checkpoint's folder, a Hub id, or a live model.
-        tasks: names of tasks, groups or tags of the harness, or "sas_continuation" (see [`make_continuation_task`]).
+        model: a checkpoint's folder, a Hub id, a live model, or a peft adapter's folder or Hub id; or a list of
+            them, all looked over before the first is loaded.
+        tasks: names of tasks, groups or tags of the harness, the papers' suites ("sas_table1", "sas_table1_2shot",
+            "sas_table8"), or "sas_continuation" (see [`make_continuation_task`]).
         tokenizer: the model's own where `None`: beside its weights, or for a live model where it was loaded from.
+        adapter: folder or Hub id of a peft adapter to put on `model`.
         data: folder of `<dataset>/<configuration>/<split>.parquet` to read instead of the Hub's datasets; with it and
             a checkpoint's folder or a live model, no network is needed. A split that is missing is replaced, and the
             result says which was used.
-        limit: how many samples of each task to score, or what share of them if below 1; for trying out.
+        columns: of a suite, for instance ["ARC-E", "PIQA"]; all by default.
+        perplexity: a text to predict; a path or Hub id stands for `PerplexityText(source)`.
+        limit: how many samples of each task to score, from the first, or what share of them if below 1.
         num_fewshot: examples before each question; `None`: as the task says, else 0.
         batch_size: "auto": from the memory at hand; or a number.
         device: "cpu", "cuda", "cuda:1", ...; `None`: the accelerator if there is one. Not for a live model.
         dtype: as in `from_pretrained`; `None`: "auto", what the checkpoint holds. Not for a live model.
-        output: JSON file to write the result to.
+        add_bos_token: whether a text begins with the tokenizer's `bos_token`; `None`: as the tokenizer does it.
+        truncation: cut requests longer than the model's context from the left instead of refusing them.
+        cache: folder for the log-likelihoods as they are computed; a run that was killed goes on from there. Not for
+            a live model.
+        output: JSON file to write the result to; for one model. Several go into a [`Report`].
         log_samples: keep each request's log-likelihood in the result.
 
+    Returns:
+        the result, or for a list of models a list of results. In a process of several other than the first: `None`, or
+        an empty list.
+
     Raises:
-        ValueError: unknown task or unusable argument, model, tokenizer or data; also when the model's log-likelihoods
-            are not numbers.
+        ValueError: unknown task or column, unusable argument, model, tokenizer or data; also when the model's
+            log-likelihoods are not numbers.
         FileNotFoundError: missing folder, weights, configuration or data file.
-        Both come before the model is loaded, except for log-likelihoods that are not numbers.
+        All before the model is loaded, except for requests longer than the model's context (before the first batch)
+        and log-likelihoods that are not numbers.
     """
+    single = not isinstance(model, (list, tuple))
+    models = [model] if single else list(model)
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, output)
-    check_task_names(names)
-    config, source = _read_config(model)
-    require_causal(config)
-    tokenizer = _load_tokenizer(tokenizer, source, config)
+    if not models:
+        raise ValueError("`model` is an empty list; name at least one.")
+    if output is not None:
+        if not single:
+            raise ValueError(f"`output` is {str(output)!r}, for one model; give several to `Report` and save that.")
+        _check_output(output)
+    if not names and perplexity is None:
+        raise ValueError("`tasks` is empty; name at least one, for instance 'sas_table1', or a text for `perplexity`.")
+    if perplexity is not None and not isinstance(perplexity, PerplexityText):
+        perplexity = PerplexityText(perplexity)
+    for model in models:
+        _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, cache)
+    check_task_names(names, columns)
+    subjects = [inspect_model(model, tokenizer, adapter) for model in models]
+    for subject in subjects:
+        if perplexity is not None and (positions := _positions(subject)) is not None:
+            choose_lengths(perplexity, positions)
+    documents = read_documents(perplexity) if perplexity is not None else None
 
-    live = isinstance(source, torch.nn.Module)
-    with _left_as_found(source if live else None):
-        items, loaded = load_tasks(names, data)
-        placement = {} if live else {"device": device, "dtype": dtype or "auto"}
-        harness_model = SASHFLM(source, tokenizer=tokenizer, batch_size=batch_size, **placement)
-        start = time.perf_counter()
-        # The samples are always asked for: they show log-likelihoods that are not numbers, which accuracy hides.
-        report = simple_evaluate(
-            harness_model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
-        )
-        seconds = time.perf_counter() - start
-    _refuse_nan(report["samples"])
+    results = []
+    for subject in subjects:
+        with _left_as_found(subject.source if subject.live else None):
+            # Anew for each model: a task keeps its requests, and draws its examples from generators.
+            items, loaded = load_tasks(names, data, columns) if names else ([], {})
+            _check_fewshot(loaded, num_fewshot)
+            harness_model = _load_model(subject, batch_size, device, dtype, add_bos_token, truncation, cache)
+            start = time.perf_counter()
+            report, texts = None, {}
+            if items:
+                # The samples are always asked for: they are compared, and show log-likelihoods that are not numbers.
+                report = simple_evaluate(
+                    harness_model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
+                )
+            if perplexity is not None:
+                texts = score_text(perplexity, documents, harness_model)
+            seconds = time.perf_counter() - start
+        if harness_model.answers is not None:
+            harness_model.answers.close()
+        if harness_model.process_index != 0:
+            continue
+        if report is not None:
+            _refuse_nan(report["samples"])
+        for name, text in texts.items():
+            if math.isnan(text.metrics["nll"].value):
+                raise ValueError(f"Some {NOT_NUMBERS.format(name)}")
+        tasks = {name: _task_result(name, task, report, log_samples) for name, task in loaded.items()}
+        result = _result(subject, harness_model, tasks | texts, batch_size, seconds)
+        result.limit = limit
+        if report is not None:
+            groups = report.get("groups", {})
+            result.groups = {name: _metrics(values) for name, values in groups.items()}
+            result.suites = {s.name: _suite_result(s, report, tasks) for s in items if isinstance(s, SuiteGroup)}
+        if output is not None:
+            result.save(output)
+        results.append(result)
+    if single:
+        return results[0] if results else None
+    return results
 
-    sizes = harness_model.chosen_batch_sizes or [batch_size]
-    result = EvaluationResult(
-        model=type(source).__name__ if live else source,
-        num_parameters=harness_model.model.num_parameters(),
-        tasks={name: _task_result(name, task, report, log_samples) for name, task in loaded.items()},
-        groups={name: _metrics(values) for name, values in report.get("groups", {}).items()},
-        limit=limit,
+
+def _load_model(
+    subject: Subject,
+    batch_size: int | str,
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    add_bos_token: bool | None,
+    truncation: bool,
+    cache: str | Path | None,
+) -> SASHFLM:
+    options = {} if subject.live else {"device": device, "dtype": dtype or "auto", "peft": subject.adapter}
+    if subject.commit is not None and not subject.live:
+        options["revision"] = subject.commit  # of which the configuration was looked over
+    model = SASHFLM(
+        subject.source,
+        tokenizer=subject.tokenizer,
+        batch_size=batch_size,
+        add_bos_token=add_bos_token,
+        truncation=truncation,
+        **options,
+    )
+    if cache is not None:
+        settings = {
+            "dtype": str(model.model.dtype),
+            "device": model.device.type,
+            "batch_size": batch_size,
+            "max_length": model.max_length,
+            "attention": model.config._attn_implementation,
+        }
+        identity = model_identity(subject.source, subject.adapter, subject.commit, settings)
+        model.answers = AnswerStore(cache, identity, model.process_index)
+    return model
+
+
+def _result(
+    subject: Subject, model: SASHFLM, tasks: dict[str, TaskResult], batch_size: int | str, seconds: float
+) -> EvaluationResult:
+    sizes = model.chosen_batch_sizes or [batch_size]
+    tokenizer = model.tokenizer
+    return EvaluationResult(
+        model=subject.name,
+        num_parameters=model.model.num_parameters(),
+        tasks=tasks,
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        device=str(model.device),
         batch_size={"requested": batch_size, "smallest": min(sizes), "largest": max(sizes)},
-        dtype=str(harness_model.model.dtype).removeprefix("torch."),
-        device=str(harness_model.device),
         seconds=seconds,
         versions={
             "lm_eval": version("lm_eval"),
@@ -105,13 +214,34 @@ def evaluate(
             "torch": torch.__version__,
             "sas_hf": __version__,
         },
+        adapter=subject.adapter,
+        beginning_of_text={
+            "token": tokenizer.decode(model.prefix_token_id),
+            "always": tokenizer.bos_token_id in model.tok_encode("a")[:1],
+            "requested": model.add_bos_token,
+        },
+        max_length=model.max_length,
+        num_truncated=model.num_truncated,
+        num_reused=model.answers.num_reused if model.answers is not None else 0,
+        num_processes=model.num_processes,
+        step=training_step(subject.adapter or subject.source),
     )
-    if output is not None:
-        result.save(output)
-    return result
 
 
-def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, output) -> None:
+def training_step(source: str | PreTrainedModel) -> int | None:
+    """The step of a checkpoint named "checkpoint-500" or "step500", or of which `trainer_state.json` tells."""
+    if not isinstance(source, str):
+        return None
+    state = Path(source) / "trainer_state.json"
+    if state.is_file():
+        step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+        if isinstance(step, int):
+            return step
+    found = re.fullmatch(r"(?:.*[-_])?(?:checkpoint|step)[-_]?(\d+)", Path(source).name)
+    return int(found[1]) if found else None
+
+
+def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, cache) -> None:
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
         raise ValueError(f"`limit` is {limit}; it must be a positive integer, a share between 0 and 1, or None.")
     if num_fewshot is not None and num_fewshot < 0:
@@ -122,6 +252,8 @@ def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, outpu
         for field, value in (("device", device), ("dtype", dtype)):
             if value is not None:
                 raise ValueError(f"`{field}` is {value!r}, but a live model stays as it is; use `model.to`.")
+        if cache is not None:
+            raise ValueError(f"`cache` is {str(cache)!r}, but nothing tells live models apart; save it first.")
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"`dtype` is {dtype!r}; it must be 'auto' or torch's name of one, for instance 'bfloat16'.")
     if device is not None:
@@ -129,61 +261,42 @@ def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, outpu
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"`device` is {device!r}, which torch cannot use here: {error}") from error
-    if output is not None:
-        if Path(output).is_dir():
-            raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=Path(output).parent).close()  # refused now rather than after the evaluation
+    if cache is not None and Path(cache).is_file():
+        raise ValueError(f"`cache` is {str(cache)!r}, a file; give the name of a folder.")
 
 
-def _read_config(model: str | Path | PreTrainedModel) -> tuple[PreTrainedConfig, str | PreTrainedModel]:
-    """The configuration, and the model as the harness takes it: live, Hub id, or absolute path.
+def _check_output(output: str | Path) -> None:
+    if Path(output).is_dir():
+        raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=Path(output).parent).close()  # refused now rather than after the evaluation
 
-    An absolute path cannot be taken for a Hub id, which the harness would look up.
-    """
-    if isinstance(model, torch.nn.Module):
-        if not getattr(model, "can_generate", lambda: True)():
+
+def _positions(subject: Subject) -> int | None:
+    """The model's context, where its configuration tells."""
+    config = subject.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _check_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> None:
+    for name, task in tasks.items():
+        shots = task.config.num_fewshot
+        shots = num_fewshot if num_fewshot is not None and shots != 0 else shots or 0
+        if not shots or task.fewshot_cfg.samples is not None:
+            continue
+        split, evaluated = _used_splits(task)
+        available = len(task.dataset[split]) - (split == evaluated)
+        if shots > available:
             raise ValueError(
-                f"`model` is a {type(model).__name__}, which has no language model head; load the checkpoint with "
-                "`AutoModelForCausalLM`."
+                f"Task {name!r} is to show {shots} examples, but its split {split!r} has {available} for a question."
             )
-        return model.config, model
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if isinstance(model, Path) or folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise FileNotFoundError(f"`model` is {str(model)!r}: there is no such folder.")
-        return AutoConfig.from_pretrained(model), model
-    for kind, expected in (("configuration", ("config.json",)), ("weights", WEIGHTS)):
-        if not any((folder / name).is_file() for name in expected):
-            raise FileNotFoundError(f"`model` is {str(model)!r}, a folder without {kind} ({' or '.join(expected)}).")
-    return AutoConfig.from_pretrained(folder), str(folder.resolve())
 
 
-def _load_tokenizer(
-    tokenizer: str | Path | PreTrainedTokenizerBase | None, source: str | PreTrainedModel, config: PreTrainedConfig
-) -> PreTrainedTokenizerBase:
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        tokenizer = copy.deepcopy(tokenizer)  # the harness may give it a padding token
-    else:
-        place = str(tokenizer or (source if isinstance(source, str) else config.name_or_path))
-        if not place or (Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZERS)):
-            raise ValueError(
-                f"There is no tokenizer in {place!r}; pass one as `tokenizer`, or save it there with "
-                "`tokenizer.save_pretrained`."
-            )
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has neither `bos_token` nor `eos_token`; the evaluation begins a text without context "
-            "with one of them. Set the one that separated documents in training."
-        )
-    vocab_size = config.get_text_config().vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, but `vocab_size` of the model is {vocab_size}; it "
-            "belongs to another model."
-        )
-    return tokenizer
+def _used_splits(task: Task) -> tuple[str | None, str]:
+    """The splits that a task with its data takes its examples from and evaluates."""
+    config = task.config
+    evaluated = config.test_split if task.has_test_docs() else config.validation_split
+    return config.fewshot_split or config.training_split or config.validation_split or evaluated, evaluated
 
 
 @contextmanager
@@ -206,27 +319,74 @@ def _refuse_nan(samples: dict[str, list[dict]]) -> None:
         numbers = [value for row in rows for response in _responses(row) for value in np.atleast_1d(response).tolist()]
         bad = sum(isinstance(value, float) and math.isnan(value) for value in numbers)
         if bad:
-            raise ValueError(
-                f"{bad} log-likelihoods of task {name!r} are not numbers (NaN): the weights are broken or overflow in "
-                "this `dtype`; try 'float32'."
-            )
+            raise ValueError(f"{bad} {NOT_NUMBERS.format(name)}")
 
 
 def _task_result(name: str, task: Task, report: dict, log_samples: bool) -> TaskResult:
     config = task.config
-    split = config.test_split if task.has_test_docs() else config.validation_split
+    fewshot_split, split = _used_splits(task)
     files = (config.dataset_kwargs or {}).get("data_files")
     on_hub = "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
-    counts = report["n-samples"][name]
+    counts, shots = report["n-samples"][name], report["n-shot"][name]
+    rows = sorted(report["samples"][name], key=lambda row: row["doc_id"])
+    own_examples = task.fewshot_cfg.samples is not None
     return TaskResult(
         metrics=_metrics(report["results"][name]),
         num_samples=counts["effective"],
         num_available=counts["original"],
         split=split,
         data=files[split] if isinstance(files, dict) else on_hub,
-        num_fewshot=report["n-shot"][name],
+        num_fewshot=shots,
         version=report["versions"][name],
-        samples=[_sample(row) for row in report["samples"][name]] if log_samples else None,
+        fewshot_split=fewshot_split if shots and not own_examples else None,
+        notes=_differences(name, split, fewshot_split, shots) if isinstance(files, dict) and not own_examples else [],
+        scores=_question_scores(task, rows),
+        questions=_digest(row["doc_hash"] + row["prompt_hash"] for row in rows),
+        samples=[_sample(row) for row in rows] if log_samples else None,
+    )
+
+
+def _differences(name: str, split: str, fewshot_split: str | None, shots: int) -> list[str]:
+    """In which splits a task read from a folder differs from the stock task."""
+    stock_split, stock_fewshot = stock_splits(stock_config(name))
+    notes = []
+    if split != stock_split:
+        notes.append(f"evaluated on {split}, which the folder has, instead of {stock_split}")
+    if shots and fewshot_split == split:
+        notes.append(f"examples from the evaluated split ({split}), without the question itself")
+    elif shots and fewshot_split != stock_fewshot:
+        notes.append(f"examples from {fewshot_split}, which the folder has, instead of {stock_fewshot}")
+    return notes
+
+
+def _question_scores(task: Task, rows: list[dict]) -> dict[str, list[float]]:
+    """One number per question for each metric that is their mean, where the task has no more than one filter."""
+    if len({row["filter"] for row in rows}) > 1:
+        return {}
+    means = [metric for metric, aggregation in task.aggregation().items() if aggregation is mean]
+    return {metric: [float(row[metric]) for row in rows] for metric in means if all(metric in row for row in rows)}
+
+
+def _digest(parts: Iterator[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _suite_result(suite: SuiteGroup, report: dict, tasks: dict[str, TaskResult]) -> SuiteResult:
+    columns = {}
+    for label, column in suite.columns.items():
+        member = suite.get(column["task"])
+        leaves = [task.task_name for task in member.get_all_tasks()] if isinstance(member, Group) else [column["task"]]
+        columns[label] = SuiteColumn(
+            metric=column["metric"],
+            score=_metrics(report["results"][column["task"]])[column["metric"]],
+            num_samples=sum(tasks[name].num_samples for name in leaves),
+            tasks=leaves,
+        )
+    return SuiteResult(
+        columns=columns,
+        average=_metrics(report["results"][suite.name])["average"],
+        complete=len(columns) == suite.metadata.get("all_columns", len(columns)),
+        version=suite.metadata.get("version"),
     )
 
 

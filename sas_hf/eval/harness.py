@@ -1,17 +1,30 @@
-"""The `sas_hf` model type of lm-evaluation-harness: its own Hugging Face model, with batches that fit in memory."""
+"""The `sas_hf` model type of lm-evaluation-harness: its own Hugging Face model, with batches that fit in memory.
+
+Batches are planned before the first one runs, over all requests and all processes: so a run that was killed goes on
+where it stopped (`answers`), and processes started by `accelerate launch` share the batches, with the numbers of one
+uninterrupted process.
+"""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import gather_object
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import sas_hf  # noqa: F401  registers the architectures, so that a checkpoint is loaded by its path alone
+
+from .answers import Answer, AnswerStore
 
 
 # What one batch may take on a CPU, per thread. More is slower: a 135M Llama with 49k tokens of vocabulary, scored by
@@ -19,13 +32,18 @@ import sas_hf  # noqa: F401  registers the architectures, so that a checkpoint i
 CPU_BATCH_BYTES = 256 << 20
 
 
+# As the harness hands them over: the texts (`None` for a window of a longer text), and both parts' token ids.
+TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
 @register_model("sas_hf")
 class SASHFLM(HFLM):
     """
     lm-evaluation-harness's `hf` model for causal language models, choosing the batch size from the memory at hand.
 
-    Every batch gets its own size: requests come longest first, so later batches of shorter requests hold more. The
-    sizes chosen are kept in `chosen_batch_sizes`.
+    Every batch gets its own size: requests come longest first, so later batches of shorter requests hold more. At a
+    fixed batch size the batches are the `hf` model's. The sizes are kept in `chosen_batch_sizes`. Under `accelerate
+    launch` each process holds the model and scores every n-th batch; each has all answers in the end.
 
     Args:
         pretrained: path, Hub id or live model (then with `tokenizer`).
@@ -34,6 +52,9 @@ class SASHFLM(HFLM):
         memory_budget: bytes one batch may take; `None`: half of what is free when the requests come, and on a CPU at
             most 256 MiB per thread.
         device: `None`: the accelerator if there is one, else the CPU.
+        truncation: what to do with a request longer than the model's context: `True` cuts it from the left, as the
+            `hf` model does; `False` raises before the first batch.
+        answers: where log-likelihoods are kept, and taken from when they are there.
         kwargs: as the harness's `HFLM` takes them.
 
     Raises:
@@ -48,12 +69,16 @@ class SASHFLM(HFLM):
         max_batch_size: int = 64,
         memory_budget: int | None = None,
         device: str | None = None,
+        truncation: bool = False,
+        answers: AnswerStore | None = None,
         **kwargs,
     ):
         if not isinstance(pretrained, str):
-            require_causal(pretrained.config)
+            require_causal(pretrained.config, live=True)
         self.memory_budget = memory_budget
+        self.answers = answers
         self.chosen_batch_sizes: list[int] = []
+        self.num_truncated = 0
         # Of a live model the harness warns that it is one.
         with nullcontext() if isinstance(pretrained, str) else silenced("lm_eval.models.huggingface"):
             super().__init__(
@@ -62,44 +87,139 @@ class SASHFLM(HFLM):
                 batch_size=batch_size,
                 max_batch_size=max_batch_size,
                 device=device or default_device(),
+                truncation=truncation,
                 **kwargs,
             )
+        accelerator = getattr(self, "accelerator", None)
+        self.process_index = accelerator.process_index if accelerator else 0
+        self.num_processes = accelerator.num_processes if accelerator else 1
+        # The harness would deal out the questions, which changes the examples drawn for each; we deal out batches.
+        self._rank, self._world_size = 0, 1
 
     def _get_config(self, pretrained: str, **kwargs) -> None:
         super()._get_config(pretrained, **kwargs)
         require_causal(self._config)
 
-    def _batch_scheduler(self, pos: int, n_reordered_requests: tuple) -> int:
-        # Called for every request with the batches' sizes so far, {first request: size}, which the harness empties
-        # before each run; the size must stay what it is until the batch is full.
-        first = next(reversed(self.batch_sizes), None)
-        if first is None or pos == first + self.batch_sizes[first]:
-            first = pos
-            self.batch_sizes[first] = self._detect_batch_size(n_reordered_requests, pos)
-        return self.batch_sizes[first]
+    def _create_model(self, pretrained: str, *, peft: str | None = None, **kwargs) -> None:
+        # The harness would first cut the embedding down to the tokenizer's size, where a model pads it.
+        super()._create_model(pretrained, peft=None, **kwargs)
+        if peft:
+            from peft import PeftModel
+
+            self._model = PeftModel.from_pretrained(self._model, peft)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts in windows of the model's context, all texts' windows sharing batches."""
+        windows, texts = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(window)))
+                texts.append(number)
+        totals = [0.0] * len(requests)
+        for number, (value, _) in zip(texts, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[number] += value
+        return totals
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        if not requests:
+            return []
+        self._check_lengths(requests)
+        found: dict[int, Answer] = {}
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.process_index != 0, desc="Scoring requests")
+        for batch in self._plan_batches(requests)[self.process_index :: self.num_processes]:
+            known = {} if self.answers is None else self.answers.get(batch, requests)
+            rest = [number for number in batch if number not in known]
+            if rest:
+                # One batch: it was planned as one.
+                answers = super()._loglikelihood_tokens([requests[number] for number in rest], True, len(rest))
+                answers = dict(zip(rest, answers, strict=True))
+                if self.answers is not None:
+                    self.answers.put(answers, requests)
+                known |= answers
+            found |= known
+            bar.update(len(batch))
+        bar.close()
+        if self.num_processes > 1:
+            found = {number: answer for part in gather_object([found]) for number, answer in part.items()}
+        return [found[number] for number in range(len(requests))]
+
+    def _check_lengths(self, requests: Sequence[TokenRequest]) -> None:
+        lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
+        too_long = sum(length > self.max_length for length in lengths)
+        endless = sum(len(continuation) > self.max_length for _, _, continuation in requests)
+        if endless or (too_long and not self.truncation):
+            raise ValueError(
+                f"{too_long} of {len(requests)} requests are longer than the model's context of {self.max_length} "
+                f"tokens, the longest has {max(lengths)}. "
+                + ("Even their continuations alone are." if endless else "Show fewer examples, or pass")
+                + ("" if endless else " `truncation=True` (--truncation) to cut them from the left, as `hf` does.")
+            )
+        self.num_truncated += too_long
+
+    def _plan_batches(self, requests: Sequence[TokenRequest]) -> list[list[int]]:
+        """Numbers of the requests that share a batch, longest first, in the order of the harness's `Collator`.
+
+        Requests that differ in their last token alone need one row of a batch between them.
+        """
+        rows: dict[object, list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            key = (*context, *continuation[:-1]) if self.logits_cache else number
+            rows.setdefault(key, []).append(number)
+
+        def tokens(row: list[int]) -> list[int]:
+            _, context, continuation = requests[max(row, key=lambda number: len(requests[number][2]))]
+            return context + continuation
+
+        keyed = sorted(((-len(ids), ids, row) for row in rows.values() for ids in [tokens(row)]), key=lambda x: x[:2])
+        if self.batch_size == "auto":
+            self._budget = self._choose_budget()
+        batches, start = [], 0
+        while start < len(keyed):
+            length = min(-keyed[start][0] - 1, self.max_length)
+            size = self._fitting(length) if self.batch_size == "auto" else self.batch_size
+            size = min(size, len(keyed) - start)
+            self.chosen_batch_sizes.append(size)
+            batches.append([number for _, _, row in keyed[start : start + size] for number in row])
+            start += size
+        return batches
+
+    def _choose_budget(self) -> int:
+        budget = self.memory_budget or default_budget(self.device)
+        # All processes must plan the same batches.
+        return min(gather_object([budget])) if self.num_processes > 1 else budget
+
+    def _fitting(self, length: int) -> int:
+        return max(1, min(self._budget // bytes_per_sequence(self.config, length), self.max_batch_size))
 
     def _detect_batch_size(self, requests: tuple | None = None, pos: int = 0) -> int:
-        # The harness tries sizes until one does not run out of memory; on a CPU the first failure ends the process.
-        length, remaining = self.max_length, self.max_batch_size
-        if requests:
-            _, context, continuation = requests[pos]
-            length, remaining = min(len(context) + len(continuation) - 1, self.max_length), len(requests) - pos
-        if pos == 0:
-            self._budget = self.memory_budget or default_budget(self.device)
-        fitting = self._budget // bytes_per_sequence(self.config, length)
-        size = max(1, min(fitting, self.max_batch_size, remaining))
+        # For generation. The harness tries sizes until one does not run out of memory; on a CPU that ends the process.
+        self._budget = self._choose_budget()
+        size = self._fitting(self.max_length)
         self.chosen_batch_sizes.append(size)
         return size
 
 
-def require_causal(config: PreTrainedConfig) -> None:
-    """Raise a `ValueError` when log-likelihoods from left to right mean nothing for a model of this configuration."""
+def require_causal(config: PreTrainedConfig, live: bool = False) -> None:
+    """Raise a `ValueError` when log-likelihoods from left to right mean nothing for a model of this configuration.
+
+    Args:
+        live: whether the model is at hand; else `AutoModelForCausalLM` must know its architecture.
+    """
     for field, value in (("is_causal", False), ("is_encoder_decoder", True)):
         if getattr(config, field, not value) is value:
             raise ValueError(
                 f"`{field}={value}`: the evaluation scores each token given those before it, which needs a causal "
                 "decoder; fine-tune and score this model on a task of its own instead."
             )
+    if not live and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        images = " It takes images, which these tasks are not made of." if hasattr(config, "image_size") else ""
+        raise ValueError(
+            f"`model_type` is {config.model_type!r}, which `AutoModelForCausalLM` does not load: the tasks need a "
+            f"causal language model.{images}"
+        )
 
 
 def default_device() -> str:
@@ -129,7 +249,10 @@ def bytes_per_sequence(config: PreTrainedConfig, length: int) -> int:
 def default_budget(device: torch.device) -> int:
     """Bytes that one batch may take on `device` when the user says nothing."""
     half = available_memory(device) // 2
-    return half if device.type != "cpu" else min(half, CPU_BATCH_BYTES * torch.get_num_threads())
+    if device.type != "cpu":
+        return half
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as accelerate and torchrun set it
+    return min(half // local_processes, CPU_BATCH_BYTES * torch.get_num_threads())
 
 
 def available_memory(device: torch.device) -> int:

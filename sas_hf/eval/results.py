@@ -1,18 +1,20 @@
-"""What an evaluation returns: metrics per task and all that is needed to repeat it, as JSON or as a table."""
+"""What an evaluation returns: metrics per task and all that is needed to repeat it, as dictionaries and JSON.
+
+Not all of it comes from lm-evaluation-harness: perplexities and image classification are tasks of the same form.
+"""
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from rich.table import Table
 
 from .files import write_atomically
 
 
 @dataclass
 class Metric:
-    """A value and its standard error, `None` where the harness gives none (one sample, some metrics)."""
+    """A value and its standard error, `None` where there is none (one sample, some metrics)."""
 
     value: float
     stderr: float | None
@@ -21,15 +23,20 @@ class Metric:
 @dataclass
 class TaskResult:
     """
-    One task.
+    One task. What does not apply to it is `None` or empty.
 
     Attributes:
         metrics: by the harness's name ("acc", "acc_norm"), with the filter where there is one ("exact_match,strict").
-        num_samples: how many samples were scored, of `num_available` in the split.
+        num_samples: how many samples were scored, of `num_available` in the split. The first ones, where fewer.
         split: the split evaluated.
         data: the file or the dataset on the Hub that it was read from.
         num_fewshot: examples shown before each question.
         version: the task's own.
+        fewshot_split: where the examples came from.
+        notes: what differs from the stock task, in words.
+        scores: by metric, one number per sample in the order of the data, for metrics that are their mean.
+        questions: digest of the samples and their prompts; equal digests were asked the same.
+        details: more on what was done, such as a perplexity's context length, stride and tokens.
         samples: with `log_samples`, a dictionary per sample: `doc_id`, `doc_hash`, `prompt_hash`, `target`, the
             metrics, and `responses`, one per request: `[log-likelihood, is greedy]`, or the text generated.
     """
@@ -39,9 +46,42 @@ class TaskResult:
     num_available: int
     split: str
     data: str
-    num_fewshot: int
+    num_fewshot: int | None
     version: str | float | None
+    fewshot_split: str | None = None
+    notes: list[str] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    questions: str | None = None
+    details: dict = field(default_factory=dict)
     samples: list[dict] | None = None
+
+
+@dataclass
+class SuiteColumn:
+    """A column of a suite: the metric it shows, its value in per cent of one, and the tasks that it is made of."""
+
+    metric: str
+    score: Metric
+    num_samples: int
+    tasks: list[str]
+
+
+@dataclass
+class SuiteResult:
+    """
+    A suite of a paper.
+
+    Attributes:
+        columns: by the paper's label.
+        average: plain mean of the columns.
+        complete: whether all columns of the suite are there, so that the average is the paper's.
+        version: the suite's own.
+    """
+
+    columns: dict[str, SuiteColumn]
+    average: Metric
+    complete: bool
+    version: str | float | None
 
 
 @dataclass
@@ -53,64 +93,105 @@ class EvaluationResult:
         model: path, Hub id, or the class of a live model.
         num_parameters: of the model, tied weights counted once.
         tasks: results by task.
-        groups: aggregated metrics by group of tasks, for groups that define them.
-        limit: as given.
-        batch_size: "requested", and the "smallest" and "largest" batch of the run (its tasks share batches).
         dtype, device: what the model ran in and on.
-        versions: of lm_eval, transformers, torch and sas_hf.
+        batch_size: "requested", and the "smallest" and "largest" batch of the run (its tasks share batches).
         seconds: wall time of building the requests and scoring them, without loading the model.
+        versions: of lm_eval, transformers, torch and sas_hf.
+        groups: aggregated metrics by group of tasks, for groups that define them.
+        suites: the papers' suites among the groups, column by column.
+        limit: as given.
+        adapter: peft adapter on the model.
+        beginning_of_text: "token": what stands before a text without context; "always": whether the tokenizer puts
+            its own before every text; "requested": as given.
+        max_length: tokens of the model's context.
+        num_truncated: requests cut to it.
+        num_reused: requests whose answer an earlier run had kept.
+        num_processes: that shared the work.
+        step: training step of the checkpoint, from its folder's name or `trainer_state.json`.
     """
 
     model: str
     num_parameters: int
     tasks: dict[str, TaskResult]
-    groups: dict[str, dict[str, Metric]]
-    limit: int | float | None
-    batch_size: dict[str, int | str]
     dtype: str
     device: str
+    batch_size: dict[str, int | str]
     seconds: float
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str]
+    groups: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    suites: dict[str, SuiteResult] = field(default_factory=dict)
+    limit: int | float | None = None
+    adapter: str | None = None
+    beginning_of_text: dict | None = None
+    max_length: int | None = None
+    num_truncated: int = 0
+    num_reused: int = 0
+    num_processes: int = 1
+    step: int | None = None
 
     def to_dict(self) -> dict:
         """Plain dictionaries, ready for JSON; numbers that are not finite become `None`."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "EvaluationResult":
+        """The inverse of [`to_dict`].
+
+        Raises:
+            ValueError: for a dictionary of another form.
+        """
+        try:
+            tasks = {
+                name: TaskResult(**task | {"metrics": _scores(task["metrics"])})
+                for name, task in _of(content, "tasks")
+            }
+            groups = {name: _scores(metrics) for name, metrics in _of(content, "groups")}
+            suites = {name: _suite(suite) for name, suite in _of(content, "suites")}
+            return cls(**content | {"tasks": tasks, "groups": groups, "suites": suites})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"This is not the result of an evaluation: {type(error).__name__}: {error}.") from error
 
     def save(self, path: str | Path) -> None:
         """Write [`to_dict`] as JSON; a reader finds the old file or the whole new one."""
-        content = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(Path(path), (content + "\n").encode())
+        save_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """Read what [`save`] wrote; a `ValueError` for anything else."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
-def results_table(result: EvaluationResult) -> Table:
-    """A table for `rich.print`: a row per task and metric, then the groups."""
-    sizes = sorted({result.batch_size["smallest"], result.batch_size["largest"]})
-    table = Table(
-        title=f"{result.model} ({result.num_parameters:,} parameters)",
-        caption=f"{result.dtype} on {result.device}, batches of {' to '.join(map(str, sizes))}, "
-        f"{result.seconds:.0f} s, lm_eval {result.versions['lm_eval']}",
-    )
-    for header in ("task", "split", "samples", "shots", "metric", "value", "± stderr"):
-        justify = "right" if header in ("samples", "shots", "value", "± stderr") else "left"
-        table.add_column(header, justify=justify, overflow="fold")
-    for name, task in result.tasks.items():
-        row = (name, task.split, str(task.num_samples), str(task.num_fewshot))
-        _add_metrics(table, row, task.metrics)
-    for name, metrics in result.groups.items():
-        _add_metrics(table, (name, "", "", ""), metrics)
-    return table
+def save_json(path: Path, content: dict | list) -> None:
+    """Write JSON, a line for each list of numbers; a reader finds the old file or the whole new one."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    # A line break inside a string is written \n, so real ones are the layout's.
+    text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomically(path, (text + "\n").encode())
 
 
-def _add_metrics(table: Table, row: tuple[str, ...], metrics: dict[str, Metric]) -> None:
-    for metric, score in metrics.items():
-        table.add_row(*row, metric, f"{score.value:.4f}", "" if score.stderr is None else f"{score.stderr:.4f}")
-        row = ("",) * len(row)
-    table.add_section()
-
-
-def _finite(value):
+def finite(value):
+    """Numbers that are not finite, which JSON does not know, become `None`."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _of(content: dict, name: str):
+    return content.get(name, {}).items()
+
+
+def _scores(metrics: dict) -> dict[str, Metric]:
+    return {name: Metric(**metric) for name, metric in metrics.items()}
+
+
+def _suite(content: dict) -> SuiteResult:
+    columns = {
+        label: SuiteColumn(**column | {"score": Metric(**column["score"])})
+        for label, column in content["columns"].items()
+    }
+    return SuiteResult(**content | {"columns": columns, "average": Metric(**content["average"])})

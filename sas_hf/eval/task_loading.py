@@ -16,30 +16,41 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # the harness's loader for its YAML dialect (includes, functions)
 
 from .harness import silenced
-
-
-SHIPPED_TASKS = Path(__file__).parent / "tasks"
+from .suites import SHIPPED_TASKS, SuiteTaskManager, is_suite, select_columns
 
 
 @functools.cache
-def task_manager() -> TaskManager:
+def task_manager() -> SuiteTaskManager:
     """The harness's index of its own tasks and ours. Made once: reading its 14,000 files takes seconds."""
-    return TaskManager(include_path=SHIPPED_TASKS)
+    return SuiteTaskManager()
 
 
-def check_task_names(names: Sequence[str]) -> None:
-    """Raise a `ValueError` for an unknown name (with the nearest known ones) or an empty list."""
-    if not names:
-        raise ValueError("`tasks` is empty; name at least one, for instance 'arc_easy' or 'sas_continuation'.")
+def check_task_names(names: Sequence[str], columns: Sequence[str] | None = None) -> None:
+    """Raise a `ValueError` for an unknown name (with the nearest known ones) or column."""
     for name in names:
         if name not in task_manager().task_index:
             near = difflib.get_close_matches(name, task_manager().all_tasks, n=3)
             hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them."
             raise ValueError(f"`tasks`: lm-evaluation-harness has no task {name!r}. {hint}")
+    if columns is not None:
+        column_entries(names, columns)
+
+
+def column_entries(names: Sequence[str], columns: Sequence[str]) -> dict[str, object]:
+    """Index entries that reduce each suite among `names` to these columns."""
+    index, entries = task_manager().task_index, {}
+    if not columns:
+        raise ValueError("`columns` is empty; name at least one, for instance 'ARC-E', or leave it out.")
+    for name in names:
+        if not is_suite(index[name].cfg or {}):
+            raise ValueError(f"`columns` choose among those of a suite; {name!r} is a task of its own.")
+        entries[name] = dataclasses.replace(
+            index[name], yaml_path=None, cfg=select_columns(index[name].cfg, list(columns))
+        )
+    return entries
 
 
 def local_entries(names: Sequence[str], data: str | Path) -> dict[str, object]:
@@ -49,18 +60,40 @@ def local_entries(names: Sequence[str], data: str | Path) -> dict[str, object]:
     Nothing but the files' presence and their ends is read here.
 
     Raises:
-        FileNotFoundError: when `data`, a dataset's folder or the split to evaluate is missing; names what is expected.
+        FileNotFoundError: when `data`, datasets' folders or splits to evaluate are missing; lists all that is.
         ValueError: for a damaged file, or a task whose data cannot be replaced.
     """
     if not Path(data).is_dir():
         raise FileNotFoundError(f"`data` is {str(data)!r}, which is not a folder.")
-    index, entries = task_manager().task_index, {}
-    for name in leaf_names(names):
-        if "class" in index[name].cfg or not index[name].cfg.get("dataset_path"):
-            raise ValueError(f"Task {name!r} gets its data by code of its own; evaluate it without `data`.")
-        config = load_yaml(index[name].yaml_path)
-        entries[name] = dataclasses.replace(index[name], yaml_path=None, cfg=config | local_source(config, Path(data)))
+    index, entries, missing = task_manager().task_index, {}, []
+    for name in dict.fromkeys(leaf_names(names)):
+        config = stock_config(name)
+        try:
+            source = local_source(config, Path(data))
+        except FileNotFoundError as error:
+            missing.append(str(error))
+            continue
+        entries[name] = dataclasses.replace(index[name], yaml_path=None, cfg=config | source)
+    if missing:
+        raise FileNotFoundError("\n".join(missing))
     return entries
+
+
+def stock_config(name: str) -> dict:
+    """What a task's own YAML file says; a `ValueError` when its data come from code instead of a dataset."""
+    entry = task_manager().task_index[name]
+    if "class" in entry.cfg or not entry.cfg.get("dataset_path"):
+        raise ValueError(f"Task {name!r} gets its data by code of its own; evaluate it without `data`.")
+    return load_yaml(entry.yaml_path)
+
+
+def stock_splits(config: dict) -> tuple[str, str | None]:
+    """The split that a stock task evaluates, and the one that its examples come from (`None`: written in the task)."""
+    evaluated = config.get("test_split") or config.get("validation_split")
+    if "samples" in (config.get("fewshot_config") or {}):
+        return evaluated, None
+    candidates = (config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))
+    return evaluated, next(filter(None, candidates), evaluated)
 
 
 def leaf_names(names: Sequence[str]) -> Iterator[str]:
@@ -140,13 +173,16 @@ def check_parquet(path: str) -> None:
         raise ValueError(f"{path} has no rows.")
 
 
-def load_tasks(names: Sequence[str], data: str | Path | None) -> tuple[list[Task | Group], dict[str, Task]]:
+def load_tasks(
+    names: Sequence[str], data: str | Path | None, columns: Sequence[str] | None = None
+) -> tuple[list[Task | Group], dict[str, Task]]:
     """
     Build tasks with their data.
 
     Args:
         names: known tasks, groups or tags.
         data: the local folder, `None` for the Hub.
+        columns: of the suites, all by default.
 
     Returns:
         what to hand to `simple_evaluate`, groups whole; and the single tasks by name.
@@ -155,17 +191,22 @@ def load_tasks(names: Sequence[str], data: str | Path | None) -> tuple[list[Task
         FileNotFoundError, ValueError: as [`local_entries`], or when a task cannot use the columns it finds.
     """
     manager = task_manager()
-    entries = local_entries(names, data) if data is not None else {}
     for name in names:
         yaml_path = manager.task_index[name].yaml_path
-        if data is None and yaml_path is not None and SHIPPED_TASKS in Path(yaml_path).parents:
+        shipped = yaml_path is not None and SHIPPED_TASKS in Path(yaml_path).parents
+        if data is None and shipped and name not in manager.all_groups:
             raise ValueError(
                 f"Task {name!r} has no data on the Hub: make it with `make_continuation_task` and pass the folder as "
                 "`data`."
             )
     items = []
+    chosen = column_entries(names, columns) if columns is not None else {}
     # For every task whose data comes from a function, the harness warns how to pass that function arguments.
-    with _replaced(manager.task_index, entries), silenced("lm_eval.api.task"):
+    with (
+        _replaced(manager.task_index, chosen),
+        _replaced(manager.task_index, local_entries(names, data) if data is not None else {}),
+        silenced("lm_eval.api.task"),
+    ):
         for name in dict.fromkeys(names):
             try:
                 loaded = manager.load([name])

@@ -50,8 +50,16 @@ def test_equals_the_harness_s_own_model(task, checkpoint, data):
             task_manager=task_manager(),
         )
         result = evaluate(
-            checkpoint, task, data=data, num_fewshot=num_fewshot, batch_size=1, device="cpu", log_samples=True
+            checkpoint,
+            task,
+            data=data,
+            num_fewshot=num_fewshot,
+            batch_size=1,
+            truncation=True,
+            device="cpu",
+            log_samples=True,
         )
+        assert (result.num_truncated > 0) == (num_fewshot > 0 and task == "sas_continuation")
 
         assert [sample["responses"] for sample in result.tasks[task].samples] == [
             [responses[0] for responses in sample["resps"]] for sample in expected["samples"][task]

@@ -1,0 +1,93 @@
+"""Log-likelihoods on disk as they are computed, so that a killed evaluation goes on where it stopped."""
+
+import hashlib
+import json
+import math
+import sqlite3
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..version import __version__
+
+
+# Log-likelihood of the continuation, and whether it is what greedy decoding would give.
+Answer = tuple[float, bool]
+
+
+class AnswerStore:
+    """
+    Answers by the token ids of their requests, for one model under one set of numerical settings.
+
+    Every process writes a file of its own, one transaction per batch, and reads those of all: SQLite leaves whole
+    batches behind whenever the process ends.
+
+    Args:
+        folder: is made where it is missing; stores of other models may lie in it.
+        identity: all that the numbers depend on but the tokens; see [`model_identity`].
+        process_index: of this process among those that share the work.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict, process_index: int = 0):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__, "sas_hf": __version__}
+        text = json.dumps(identity | versions, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.path = folder / f"{digest}.{process_index}.sqlite"
+        self._answers: dict[bytes, Answer] = {}
+        self.num_reused = 0
+        for path in sorted(folder.glob(f"{digest}.*.sqlite")):
+            with _connect(path) as connection:
+                rows = connection.execute("SELECT request, value, greedy FROM answers")
+                self._answers |= {key: (value, bool(greedy)) for key, value, greedy in rows}
+            connection.close()
+        self._connection = _connect(self.path)
+
+    def get(self, numbers: Iterable[int], requests: Sequence) -> dict[int, Answer]:
+        """Answers at hand among the requests of these numbers."""
+        keyed = ((number, _key(requests[number])) for number in numbers)
+        found = {number: self._answers[key] for number, key in keyed if key in self._answers}
+        self.num_reused += len(found)
+        return found
+
+    def put(self, answers: dict[int, Answer], requests: Sequence) -> None:
+        """Keep the answers to the requests of these numbers, all or none."""
+        # Not a number is an error of this run, not an answer for the next.
+        numbers = [number for number, (value, _) in answers.items() if not math.isnan(value)]
+        rows = [(_key(requests[number]), *answers[number]) for number in numbers]
+        with self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def model_identity(source: str, adapter: str | None, commit: str | None, settings: dict) -> dict:
+    """What tells a model's answers from another's: files by size and time, or the commit on the Hub, and settings."""
+    return {"model": _fingerprint(source), "adapter": adapter and _fingerprint(adapter), "commit": commit} | settings
+
+
+def _fingerprint(source: str) -> list:
+    folder = Path(source)
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [source, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, value REAL, greedy INT)")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise ValueError(f"{path} is not a store of answers ({error}); remove it or choose another folder.") from error
+    return connection
+
+
+def _key(request: tuple) -> bytes:
+    _, context, continuation = request
+    return hashlib.blake2b(array("q", [len(context), *context, *continuation]).tobytes(), digest_size=16).digest()

@@ -1,0 +1,100 @@
+"""Two models on the same questions: the mean difference and how sure one can be of it."""
+
+import math
+from dataclasses import dataclass
+
+from .results import EvaluationResult
+
+
+METHOD = (
+    "difference of the two models' scores question by question; standard error from their sample variance, 95 % "
+    "confidence interval by the normal approximation (1.96 standard errors); an average over columns has the root of "
+    "the columns' summed squares over their number"
+)
+NORMAL_97_5 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """
+    Attributes:
+        name: a suite and its column ("sas_table1: ARC-E"), its average, or a task and its metric ("piqa: acc").
+        difference: mean of second minus first, in the metric's unit.
+        stderr: of the difference; `None` for one question.
+        low, high: ends of its 95 % confidence interval.
+        num_samples: questions that both answered.
+    """
+
+    name: str
+    difference: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    num_samples: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDifference]:
+    """
+    Paired differences, second minus first, for every suite's column and average and every other task's metrics.
+
+    Tasks that only one has, and those without a score per question, are left out.
+
+    Raises:
+        ValueError: when a task of both did not ask the same questions in the same words.
+    """
+    for name in (name for name in first.tasks if name in second.tasks):
+        if first.tasks[name].questions != second.tasks[name].questions:
+            raise ValueError(
+                f"{first.model} and {second.model} were asked different questions in task {name!r} (data, limit or "
+                "examples differ); evaluate them alike to compare them."
+            )
+    found, in_suites = [], set()
+    for name in (name for name in first.suites if name in second.suites):
+        cells = []
+        for label, column in first.suites[name].columns.items():
+            if label not in second.suites[name].columns:
+                continue
+            in_suites |= set(column.tasks)
+            cells.append(_difference(f"{name}: {label}", first, second, column.tasks, column.metric))
+        found += cells
+        if cells and len(cells) == len(first.suites[name].columns) == len(second.suites[name].columns):
+            found.append(_average(name, cells))
+    for name in first.tasks:
+        if name in second.tasks and name not in in_suites:
+            metrics = [metric for metric in first.tasks[name].scores if metric in second.tasks[name].scores]
+            found += [_difference(f"{name}: {metric}", first, second, [name], metric) for metric in metrics]
+    return found
+
+
+def _difference(
+    name: str, first: EvaluationResult, second: EvaluationResult, tasks: list[str], metric: str
+) -> PairedDifference:
+    differences = [
+        b - a
+        for task in tasks
+        for a, b in zip(first.tasks[task].scores[metric], second.tasks[task].scores[metric], strict=True)
+    ]
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    stderr = None
+    if count > 1:
+        stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (count - 1) / count)
+    return _interval(name, mean, stderr, count)
+
+
+def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:
+    stderrs = [cell.stderr for cell in cells]
+    stderr = None if None in stderrs else math.sqrt(math.fsum(value**2 for value in stderrs)) / len(cells)
+    mean = math.fsum(cell.difference for cell in cells) / len(cells)
+    return _interval(f"{suite}: average", mean, stderr, sum(cell.num_samples for cell in cells))
+
+
+def _interval(name: str, mean: float, stderr: float | None, count: int) -> PairedDifference:
+    reach = None if stderr is None else NORMAL_97_5 * stderr
+    low, high = (None, None) if reach is None else (mean - reach, mean + reach)
+    return PairedDifference(name, mean, stderr, low, high, count)

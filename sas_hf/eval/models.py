@@ -1,0 +1,178 @@
+"""What is evaluated: a checkpoint, a live model or a peft adapter, looked over before any weights are read."""
+
+import copy
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from .harness import require_causal
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+@dataclass
+class Subject:
+    """
+    A model that can be evaluated.
+
+    Attributes:
+        name: as the user gave it, the class of a live model.
+        source: a live model, a Hub id, or an absolute path, which cannot be taken for a Hub id.
+        config: of the model.
+        tokenizer: its own copy; the harness may give it a padding token.
+        adapter: folder or Hub id of a peft adapter to put on `source`.
+    """
+
+    name: str
+    source: str | PreTrainedModel
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    adapter: str | None = None
+
+    @property
+    def live(self) -> bool:
+        return isinstance(self.source, torch.nn.Module)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub that the configuration came from."""
+        return getattr(self.config, "_commit_hash", None)
+
+
+def inspect_model(
+    model: str | Path | PreTrainedModel,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
+) -> Subject:
+    """
+    Look a model over: configuration, kind, weights' presence, tokenizer.
+
+    Args:
+        model: a checkpoint's folder, a Hub id or a live model; also a peft adapter's folder or Hub id, which
+            stands for its base model with the adapter on it.
+        tokenizer: the model's own where `None`: beside the adapter or the weights, for a live model where it was
+            loaded from.
+        adapter: a peft adapter to put on `model`.
+
+    Raises:
+        ValueError: a model, tokenizer or adapter that cannot be evaluated.
+        FileNotFoundError: missing folder, configuration or weights.
+        ImportError: an adapter without peft.
+    """
+    if isinstance(model, torch.nn.Module):
+        if adapter is not None:
+            raise ValueError("`adapter` is given with a live model; put it on the model yourself (`PeftModel`).")
+        if not getattr(model, "can_generate", lambda: True)():
+            raise ValueError(
+                f"`model` is a {type(model).__name__}, which has no language model head; load the checkpoint with "
+                "`AutoModelForCausalLM`."
+            )
+        require_causal(model.config, live=True)
+        found = _load_tokenizer(tokenizer, [model.config.name_or_path], model.config)
+        base = getattr(model, "get_base_model", lambda: model)()
+        name = type(base).__name__ + (" with adapter" if base is not model else "")
+        return Subject(name, model, model.config, found)
+
+    name = str(model) if adapter is None else f"{model} with {adapter}"
+    model = _check_place("model", model)
+    if adapter is None and (base := _adapter_base(model)) is not None:
+        model, adapter = _check_place("model", base), model
+    elif adapter is not None:
+        adapter = _check_place("adapter", adapter)
+        if _adapter_base(adapter) is None:
+            raise ValueError(f"`adapter` is {adapter!r}, where there is no adapter_config.json of peft's.")
+    if adapter is not None:
+        if importlib.util.find_spec("peft") is None:
+            raise ImportError(f"{adapter} is a peft adapter, and peft is not installed: pip install peft")
+        _require_files(adapter, "an adapter's weights", ADAPTER_WEIGHTS)
+    _require_files(model, "configuration", ("config.json",))
+    config = AutoConfig.from_pretrained(model)
+    require_causal(config)
+    _require_files(model, "weights", WEIGHTS)
+    _require_head(model, config)
+    return Subject(name, model, config, _load_tokenizer(tokenizer, [adapter, model], config), adapter)
+
+
+def _check_place(field: str, place: str | Path) -> str:
+    """An absolute path, or a Hub id."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    if isinstance(place, Path) or folder.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1:
+        raise FileNotFoundError(f"`{field}` is {str(place)!r}: there is no such folder.")
+    return place
+
+
+def _adapter_base(place: str) -> str | None:
+    """The base model that a peft adapter names, `None` where there is no adapter."""
+    if Path(place).is_dir() and not (Path(place) / "adapter_config.json").is_file():
+        return None
+    if Path(place).is_dir() and (Path(place) / "config.json").is_file():
+        return None  # a whole checkpoint, beside which training has left an adapter
+    found = find_adapter_config_file(place)
+    if found is None:
+        return None
+    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{found} has no `base_model_name_or_path`; give the base as `model` and this as `adapter`.")
+    return base
+
+
+def _require_files(place: str, kind: str, expected: tuple[str, ...]) -> None:
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in expected):
+        raise FileNotFoundError(f"`model` is {place!r}, a folder without {kind} ({' or '.join(expected)}).")
+
+
+def _require_head(place: str, config: PreTrainedConfig) -> None:
+    """Loading a checkpoint of another head would start the language model's at random."""
+    known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _tuple(names)}
+    saved = config.architectures or []
+    if saved and not any(name in known or name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved):
+        raise ValueError(
+            f"`model` is {place!r}, which holds a {', '.join(saved)}: its weights have no causal language model head."
+        )
+
+
+def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _load_tokenizer(
+    tokenizer: str | Path | PreTrainedTokenizerBase | None, places: list[str | None], config: PreTrainedConfig
+) -> PreTrainedTokenizerBase:
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = copy.deepcopy(tokenizer)
+    else:
+        places = [str(tokenizer)] if tokenizer else [place for place in places if place]
+        # An adapter's folder need not have one, then its base does; what a Hub id holds is seen when it is read.
+        folders = [place for place in places if Path(place).is_dir()]
+        with_tokenizer = [place for place in folders if any((Path(place) / name).is_file() for name in TOKENIZERS)]
+        remote = [place for place in reversed(places) if place not in folders]
+        place = next(iter(with_tokenizer + remote), None)
+        if place is None:
+            raise ValueError(
+                f"There is no tokenizer in {(places or [''])[-1]!r}; pass one as `tokenizer`, or save it there with "
+                "`tokenizer.save_pretrained`."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has neither `bos_token` nor `eos_token`; the evaluation begins a text without context "
+            "with one of them. Set the one that separated documents in training."
+        )
+    vocab_size = config.get_text_config().vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, but `vocab_size` of the model is {vocab_size}; it "
+            "belongs to another model."
+        )
+    return tokenizer

@@ -1,0 +1,196 @@
+"""Perplexity and bits per byte of a text at several context lengths, in the harness's rolling windows."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from .harness import SASHFLM
+from .results import Metric, TaskResult
+
+
+# The context lengths of the SAS paper's perplexity tables and figures.
+CONTEXT_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class PerplexityText:
+    """
+    A text to be predicted.
+
+    Args:
+        source: a text file, several, or the id of a dataset on the Hub (or its folder).
+        context_lengths: tokens that the model sees at once; `None`: of 512, 1,024, ... 16,384 those that the model
+            has positions and the text tokens for, else the model's own.
+        stride: tokens that a window predicts. `None`: as many as it holds, windows are disjoint. Smaller: every
+            window but the first sees `context_length - stride` tokens before the ones it predicts.
+        max_tokens: only so many from the start.
+        config, split, column: of a dataset.
+    """
+
+    source: str | Path | tuple[str | Path, ...]
+    context_lengths: tuple[int, ...] | None = None
+    stride: int | None = None
+    max_tokens: int | None = None
+    config: str | None = None
+    split: str = "test"
+    column: str = "text"
+
+    def __post_init__(self):
+        for field in ("stride", "max_tokens"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"`{field}` is {value}; it must be positive.")
+        if self.context_lengths is not None:
+            if not self.context_lengths:
+                raise ValueError("`context_lengths` is empty; name at least one, or leave it out.")
+            for length in self.context_lengths:
+                if length < 2:
+                    raise ValueError(f"`context_lengths` has {length}; a context has at least 2 tokens.")
+                if self.stride is not None and self.stride > length:
+                    raise ValueError(f"`stride` is {self.stride}, more than the context length {length}.")
+
+    @property
+    def name(self) -> str:
+        sources = self.source if isinstance(self.source, tuple) else (self.source,)
+        return ", ".join(map(str, sources))
+
+
+def read_documents(text: PerplexityText) -> list[str]:
+    """
+    The documents of a text: a file's content each, or a dataset's rows.
+
+    Raises:
+        FileNotFoundError: missing file.
+        ValueError: nothing in it, or a dataset without the split or column.
+    """
+    sources = text.source if isinstance(text.source, tuple) else (text.source,)
+    paths = [Path(source).expanduser() for source in sources]
+    if any(path.is_file() for path in paths) or len(paths) > 1:
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
+        documents = []
+        for path in paths:
+            try:
+                documents.append(path.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not text in UTF-8: {error}.") from error
+    else:
+        documents = _read_dataset(str(sources[0]), text)
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise ValueError(f"`perplexity`: there is no text in {text.name}.")
+    return documents
+
+
+def _read_dataset(source: str, text: PerplexityText) -> list[str]:
+    from datasets import load_dataset
+
+    if not Path(source).is_dir() and (source.startswith((".", "~", "/")) or source.endswith((".txt", ".md"))):
+        raise FileNotFoundError(f"`perplexity` names {source!r}: there is no such file.")
+    dataset = load_dataset(source, text.config)
+    if text.split not in dataset:
+        raise ValueError(f"`split` is {text.split!r}; {source} has {', '.join(dataset)}.")
+    if text.column not in dataset[text.split].column_names:
+        names = ", ".join(dataset[text.split].column_names)
+        raise ValueError(f"`column` is {text.column!r}; {source} has {names}.")
+    return list(dataset[text.split][text.column])
+
+
+def choose_lengths(text: PerplexityText, max_length: int) -> list[int]:
+    """The context lengths for a model of so many positions; a `ValueError` for one beyond them."""
+    if text.context_lengths is None:
+        return [length for length in CONTEXT_LENGTHS if length <= max_length] or [max_length]
+    for length in text.context_lengths:
+        if length > max_length:
+            raise ValueError(
+                f"`context_lengths` has {length}, but the model's context is {max_length} tokens; leave it out."
+            )
+    return sorted(set(text.context_lengths))
+
+
+def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> dict[str, TaskResult]:
+    """
+    Score the documents at each context length.
+
+    They are joined to one stream, each after the first preceded by the token that begins a text (the tokenizer's
+    bos, else eos), which is predicted like any other; the first token is predicted from it. Every token is predicted
+    once. Bytes are those of the tokens predicted, as UTF-8. The standard error is that of a mean over windows,
+    weighted by their tokens.
+
+    Returns:
+        by "perplexity@512" and so on: "perplexity" per token, "bits_per_byte", and "nll", nats per token.
+    """
+    tokens: list[int] = []
+    for document in documents:
+        if tokens:
+            tokens.append(model.prefix_token_id)
+        tokens += model.tokenizer.encode(document, add_special_tokens=False)
+    num_bytes = sum(len(document.encode()) for document in documents)
+    if text.max_tokens is not None and text.max_tokens < len(tokens):
+        tokens = tokens[: text.max_tokens]
+        num_bytes = len(model.tokenizer.decode(tokens, skip_special_tokens=True).encode())
+    lengths = choose_lengths(text, model.max_length)
+    if text.context_lengths is None:
+        lengths = [length for length in lengths if length <= len(tokens)] or lengths[:1]
+    elif lengths[-1] > len(tokens):
+        raise ValueError(f"`context_lengths` has {lengths[-1]}, but {text.name} has {len(tokens)} tokens.")
+
+    results = {}
+    # Sums over thousands of tokens need more than bfloat16, whatever the model computes in.
+    softmax_dtype, model.softmax_dtype = model.softmax_dtype, torch.float32
+    try:
+        for length in lengths:
+            stride = min(text.stride or length, length)
+            windows = list(
+                get_rolling_token_windows(
+                    tokens, model.prefix_token_id, max_seq_len=length, context_len=length - stride + 1
+                )
+            )
+            requests = [(None, *make_disjoint_window(window)) for window in windows]
+            answers = model._loglikelihood_tokens(requests)
+            counts = [len(predicted) for _, predicted in windows]
+            results[f"perplexity@{length}"] = TaskResult(
+                metrics=_metrics([-value for value, _ in answers], counts, num_bytes),
+                num_samples=len(windows),
+                num_available=len(windows),
+                split=text.split if _is_dataset(text) else "",
+                data=text.name,
+                num_fewshot=None,
+                version=None,
+                details={
+                    "context_length": length,
+                    "stride": stride,
+                    "windows": "disjoint" if stride == length else "sliding",
+                    "tokens": len(tokens),
+                    "bytes": num_bytes,
+                    "documents": len(documents),
+                },
+            )
+    finally:
+        model.softmax_dtype = softmax_dtype
+    return results
+
+
+def _is_dataset(text: PerplexityText) -> bool:
+    return not isinstance(text.source, tuple) and not Path(text.source).is_file()
+
+
+def _metrics(losses: list[float], counts: list[int], num_bytes: int) -> dict[str, Metric]:
+    """From each window's negative log-likelihood (nats) and number of tokens predicted."""
+    tokens, windows = sum(counts), len(counts)
+    nll = math.fsum(losses) / tokens
+    stderr = None
+    if windows > 1:  # of a ratio of sums over windows
+        squares = math.fsum((loss - nll * count) ** 2 for loss, count in zip(losses, counts, strict=True))
+        stderr = math.sqrt(windows / (windows - 1) * squares) / tokens
+    per_byte = tokens / num_bytes / math.log(2)
+    perplexity = math.exp(min(nll, 700.0))  # finite, however bad the model
+    return {
+        "perplexity": Metric(perplexity, stderr and perplexity * stderr),
+        "bits_per_byte": Metric(nll * per_byte, stderr and stderr * per_byte),
+        "nll": Metric(nll, stderr),
+    }

@@ -1,0 +1,155 @@
+"""The report's pictures: bars per benchmark with standard errors, and curves over training and context length."""
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .files import write_atomically
+from .papers import TABLE_OF_SUITE, paper_tables
+from .report import Report, _perplexities, paper_label
+from .results import EvaluationResult, Metric
+
+
+# Metrics that lie between 0 and 1, the one shown for a task that is in no suite first.
+ACCURACIES = ("acc_norm", "acc", "accuracy")
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Write every picture that the report has numbers for, as PNG and SVG; returns the files."""
+    figures = {}
+    for suite in dict.fromkeys(name for result in report.results for name in result.suites):
+        figures[f"benchmarks-{suite}"] = _suite_bars(report, suite)
+    if others := _other_scores(report):
+        figures["benchmarks"] = _bars(others, "accuracy, %")
+    if any(len(_perplexities(result)) > 1 for result in report.results):
+        figures["perplexity"] = _perplexity_curves(report)
+    if series := checkpoint_series(report.results):
+        figures["training"] = _training_curves(series)
+    paths = []
+    for name, figure in figures.items():
+        for suffix in (".png", ".svg"):
+            buffer = io.BytesIO()
+            options = {"dpi": 150} if suffix == ".png" else {"metadata": {"Date": None}}
+            figure.savefig(buffer, format=suffix[1:], bbox_inches="tight", **options)
+            write_atomically(folder / (name + suffix), buffer.getvalue())
+            paths.append(folder / (name + suffix))
+    return paths
+
+
+def checkpoint_series(results: list[EvaluationResult]) -> dict[str, list[EvaluationResult]]:
+    """Results of checkpoints of one training (folders side by side), in order of steps, where there are several."""
+    series: dict[str, list[EvaluationResult]] = {}
+    for result in results:
+        if result.step is not None:
+            series.setdefault(str(Path(result.model).parent), []).append(result)
+    return {
+        place: sorted(members, key=lambda result: result.step)
+        for place, members in series.items()
+        if len({result.step for result in members}) > 1
+    }
+
+
+def _suite_bars(report: Report, name: str) -> Figure:
+    scores = {}
+    for label, result in zip(report.labels, report.results, strict=True):
+        if name in result.suites:
+            suite = result.suites[name]
+            scores[label] = {c: column.score for c, column in suite.columns.items()} | {"average": suite.average}
+    printed = {}
+    for row in report.paper_rows(name):
+        values = zip(paper_tables()[TABLE_OF_SUITE[name]].columns, row.values, strict=True)
+        printed[paper_label(row)] = dict(values) | {"average": row.average}
+    return _bars(scores, f"{name}, %", printed)
+
+
+def _other_scores(report: Report) -> dict[str, dict[str, Metric]]:
+    scores: dict[str, dict[str, Metric]] = {}
+    for label, result in zip(report.labels, report.results, strict=True):
+        in_suites = {task for s in result.suites.values() for column in s.columns.values() for task in column.tasks}
+        for name, task in result.tasks.items():
+            metric = next((metric for metric in ACCURACIES if metric in task.metrics), None)
+            if name not in in_suites and metric is not None:
+                scores.setdefault(label, {})[f"{name}\n{metric}"] = task.metrics[metric]
+    return scores
+
+
+def _bars(
+    scores: dict[str, dict[str, Metric]], title: str, printed: dict[str, dict[str, float]] | None = None
+) -> Figure:
+    """Scores by model and benchmark as bars; printed values (per cent) as marks over them."""
+    benchmarks = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
+    figure = Figure(figsize=(max(5, 1.1 * len(benchmarks) + 1), 4))
+    axes = figure.add_subplot()
+    width = 0.8 / len(scores)
+    for number, (label, by_name) in enumerate(scores.items()):
+        shown = [(place, by_name[name]) for place, name in enumerate(benchmarks) if name in by_name]
+        places = [place + (number - (len(scores) - 1) / 2) * width for place, _ in shown]
+        heights = [100 * score.value for _, score in shown]
+        errors = [100 * (score.stderr or 0) for _, score in shown]
+        axes.bar(places, heights, 0.92 * width, yerr=errors, capsize=3, label=label, color=f"C{number % 10}")
+    for number, (label, values) in enumerate((printed or {}).items()):
+        shown = [(place, values[name]) for place, name in enumerate(benchmarks) if values.get(name) is not None]
+        marker = "_x+1234|"[number % 8]
+        axes.scatter(*zip(*shown, strict=True), marker=marker, s=70, color="black", zorder=3, label=label, alpha=0.6)
+    axes.set_xticks(range(len(benchmarks)), benchmarks)
+    axes.set_ylabel(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=2)
+    return figure
+
+
+def _perplexity_curves(report: Report) -> Figure:
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_subplot()
+    for label, result in zip(report.labels, report.results, strict=True):
+        tasks = sorted(_perplexities(result).items())
+        if tasks:
+            scores = [task.metrics["perplexity"] for _, task in tasks]
+            errors = [score.stderr or 0 for score in scores]
+            lengths = [length for length, _ in tasks]
+            axes.errorbar(lengths, [score.value for score in scores], errors, marker="o", capsize=3, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("perplexity per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
+    return figure
+
+
+def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
+    """A panel per number that a series has at two steps or more."""
+    panels: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    for place, results in series.items():
+        for result in results:
+            for name, score in _headline_numbers(result).items():
+                points = panels.setdefault(name, {}).setdefault(Path(place).name or place, [])
+                points.append((result.step, score.value, score.stderr or 0))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(3.6 * across, 2.8 * down), layout="constrained")
+    for number, (name, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(down, across, number)
+        for label, points in lines.items():
+            steps, values, errors = zip(*points, strict=True)
+            axes.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=label)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _headline_numbers(result: EvaluationResult) -> dict[str, Metric]:
+    """Suites' averages and columns, perplexities, and one accuracy of every other task."""
+    numbers, in_suites = {}, set()
+    for name, suite in result.suites.items():
+        numbers[f"{name}: average"] = suite.average
+        for label, column in suite.columns.items():
+            numbers[f"{name}: {label}"] = column.score
+            in_suites |= set(column.tasks)
+    for name, task in result.tasks.items():
+        metric = next((metric for metric in ("perplexity", *ACCURACIES) if metric in task.metrics), None)
+        if name not in in_suites and metric is not None:
+            numbers[f"{name}: {metric}" if metric != "perplexity" else name] = task.metrics[metric]
+    return numbers

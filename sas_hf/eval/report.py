@@ -1,0 +1,299 @@
+"""The report of one evaluation or several: tables for the terminal and in Markdown, JSON, and plots.
+
+A run's numbers stand beside the printed rows of the papers' tables for models of its size, which are marked as such.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from .comparison import METHOD, PairedDifference, compare
+from .files import write_atomically
+from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
+from .results import EvaluationResult, Metric, finite, save_json
+
+
+@dataclass
+class Grid:
+    """A table before it is rendered: texts by row, the first `text_columns` of which stand on the left."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+    text_columns: int = 1
+
+    def rich(self) -> Table:
+        table = Table(title=escape(self.title), caption=escape(self.caption))
+        for position, name in enumerate(self.header):
+            table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
+        for row in self.rows:
+            style = "italic dim" if row[0].startswith("paper: ") else None
+            table.add_row(*map(escape, row), style=style)
+        return table
+
+    def markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        align = ["---" if position < self.text_columns else "---:" for position in range(len(self.header))]
+        rows = [[f"*{row[0]}*", *row[1:]] if row[0].startswith("paper: ") else row for row in self.rows]
+        lines = [f"## {self.title}", "", line(self.header), line(align), *map(line, rows)]
+        return "\n".join(lines + (["", self.caption] if self.caption else [])) + "\n"
+
+
+class Report:
+    """
+    What results say together.
+
+    Args:
+        results: of one model or several; those after the first are compared with the first.
+
+    Raises:
+        ValueError: for no results.
+    """
+
+    def __init__(self, results: Sequence[EvaluationResult]):
+        if not results:
+            raise ValueError("There are no results to report.")
+        self.results = list(results)
+        self.labels = _labels(self.results)
+        self.comparisons: dict[str, list[PairedDifference]] = {}
+        self.not_compared: dict[str, str] = {}
+        for label, result in list(zip(self.labels, self.results, strict=True))[1:]:
+            try:
+                self.comparisons[label] = compare(self.results[0], result)
+            except ValueError as error:
+                self.not_compared[label] = str(error)
+
+    def grids(self) -> list[Grid]:
+        """All tables: suites, other tasks, perplexities, differences, every number with its circumstances, runs."""
+        suites = dict.fromkeys(name for result in self.results for name in result.suites)
+        found = [self._suite(name) for name in suites]
+        found += [self._perplexities()] if any(_perplexities(result) for result in self.results) else []
+        found += [self._differences(label) for label, differences in self.comparisons.items() if differences]
+        return [*found, self._numbers(), self._runs()]
+
+    def rich(self) -> Group:
+        """For `rich.print`."""
+        notes = [f"[yellow]not compared:[/yellow] {escape(text)}" for text in self.not_compared.values()]
+        return Group(*(grid.rich() for grid in self.grids()), *notes)
+
+    def markdown(self, plots: Sequence[str] = ()) -> str:
+        """The report as a Markdown document.
+
+        Args:
+            plots: file names of pictures to show.
+        """
+        parts = [f"# Evaluation of {', '.join(self.labels)}\n"]
+        parts += [f"![{Path(name).stem}]({name})\n" for name in plots]
+        parts += [grid.markdown() for grid in self.grids()]
+        parts += [f"Not compared: {text}\n" for text in self.not_compared.values()]
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict:
+        """Results, differences, and the papers' rows shown, ready for JSON."""
+        papers = {
+            name: [asdict(row) for row in self.paper_rows(name)]
+            for name in dict.fromkeys(name for result in self.results for name in result.suites)
+        }
+        return {
+            "results": [result.to_dict() for result in self.results],
+            "comparisons": {
+                "with": self.labels[0],
+                "method": METHOD,
+                "differences": finite({k: [asdict(d) for d in v] for k, v in self.comparisons.items()}),
+                "not_compared": self.not_compared,
+            },
+            "papers": papers,
+        }
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """
+        Write `report.md`, `report.json` and plots, as PNG and SVG, into a folder.
+
+        Returns:
+            the files written.
+
+        Raises:
+            ImportError: without matplotlib, before anything is written.
+        """
+        require_matplotlib()
+        from .plots import draw
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        plots = draw(self, folder)
+        document = self.markdown([path.name for path in plots if path.suffix == ".png"])
+        write_atomically(folder / "report.md", document.encode())
+        save_json(folder / "report.json", self.to_dict())
+        return [folder / "report.md", folder / "report.json", *plots]
+
+    def paper_rows(self, suite: str) -> list[PaperRow]:
+        """The printed rows of the suite's table for models of the sizes of those that ran it."""
+        if suite not in TABLE_OF_SUITE:
+            return []
+        table = paper_tables()[TABLE_OF_SUITE[suite]]
+        sizes = [result.num_parameters for result in self.results if suite in result.suites]
+        return list({id(row): row for size in sizes for row in rows_of_size(table, size)}.values())
+
+    def _suite(self, name: str) -> Grid:
+        having = [(label, result.suites[name]) for label, result in self._labelled() if name in result.suites]
+        columns = list(dict.fromkeys(column for _, suite in having for column in suite.columns))
+        rows = []
+        for label, suite in having:
+            cells = [_percent(suite.columns[c].score) if c in suite.columns else "" for c in columns]
+            rows.append([label, *cells, _percent(suite.average)])
+        printed = self.paper_rows(name)
+        for row in printed:
+            values = dict(zip(paper_tables()[TABLE_OF_SUITE[name]].columns, row.values, strict=True))
+            average = "" if row.average is None or set(columns) != set(values) else f"{row.average:.2f}"
+            rows.append([paper_label(row), *(f"{values[c]:.2f}" for c in columns), average])
+        metrics = {column: suite.columns[column].metric for _, suite in having for column in suite.columns}
+        notes = ["per cent ± standard error; " + ", ".join(f"{c} {m}" for c, m in metrics.items())]
+        if any(not suite.complete for _, suite in having):
+            notes.append("not all columns of the suite: the average is not the paper's")
+        if name not in TABLE_OF_SUITE:
+            notes.append("the paper prints no table of this suite")
+        elif not printed:
+            table = paper_tables()[TABLE_OF_SUITE[name]]
+            sizes = ", ".join(dict.fromkeys(row.size for row in table.rows))
+            notes.append(f"the paper's Table {table.number} has no model of about this size, but {sizes}")
+        else:
+            notes.append(f"paper: printed in Table {TABLE_OF_SUITE[name]} of {paper_tables()['1'].paper}")
+        return Grid(name, ["model", *columns, "average"], rows, "; ".join(notes) + ".")
+
+    def _perplexities(self) -> Grid:
+        lengths = sorted({length for result in self.results for length in _perplexities(result)})
+        rows, notes = [], []
+        for label, result in self._labelled():
+            tasks = _perplexities(result)
+            for metric in ("perplexity", "bits_per_byte"):
+                cells = [_number(tasks[length].metrics[metric]) if length in tasks else "" for length in lengths]
+                rows.append([label, metric, *cells])
+            for task in list(tasks.values())[:1]:
+                details = task.details
+                windows = "disjoint windows" if details["windows"] == "disjoint" else "sliding windows"
+                stride = "" if details["windows"] == "disjoint" else f" of stride {details['stride']}"
+                notes.append(f"{label}: {details['tokens']:,} tokens of {task.data}, {windows}{stride}")
+        header = ["model", "per token", *(f"{length:,}" for length in lengths)]
+        return Grid("Perplexity by context length", header, rows, "; ".join(notes) + ".", text_columns=2)
+
+    def _differences(self, label: str) -> Grid:
+        rows = [
+            [
+                each.name,
+                f"{100 * each.difference:+.2f}",
+                "" if each.stderr is None else f"{100 * each.stderr:.2f}",
+                "" if each.low is None else f"[{100 * each.low:+.2f}, {100 * each.high:+.2f}]",
+                f"{each.num_samples:,}",
+                "yes" if each.significant else "no",
+            ]
+            for each in self.comparisons[label]
+        ]
+        header = ["", "difference", "± stderr", "95 % interval", "questions", "beyond chance"]
+        return Grid(f"{label} minus {self.labels[0]}, in points", header, rows, f"Paired: {METHOD}.")
+
+    def _numbers(self) -> Grid:
+        rows: list[list[str]] = []
+
+        def add(label: str, name: str, metrics: dict[str, Metric], *circumstances: str) -> None:
+            for metric, score in metrics.items():
+                stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
+                rows.append([label, name, metric, f"{score.value:.4f}", stderr, *circumstances])
+
+        notes: dict[str, list[str]] = {}  # names of tasks by what is said of them
+        for label, result in self._labelled():
+            run = (result.dtype, _batches(result))
+            for name, task in result.tasks.items():
+                shots = "" if task.num_fewshot is None else str(task.num_fewshot)
+                shots += f" ({task.fewshot_split})" if task.fewshot_split else ""
+                count = f"{task.num_samples:,}"
+                count += "" if task.num_samples == task.num_available else f" of {task.num_available:,}"
+                add(label, name, task.metrics, task.split, count, shots, *run, str(task.version or ""))
+                for note in task.notes:
+                    notes.setdefault(note, []).append(name)
+            for name, metrics in result.groups.items():
+                add(label, name, metrics, "", "", "", *run, "")
+        said = [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
+        if any(result.limit is not None for result in self.results):
+            said.append("the first samples of each task only, where `samples` says so")
+        header = ["model", "task", "metric", "value", "± stderr"]
+        header += ["split", "samples", "shots", "dtype", "batch size", "version"]
+        return Grid("Every number", header, rows, "; ".join(said) + ("." if said else ""), text_columns=3)
+
+    def _runs(self) -> Grid:
+        rows = []
+        for label, result in self._labelled():
+            start = result.beginning_of_text
+            when = "before every text" if start and start["always"] else "before a text without context"
+            facts = {
+                "model": result.model,
+                "parameters": f"{result.num_parameters:,}",
+                "adapter": result.adapter,
+                "dtype and device": f"{result.dtype} on {result.device}",
+                "batch size": f"{_batches(result)} (asked for: {result.batch_size['requested']})",
+                "beginning of text": start and f"{start['token']} {when}",
+                "context": result.max_length and f"{result.max_length:,}",
+                "requests cut to the context": result.num_truncated or None,
+                "limit": result.limit,
+                "processes": result.num_processes,
+                "answers kept by an earlier run": result.num_reused or None,
+                "seconds": f"{result.seconds:.0f}",
+                "versions": ", ".join(f"{name} {number}" for name, number in result.versions.items()),
+            }
+            rows += [[label, fact, str(value)] for fact, value in facts.items() if value]
+        return Grid("Runs", ["model", "", ""], rows, text_columns=3)
+
+    def _labelled(self):
+        return zip(self.labels, self.results, strict=True)
+
+
+def results_table(result: EvaluationResult) -> Group:
+    """One result for `rich.print`."""
+    return Report([result]).rich()
+
+
+def paper_label(row: PaperRow) -> str:
+    """How a printed row is marked."""
+    return f"paper: {row.model} {row.size}, {row.tokens} tokens"
+
+
+def require_matplotlib() -> None:
+    """Raise an `ImportError` that says what to install."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The report's plots need matplotlib, which is not installed: pip install sas_hf[eval]")
+
+
+def _labels(results: list[EvaluationResult]) -> list[str]:
+    """As much of each model's path, from its end, as tells them apart; a number for equal ones."""
+    for parts in range(1, 5):
+        short = ["/".join(Path(result.model).parts[-parts:]) for result in results]
+        if len(set(short)) == len(short):
+            return short
+    names = [result.model for result in results]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def _perplexities(result: EvaluationResult) -> dict[int, object]:
+    return {task.details["context_length"]: task for task in result.tasks.values() if "perplexity" in task.metrics}
+
+
+def _percent(score: Metric) -> str:
+    return f"{100 * score.value:.2f}" + ("" if score.stderr is None else f" ± {100 * score.stderr:.2f}")
+
+
+def _number(score: Metric) -> str:
+    return f"{score.value:.4g}" + ("" if score.stderr is None else f" ± {score.stderr:.2g}")
+
+
+def _batches(result: EvaluationResult) -> str:
+    smallest, largest = result.batch_size.get("smallest"), result.batch_size.get("largest")
+    return str(largest) if smallest == largest else f"{smallest} to {largest}"
