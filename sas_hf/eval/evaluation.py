@@ -149,7 +149,7 @@ def evaluate(
                 raise ValueError(f"Some {NOT_NUMBERS.format(name)}")
         tasks = {name: _task_result(name, task, report, log_samples) for name, task in loaded.items()}
         result = _result(subject, harness_model, tasks | texts, batch_size, seconds)
-        result.limit = limit
+        result.limit = limit if limit is None or limit < 1 else int(limit)
         if report is not None:
             groups = report.get("groups", {})
             result.groups = {name: _metrics(values) for name, values in groups.items()}
@@ -205,7 +205,7 @@ def _result(
         num_parameters=model.model.num_parameters(),
         tasks=tasks,
         dtype=str(model.model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        device="cpu" if model.device.type == "cpu" else str(model.device),  # accelerate numbers CPUs
         batch_size={"requested": batch_size, "smallest": min(sizes), "largest": max(sizes)},
         seconds=seconds,
         versions={

@@ -79,6 +79,9 @@ class SASHFLM(HFLM):
         self.answers = answers
         self.chosen_batch_sizes: list[int] = []
         self.num_truncated = 0
+        device = device or default_device()
+        if device == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would take itself for the only one
         # Of a live model the harness warns that it is one.
         with nullcontext() if isinstance(pretrained, str) else silenced("lm_eval.models.huggingface"):
             super().__init__(
@@ -86,7 +89,7 @@ class SASHFLM(HFLM):
                 backend="causal",
                 batch_size=batch_size,
                 max_batch_size=max_batch_size,
-                device=device or default_device(),
+                device=device,
                 truncation=truncation,
                 **kwargs,
             )
@@ -128,13 +131,16 @@ class SASHFLM(HFLM):
             return []
         self._check_lengths(requests)
         found: dict[int, Answer] = {}
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.process_index != 0, desc="Scoring requests")
-        for batch in self._plan_batches(requests)[self.process_index :: self.num_processes]:
+        batches = self._plan_batches(requests)[self.process_index :: self.num_processes]
+        hidden = disable_tqdm or self.process_index != 0
+        bar = tqdm(total=sum(map(len, batches)), disable=hidden, desc="Scoring requests")
+        for batch in batches:
             known = {} if self.answers is None else self.answers.get(batch, requests)
             rest = [number for number in batch if number not in known]
             if rest:
-                # One batch: it was planned as one.
-                answers = super()._loglikelihood_tokens([requests[number] for number in rest], True, len(rest))
+                # One batch: it was planned as one. What it cuts is counted above.
+                with silenced("lm_eval.models.huggingface"):
+                    answers = super()._loglikelihood_tokens([requests[number] for number in rest], True, len(rest))
                 answers = dict(zip(rest, answers, strict=True))
                 if self.answers is not None:
                     self.answers.put(answers, requests)

@@ -18,23 +18,48 @@ from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
 from .results import EvaluationResult, Metric, finite, save_json
 
 
+# How a printed row is marked.
+PAPER = "paper: "
+
+
 @dataclass
 class Grid:
-    """A table before it is rendered: texts by row, the first `text_columns` of which stand on the left."""
+    """
+    A table before it is rendered.
+
+    Attributes:
+        rows: texts; the first `text_columns` of each stand on the left.
+        compact: in the terminal, say once below the table what is the same in all rows, and leave repetitions out.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     caption: str = ""
     text_columns: int = 1
+    compact: bool = False
 
     def rich(self) -> Table:
-        table = Table(title=escape(self.title), caption=escape(self.caption))
-        for position, name in enumerate(self.header):
-            table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
+        shown = list(range(len(self.header)))
+        caption = [self.caption] if self.caption else []
+        if self.compact:
+            values = {place: {row[place] for row in self.rows} - {""} for place in shown}
+            same = [place for place in shown if len(values[place]) == 1 and len(self.rows) > 1 and self.header[place]]
+            caption = [f"{self.header[place]}: {next(iter(values[place]))}" for place in same] + caption
+            shown = [place for place in shown if place not in same]
+        table = Table(title=escape(self.title), caption=escape("; ".join(caption)))
+        for place in shown:
+            justify = "left" if place < self.text_columns else "right"
+            table.add_column(escape(self.header[place]), justify=justify, overflow="fold")
+        above = [""] * len(self.header)
         for row in self.rows:
-            style = "italic dim" if row[0].startswith("paper: ") else None
-            table.add_row(*map(escape, row), style=style)
+            style = "italic dim" if row[0].startswith(PAPER) else None
+            repeated = 0
+            while self.compact and repeated < self.text_columns and row[repeated] == above[repeated]:
+                repeated += 1
+            cells = ["" if place < repeated else row[place].replace(" ± ", "\n±") for place in shown]
+            table.add_row(*map(escape, cells), style=style)
+            above = row
         return table
 
     def markdown(self) -> str:
@@ -42,7 +67,7 @@ class Grid:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
         align = ["---" if position < self.text_columns else "---:" for position in range(len(self.header))]
-        rows = [[f"*{row[0]}*", *row[1:]] if row[0].startswith("paper: ") else row for row in self.rows]
+        rows = [[f"*{row[0]}*", *row[1:]] if row[0].startswith(PAPER) else row for row in self.rows]
         lines = [f"## {self.title}", "", line(self.header), line(align), *map(line, rows)]
         return "\n".join(lines + (["", self.caption] if self.caption else [])) + "\n"
 
@@ -215,7 +240,16 @@ class Report:
                 shots += f" ({task.fewshot_split})" if task.fewshot_split else ""
                 count = f"{task.num_samples:,}"
                 count += "" if task.num_samples == task.num_available else f" of {task.num_available:,}"
-                add(label, name, task.metrics, task.split, count, shots, *run, str(task.version or ""))
+                add(
+                    label,
+                    name,
+                    task.metrics,
+                    task.split,
+                    count,
+                    shots,
+                    *run,
+                    "" if task.version is None else str(task.version),
+                )
                 for note in task.notes:
                     notes.setdefault(note, []).append(name)
             for name, metrics in result.groups.items():
@@ -225,7 +259,8 @@ class Report:
             said.append("the first samples of each task only, where `samples` says so")
         header = ["model", "task", "metric", "value", "± stderr"]
         header += ["split", "samples", "shots", "dtype", "batch size", "version"]
-        return Grid("Every number", header, rows, "; ".join(said) + ("." if said else ""), text_columns=3)
+        caption = "; ".join(said) + ("." if said else "")
+        return Grid("Every number", header, rows, caption, text_columns=2, compact=True)
 
     def _runs(self) -> Grid:
         rows = []
@@ -248,7 +283,7 @@ class Report:
                 "versions": ", ".join(f"{name} {number}" for name, number in result.versions.items()),
             }
             rows += [[label, fact, str(value)] for fact, value in facts.items() if value]
-        return Grid("Runs", ["model", "", ""], rows, text_columns=3)
+        return Grid("Runs", ["model", "", ""], rows, text_columns=3, compact=True)
 
     def _labelled(self):
         return zip(self.labels, self.results, strict=True)
@@ -261,7 +296,7 @@ def results_table(result: EvaluationResult) -> Group:
 
 def paper_label(row: PaperRow) -> str:
     """How a printed row is marked."""
-    return f"paper: {row.model} {row.size}, {row.tokens} tokens"
+    return f"{PAPER}{row.model} {row.size}, {row.tokens} tokens"
 
 
 def require_matplotlib() -> None:

@@ -150,11 +150,15 @@ def local_source(config: dict, data: Path) -> dict:
         "custom_dataset": read_parquet_splits,
         "training_split": training if training in files else None,
         "validation_split": validation if validation in files else None,
-        "test_split": evaluated,
     }
-    if "samples" not in (config.get("fewshot_config") or {}):  # else the task brings its own
-        candidates = [config.get("fewshot_split"), training, validation, evaluated]
-        changes["fewshot_split"] = next(split for split in candidates if split in files)
+    stock_evaluated, stock_fewshot = stock_splits(config)
+    if evaluated != stock_evaluated or stock_fewshot not in (None, *files):
+        # Naming both splits makes the harness leave the question out where they are one.
+        changes["test_split"] = evaluated
+        if stock_fewshot is not None:
+            candidates = [config.get("fewshot_split"), training, validation, evaluated]
+            changes["fewshot_split"] = next(split for split in candidates if split in files)
+    # Else nothing is named that the stock task does not: the examples it draws depend on that.
     return changes
 
 

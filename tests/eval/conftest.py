@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import make_continuation_task
+from sas_hf.eval.task_loading import leaf_names
 
 
 @pytest.fixture(scope="session")
@@ -98,4 +100,101 @@ def data(tmp_path, text, arc_rows, write_parquet):
     folder = tmp_path / "data"
     write_parquet(arc_rows, folder, "allenai", "ai2_arc", "ARC-Easy", "validation.parquet")
     make_continuation_task(text, folder, num_questions=10)
+    return folder
+
+
+# One row per benchmark, in the columns of its stock task, from a number and some sentences.
+def _arc(number: int, a: str, b: str, c: str, d: str) -> dict:
+    return {"question": a, "choices": {"text": [b, c, d], "label": ["A", "B", "C"]}, "answerKey": "ABC"[number % 3]}
+
+
+def _sciq(number: int, a: str, b: str, c: str, d: str) -> dict:
+    names = ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support")
+    return dict(zip(names, (a, b, c, d, f"{b} {number}", f"{d} {c}"), strict=True))
+
+
+def _siqa(number: int, a: str, b: str, c: str, d: str) -> dict:
+    return {"context": a, "question": "Why?", "answerA": b, "answerB": c, "answerC": d, "label": str(number % 3 + 1)}
+
+
+def _hellaswag(number: int, a: str, b: str, c: str, d: str) -> dict:
+    row = {"ctx_a": a, "ctx_b": b, "activity_label": "Reading", "endings": [b, c, d, a], "label": str(number % 4)}
+    return row | {"ind": number, "ctx": f"{a} {b}", "source_id": "", "split": "val", "split_type": "indomain"}
+
+
+BENCHMARKS = {
+    "allenai/ai2_arc/ARC-Easy": _arc,
+    "allenai/ai2_arc/ARC-Challenge": lambda n, a, b, c, d: _arc(n, b, a, c, d),
+    "Rowan/hellaswag/default": _hellaswag,
+    "baber/piqa/default": lambda n, a, b, c, d: {"goal": a, "sol1": b, "sol2": c, "label": n % 2},
+    "allenai/sciq/default": _sciq,
+    "lighteval/siqa/default": _siqa,
+    "allenai/winogrande/winogrande_xl": lambda n, a, b, c, d: {
+        "sentence": f"{a} _ {b}",
+        "option1": c.split()[0],
+        "option2": d.split()[0],
+        "answer": "12"[n % 2],
+    },
+    "aps/super_glue/boolq": lambda n, a, b, c, d: {"passage": a, "question": b, "idx": n, "label": n % 2},
+    "allenai/openbookqa/main": lambda n, a, b, c, d: {"question_stem": a} | _arc(n, a, b, c, d),
+    "cais/mmlu": lambda n, a, b, c, d: {"question": a, "choices": [a, b, c, d], "answer": n % 4, "subject": "any"},
+}
+
+
+@pytest.fixture(scope="session")
+def benchmark_rows(text):
+    """Function: so many rows of a benchmark, different for every benchmark."""
+
+    def rows(name: str, count: int) -> list[dict]:
+        rng = random.Random(name)
+        make = BENCHMARKS["cais/mmlu" if name.startswith("cais/mmlu") else name]
+        return [make(number, *rng.sample(text.splitlines(), 4)) for number in range(count)]
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def benchmarks(benchmark_rows, tmp_path_factory):
+    """Local folder with all ten benchmarks: validation splits, MMLU's dev and test."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+
+    def write(name: str, split: str, count: int) -> None:
+        path = folder / name / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(benchmark_rows(name, count)), path)
+
+    for number, name in enumerate(BENCHMARKS):
+        if name != "cais/mmlu":
+            write(name, "validation", 6 + number)
+    for number, task in enumerate(leaf_names(["mmlu"])):
+        for split, count in (("dev", 5), ("test", 1 + number % 2)):
+            write(f"cais/mmlu/{task.removeprefix('mmlu_')}", split, count)
+    return folder
+
+
+@pytest.fixture
+def hub(benchmark_rows, tmp_path, monkeypatch):
+    """Working directory with the seven datasets of Table 1 under their names on the Hub, in the Hub's layout.
+
+    `datasets.load_dataset` reads a folder of that name before it would ask the Hub.
+    """
+    folder = tmp_path / "hub"
+    configs: dict[str, list[str]] = {}
+    for name in list(BENCHMARKS)[:7]:
+        dataset, _, config = name.rpartition("/")
+        configs.setdefault(dataset, []).append(config)
+        for split in ("train", "validation", "test"):
+            path = folder / dataset / config / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(benchmark_rows(name, 7)), path)
+    for dataset, names in configs.items():
+        lines = ["---", "configs:"]
+        for name in names:
+            lines += [f"- config_name: {name}", "  data_files:"]
+            for split in ("train", "validation", "test"):
+                lines += [f"  - split: {split}", f"    path: {name}/{split}-*"]
+        (folder / dataset / "README.md").write_text("\n".join([*lines, "---", ""]))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return folder

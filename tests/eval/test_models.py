@@ -1,0 +1,175 @@
+"""What can be evaluated: any causal model, adapters, several at once; and what cannot, told before it is loaded."""
+
+import shutil
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import sas_hf.eval.evaluation
+from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASGPTForSequenceClassification
+from sas_hf.eval import SASHFLM, evaluate
+from sas_hf.eval.evaluation import training_step
+
+
+@pytest.fixture
+def never_loaded(monkeypatch):
+    """Fails the test when a model is loaded."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("the model was loaded before the error")
+
+    monkeypatch.setattr(sas_hf.eval.evaluation, "SASHFLM", load)
+
+
+@pytest.fixture
+def adapter(tolerate_deprecations, model, checkpoint, tmp_path):
+    """Folder of a LoRA adapter whose base is `checkpoint`, and that changes what the model says."""
+    tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def responses(result, task="arc_easy"):
+    return [sample["responses"] for sample in result.tasks[task].samples]
+
+
+@pytest.fixture
+def gpt2(tokenizer, tmp_path):
+    config = GPT2Config(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=512, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def test_several_models_in_one_call(checkpoint, gpt2, data):
+    results = evaluate([checkpoint, gpt2], "arc_easy", data=data, device="cpu", log_samples=True)
+    assert [result.model for result in results] == [str(checkpoint), str(gpt2)]
+    for result in results:
+        alone = evaluate(result.model, "arc_easy", data=data, device="cpu", log_samples=True)
+        assert responses(alone) == responses(result)
+    assert responses(results[0]) != responses(results[1])
+    with pytest.raises(ValueError, match="`output` is 'x.json', for one model"):
+        evaluate([checkpoint, gpt2], "arc_easy", data=data, output="x.json")
+    with pytest.raises(ValueError, match="`model` is an empty list"):
+        evaluate([], "arc_easy", data=data)
+
+
+def test_all_models_are_looked_over_first(checkpoint, data, never_loaded):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        evaluate([checkpoint, "./nowhere"], "arc_easy", data=data)
+
+
+def test_an_adapter_stands_for_its_base_with_it(checkpoint, model, adapter, tokenizer, data):
+    options = {"data": data, "device": "cpu", "log_samples": True}
+    base = evaluate(checkpoint, "arc_easy", **options)
+    by_folder = evaluate(adapter, "arc_easy", **options)
+    named = evaluate(checkpoint, "arc_easy", adapter=adapter, **options)
+    live = PeftModel.from_pretrained(SASGPTForCausalLM.from_pretrained(checkpoint), adapter)
+    found = evaluate(live, "arc_easy", data=data, tokenizer=tokenizer, log_samples=True)
+    assert responses(by_folder) == responses(named) == responses(found) != responses(base)
+    assert by_folder.adapter == named.adapter == str(adapter)
+    assert (by_folder.model, base.adapter) == (str(adapter), None)
+    assert by_folder.num_parameters > base.num_parameters
+
+
+def test_an_adapter_leaves_a_padded_vocabulary_alone(tolerate_deprecations, tokenizer, data, config, tmp_path):
+    """The harness would cut the embedding down to the tokenizer's size and change every probability."""
+    padded = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"vocab_size": 512}))
+    padded.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = SASGPTForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")  # does nothing
+    results = evaluate(
+        [tmp_path / "base", tmp_path / "adapter"], "arc_easy", data=data, device="cpu", log_samples=True
+    )
+    assert responses(results[0]) == responses(results[1])
+
+
+def test_unusable_adapters(checkpoint, adapter, model, tokenizer, data, tmp_path, never_loaded):
+    with pytest.raises(ValueError, match=r"`adapter` is .*no adapter_config.json"):
+        evaluate(checkpoint, "arc_easy", adapter=checkpoint, data=data)
+    with pytest.raises(ValueError, match="`adapter` is given with a live model"):
+        evaluate(model, "arc_easy", adapter=adapter, tokenizer=tokenizer, data=data)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="without an adapter's weights"):
+        evaluate(adapter, "arc_easy", data=data)
+    text = (adapter / "adapter_config.json").read_text()
+    (adapter / "adapter_config.json").write_text(text.replace(str(checkpoint), "/no/such/base"))
+    with pytest.raises(FileNotFoundError, match="'/no/such/base': there is no such folder"):
+        evaluate(adapter, "arc_easy", data=data)
+
+
+def test_image_models_and_other_heads_are_refused(checkpoint, config, tokenizer, data, tmp_path, never_loaded):
+    vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8)
+    ViTForImageClassification(vit).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"`model_type` is 'vit'.*causal language model.*takes images"):
+        evaluate(tmp_path / "vit", "arc_easy", data=data)
+    with pytest.raises(ValueError, match="ViTForImageClassification, which has no language model head"):
+        evaluate(ViTForImageClassification(vit), "arc_easy", data=data)
+    SASGPTForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="holds a SASGPTForSequenceClassification.*no causal language model head"):
+        evaluate(tmp_path / "classifier", "arc_easy", data=data)
+    BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path / "bert")
+    shutil.copy(checkpoint / "model.safetensors", tmp_path / "bert")
+    with pytest.raises(ValueError, match="holds a BertForMaskedLM"):
+        evaluate(tmp_path / "bert", "arc_easy", data=data)
+
+
+def test_requests_longer_than_the_context(config, tokenizer, data, tmp_path):
+    torch.manual_seed(0)
+    short = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"max_position_embeddings": 100}))
+    short.forward = None  # any forward pass fails
+    with pytest.raises(
+        ValueError, match=r"\d+ of \d+ requests are longer than the model's context of 100.*truncation"
+    ):
+        evaluate(short, "arc_easy", data=data, tokenizer=tokenizer)
+    tiny = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"max_position_embeddings": 8}))
+    with pytest.raises(ValueError, match="Even their continuations alone are"):
+        evaluate(tiny, "arc_easy", data=data, tokenizer=tokenizer, truncation=True)
+    del short.forward
+    result = evaluate(short, "arc_easy", data=data, tokenizer=tokenizer, truncation=True)
+    assert result.num_truncated > 0 and result.max_length == 100
+
+
+def test_more_examples_than_there_are(checkpoint, data, never_loaded):
+    with pytest.raises(ValueError, match=r"'arc_easy' is to show 8 examples, but its split 'validation' has 7"):
+        evaluate(checkpoint, "arc_easy", num_fewshot=8, data=data)
+
+
+def test_the_beginning_of_text_is_recorded_and_can_be_chosen(checkpoint, tokenizer, data):
+    assert evaluate(checkpoint, "arc_easy", data=data, limit=1, device="cpu").beginning_of_text == {
+        "token": "<|endoftext|>",
+        "always": False,
+        "requested": None,
+    }
+    model = HFLM(str(checkpoint), device="cpu")
+    assert model.tok_encode("a")[0] != tokenizer.eos_token_id
+
+
+def test_training_steps(checkpoint, tmp_path):
+    assert training_step("runs/checkpoint-500") == 500
+    assert training_step("runs/mine-step1000") == 1000
+    assert training_step("HuggingFaceTB/SmolLM2-135M") is None
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 7}')
+    assert training_step(str(tmp_path)) == 7
+
+
+def test_a_model_of_any_architecture_equals_hf(gpt2, text):
+    from lm_eval.api.instance import Instance
+
+    pairs = [(sentence, " " + sentence[:20]) for sentence in text.splitlines()[:20]]
+    requests = [Instance("loglikelihood", {}, pair, 0, metadata=("task", i, 1)) for i, pair in enumerate(pairs)]
+    for batch_size in (1, 4):  # the same batches, so the same bits
+        expected = HFLM(str(gpt2), device="cpu", batch_size=batch_size).loglikelihood(requests, disable_tqdm=True)
+        assert SASHFLM(str(gpt2), device="cpu", batch_size=batch_size).loglikelihood(requests, True) == expected
+    assert AutoModelForCausalLM.from_pretrained(gpt2).config.model_type == "gpt2"

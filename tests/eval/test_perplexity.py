@@ -1,0 +1,131 @@
+"""Perplexity against a plain loop over windows, in float64; and what is refused before the model is loaded."""
+
+import math
+
+import pytest
+import torch
+
+import sas_hf.eval.evaluation
+from sas_hf import SASGPTForCausalLM
+from sas_hf.eval import PerplexityText, evaluate
+from sas_hf.eval.perplexity import choose_lengths
+
+
+@pytest.fixture
+def text_file(text, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(text[:3000] + " Fünf Wörter.")  # bytes are not characters
+    return path
+
+
+def reference(model, tokenizer, text, length, stride):
+    """Negative log-likelihood of the text in nats, and its number of tokens, by the definition."""
+    stream = [tokenizer.eos_token_id, *tokenizer.encode(text)]
+    total, predicted = 0.0, 1  # the first token of the stream is given
+    while predicted < len(stream):
+        end = min(predicted + (length if predicted == 1 else stride), len(stream))
+        start = max(0, end - 1 - length)
+        logits = model(torch.tensor([stream[start : end - 1]])).logits[0].log_softmax(-1)
+        for place in range(predicted, end):
+            total -= logits[place - 1 - start, stream[place]].item()
+        predicted = end
+    return total, len(stream) - 1
+
+
+@pytest.mark.parametrize("stride", [None, 16])
+def test_against_a_plain_loop(stride, checkpoint, tokenizer, text_file):
+    lengths = (32, 64, 128)
+    result = evaluate(checkpoint, perplexity=PerplexityText(text_file, lengths, stride), device="cpu")
+    model = SASGPTForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
+    text = text_file.read_text()
+    assert list(result.tasks) == [f"perplexity@{length}" for length in lengths]
+    with torch.no_grad():
+        for length in lengths:
+            task = result.tasks[f"perplexity@{length}"]
+            total, tokens = reference(model, tokenizer, text, length, stride or length)
+            assert task.metrics["perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-5)
+            bits = total / math.log(2) / len(text.encode())
+            assert task.metrics["bits_per_byte"].value == pytest.approx(bits, rel=1e-5)
+            assert task.metrics["nll"].value == pytest.approx(total / tokens, rel=1e-5)
+            assert task.details == {
+                "context_length": length,
+                "stride": stride or length,
+                "windows": "sliding" if stride else "disjoint",
+                "tokens": tokens,
+                "bytes": len(text.encode()),
+                "documents": 1,
+            }
+            assert task.num_samples == 1 + math.ceil((tokens - length) / (stride or length))
+            assert 0 < task.metrics["nll"].stderr < task.metrics["nll"].value
+
+
+def test_documents_are_one_stream(checkpoint, tokenizer, text, text_file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(text[5000:6000])
+    joined = tmp_path / "joined.txt"
+    joined.write_text(text_file.read_text() + tokenizer.eos_token + other.read_text())
+    two = evaluate(checkpoint, perplexity=PerplexityText((text_file, other), (64,)), device="cpu")
+    one = evaluate(checkpoint, perplexity=PerplexityText(joined, (64,)), device="cpu")
+    assert two.tasks["perplexity@64"].details["documents"] == 2
+    assert two.tasks["perplexity@64"].metrics["nll"] == one.tasks["perplexity@64"].metrics["nll"]
+
+
+def test_the_first_tokens_only(checkpoint, tokenizer, text_file, tmp_path):
+    start = tokenizer.encode(text_file.read_text())[:200]
+    (tmp_path / "start.txt").write_text(tokenizer.decode(start))
+    limited = evaluate(checkpoint, perplexity=PerplexityText(text_file, (64,), max_tokens=200), device="cpu")
+    cut = evaluate(checkpoint, perplexity=PerplexityText(tmp_path / "start.txt", (64,)), device="cpu")
+    assert limited.tasks["perplexity@64"].details["tokens"] == 200
+    assert limited.tasks["perplexity@64"].metrics == cut.tasks["perplexity@64"].metrics
+
+
+def test_the_paper_s_lengths_where_model_and_text_allow(checkpoint, text_file, tmp_path):
+    assert choose_lengths(PerplexityText("unused"), 20000) == [512, 1024, 2048, 4096, 8192, 16384]
+    assert choose_lengths(PerplexityText("unused"), 2048) == [512, 1024, 2048]
+    assert choose_lengths(PerplexityText("unused"), 300) == [300]
+    result = evaluate(checkpoint, perplexity=text_file, device="cpu")
+    assert list(result.tasks) == ["perplexity@512"]
+
+
+def test_rows_of_a_dataset(checkpoint, write_parquet, text, tmp_path):
+    rows = [{"body": line} for line in text.splitlines()[:20]]
+    write_parquet(rows, tmp_path, "corpus", "validation.parquet")
+    source = PerplexityText(tmp_path / "corpus", (32,), split="validation", column="body")
+    task = evaluate(checkpoint, perplexity=source, device="cpu").tasks["perplexity@32"]
+    assert task.details["documents"] == 20 and task.split == "validation"
+    assert task.details["bytes"] == sum(len(row["body"].encode()) for row in rows)
+    with pytest.raises(ValueError, match="`column` is 'text'; .* has body"):
+        evaluate(checkpoint, perplexity=PerplexityText(tmp_path / "corpus", split="validation"))
+    with pytest.raises(ValueError, match="`split` is 'test'; .* has validation"):
+        evaluate(checkpoint, perplexity=tmp_path / "corpus")
+
+
+def test_what_is_refused_before_the_model_is_loaded(checkpoint, text_file, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("the model was loaded before the error")
+
+    monkeypatch.setattr(sas_hf.eval.evaluation, "SASHFLM", load)
+    with pytest.raises(ValueError, match="`context_lengths` has 1024, but the model's context is 512 tokens"):
+        evaluate(checkpoint, perplexity=PerplexityText(text_file, (64, 1024)))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        evaluate(checkpoint, perplexity=tmp_path / "nothing.txt")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="there is no text"):
+        evaluate(checkpoint, perplexity=tmp_path / "blank.txt")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(ValueError, match="is not text in UTF-8"):
+        evaluate(checkpoint, perplexity=tmp_path / "binary")
+    for fields, message in (
+        ({"stride": 0}, "`stride` is 0"),
+        ({"context_lengths": (32,), "stride": 33}, "`stride` is 33, more than"),
+        ({"context_lengths": (1,)}, "`context_lengths` has 1;"),
+        ({"context_lengths": ()}, "`context_lengths` is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PerplexityText(text_file, **fields)
+
+
+def test_a_text_too_short_for_the_context(checkpoint, tmp_path):
+    (tmp_path / "short.txt").write_text("A few words.")
+    with pytest.raises(ValueError, match=r"`context_lengths` has 256, but .*short.txt has \d+ tokens"):
+        evaluate(checkpoint, perplexity=PerplexityText(tmp_path / "short.txt", (256,)), device="cpu")
