@@ -21,6 +21,10 @@ from sas_hf.eval import SASHFLM, evaluate
 from sas_hf.eval.evaluation import training_step
 
 
+# What peft asks Transformers for.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
 @pytest.fixture
 def never_loaded(monkeypatch):
     """Fails the test when a model is loaded."""
@@ -32,7 +36,7 @@ def never_loaded(monkeypatch):
 
 
 @pytest.fixture
-def adapter(tolerate_deprecations, model, checkpoint, tmp_path):
+def adapter(model, checkpoint, tmp_path):
     """Folder of a LoRA adapter whose base is `checkpoint`, and that changes what the model says."""
     tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
     tuned.save_pretrained(tmp_path / "adapter")
@@ -82,7 +86,7 @@ def test_an_adapter_stands_for_its_base_with_it(checkpoint, model, adapter, toke
     assert by_folder.num_parameters > base.num_parameters
 
 
-def test_an_adapter_leaves_a_padded_vocabulary_alone(tolerate_deprecations, tokenizer, data, config, tmp_path):
+def test_an_adapter_leaves_a_padded_vocabulary_alone(tokenizer, data, config, tmp_path):
     """The harness would cut the embedding down to the tokenizer's size and change every probability."""
     padded = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"vocab_size": 512}))
     padded.save_pretrained(tmp_path / "base")

@@ -111,6 +111,10 @@ def test_damaged_data(data, arc_rows, write_parquet):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"validation\.parquet is not a whole Parquet file"):
         load_tasks(["arc_easy"], data)
+    # Whole at its end, damaged within.
+    path.write_bytes(whole[:20] + bytes(40) + whole[60:])
+    with pytest.raises(ValueError, match=r"'arc_easy' cannot use the data"):
+        load_tasks(["arc_easy"], data)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="not a whole Parquet file"):
         load_tasks(["arc_easy"], data)
