@@ -1,73 +1,207 @@
-"""Score a source and its SAS conversion on the same questions and compare them request by request.
+"""A source and its SAS conversion in `sas_hf`, and the source in the harness's own `hf`: the same numbers? How fast?
 
-python benchmarks/evaluation_parity.py SOURCE CONVERTED --tasks arc_easy --data DIR
+    python benchmarks/evaluation_parity.py SOURCE CONVERTED --data DIR [--questions 40] [--output DIR]
+
+Scores the ten benchmarks of the paper's Tables 1 and 8, the first `--questions` of each (of each of MMLU's subjects
+`--mmlu-questions`): a deterministic subset. `hf` reads the same files in the form that the harness has for it (tasks
+in a group of their own, with `data_files`). Compared are all log-likelihoods, request by request, in these runs:
+
+- source and SAS in `sas_hf`, automatic batches;
+- source in `sas_hf` and in `hf` at the same batch size, where every bit should agree;
+- source in `hf` at its default batch size, 1.
+
+Throughput counts requests by the wall clock of scoring alone, without loading or building requests; run it on an idle
+machine. With `--repeats` the runs of a pair alternate and the best of each counts.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import transformers
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
 from rich.console import Console
-from rich.table import Table
 
-from sas_hf.eval import EvaluationResult, evaluate
+from sas_hf.eval import SASHFLM
+from sas_hf.eval.report import Grid
+from sas_hf.eval.task_loading import leaf_names, local_source, stock_config, task_manager
 
 
-def log_likelihoods(result: EvaluationResult, task: str) -> list[float]:
-    samples = sorted(result.tasks[task].samples, key=lambda sample: sample["doc_id"])
-    return [response[0] for sample in samples for response in sample["responses"]]
+SUITES = ("sas_table1", "sas_table8")
+SAME_BATCH_SIZE = 8
+
+
+def harness_tasks(data: Path) -> list[dict]:
+    """The suites' tasks in the form in which the harness itself lets a stock task read another source."""
+    tasks = []
+    for name in dict.fromkeys(leaf_names(SUITES)):
+        config = stock_config(name)
+        files = local_source(config, data)["dataset_kwargs"]["data_files"]
+        splits = {field: config.get(field) for field in ("training_split", "validation_split", "test_split")}
+        splits = {field: split if split in files else None for field, split in splits.items()}
+        source = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        tasks.append({"task": name} | source | splits)
+    return tasks
+
+
+class Run:
+    """One evaluation: log-likelihoods by request, metrics, and how long the scoring took."""
+
+    def __init__(self, model: HFLM, tasks: list[dict], subset: dict[str, list[int]]):
+        self.batches = 0
+        with self._timed(model):
+            report = simple_evaluate(
+                model,
+                tasks=[{"group": "benchmarks", "task": tasks}],
+                samples=subset,
+                num_fewshot=0,
+                task_manager=task_manager(),
+                bootstrap_iters=0,
+            )
+        self.metrics = {name: report["results"][name] for name in subset}
+        self.answers = {
+            (name, row["doc_id"], number): responses[0][0]
+            for name, rows in report["samples"].items()
+            for row in rows
+            for number, responses in enumerate(row["resps"])
+        }
+        self.rate = len(self.answers) / self.seconds
+
+    @contextmanager
+    def _timed(self, model: HFLM) -> Iterator[None]:
+        score, call = model._loglikelihood_tokens, model._model_call
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return score(*args, **kwargs)
+            finally:
+                self.seconds = time.perf_counter() - start
+
+        def counted(*args, **kwargs):
+            self.batches += 1
+            return call(*args, **kwargs)
+
+        model._loglikelihood_tokens, model._model_call = timed, counted
+        try:
+            yield
+        finally:
+            del model._loglikelihood_tokens, model._model_call
+
+
+def difference(first: Run, second: Run, name: str | None = None) -> float:
+    """The largest difference of two log-likelihoods, of one task or of all."""
+    assert first.answers.keys() == second.answers.keys()
+    keys = [key for key in first.answers if name in (None, key[0])]
+    return max(abs(first.answers[key] - second.answers[key]) for key in keys)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("converted")
-    parser.add_argument("--tasks", nargs="+", default=["arc_easy"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--data", type=Path, required=True, help="as `sas-hf eval-data` makes it")
+    parser.add_argument("--questions", type=int, default=40, help="of each benchmark")
+    parser.add_argument("--mmlu-questions", type=int, default=1, help="of each subject")
+    parser.add_argument("--batch-size", type=int, default=SAME_BATCH_SIZE, help="of the runs at the same batch size")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path, help="folder for parity.md and parity.json")
     arguments = parser.parse_args()
 
-    results = [
-        evaluate(model, arguments.tasks, data=arguments.data, limit=arguments.limit, log_samples=True)
-        for model in (arguments.source, arguments.converted)
+    tasks = harness_tasks(arguments.data)
+    loaded = task_manager().load([{"group": "benchmarks", "task": tasks}])["tasks"]
+    subset = {}
+    for name, task in loaded.items():
+        wanted = arguments.mmlu_questions if name.startswith("mmlu_") else arguments.questions
+        if wanted:
+            subset[name] = list(range(min(wanted, len(task.eval_docs))))
+    tasks = [task for task in tasks if task["task"] in subset]
+
+    options = {"device": arguments.device, "dtype": arguments.dtype, "truncation": True}
+    kinds = {
+        "source, sas_hf, automatic batches": (SASHFLM, arguments.source, "auto"),
+        "SAS, sas_hf, automatic batches": (SASHFLM, arguments.converted, "auto"),
+        f"source, sas_hf, batches of {arguments.batch_size}": (SASHFLM, arguments.source, arguments.batch_size),
+        f"source, hf, batches of {arguments.batch_size}": (HFLM, arguments.source, arguments.batch_size),
+        "source, hf, batches of 1 (its default)": (HFLM, arguments.source, 1),
+    }
+    runs: dict[str, Run] = {}
+    for _ in range(arguments.repeats):
+        for label, (kind, model, batch_size) in kinds.items():
+            run = Run(kind(str(Path(model).resolve()), batch_size=batch_size, **options), tasks, subset)
+            if label not in runs or run.rate > runs[label].rate:
+                runs[label] = run
+    automatic, converted, same, own, default = runs.values()
+
+    named = [name for name in subset if not name.startswith("mmlu_")]
+    rows = [
+        [
+            name,
+            str(len(subset[name])),
+            metric.removesuffix(",none"),
+            *(f"{run.metrics[name][metric]:.4f}" for run in (automatic, converted, own)),
+            f"{difference(automatic, converted, name):.1e}",
+            f"{difference(same, own, name):.1e}",
+            f"{difference(automatic, own, name):.1e}",
+        ]
+        for name in named
+        for metric in automatic.metrics[name]
+        if metric in ("acc,none", "acc_norm,none")
     ]
-    table = Table(title=f"{arguments.source} and {arguments.converted}")
-    columns = ("task", "questions", "requests", "metric", "source", "SAS", "max |log-likelihood difference|")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    figures = []
-    for task in results[0].tasks:
-        source, converted = (log_likelihoods(result, task) for result in results)
-        difference = max(abs(a - b) for a, b in zip(source, converted, strict=True))
-        for metric, score in results[0].tasks[task].metrics.items():
-            other = results[1].tasks[task].metrics[metric]
-            questions = results[0].tasks[task].num_samples
-            figures.append(
-                dict(
-                    zip(
-                        columns,
-                        (task, questions, len(source), metric, score.value, other.value, difference),
-                        strict=True,
-                    )
-                )
-            )
-            table.add_row(
-                task,
-                str(questions),
-                str(len(source)),
-                metric,
-                f"{score.value:.4f}",
-                f"{other.value:.4f}",
-                f"{difference:.2g}",
-            )
-    table.caption = "; ".join(
-        f"{name}: batches of {result.batch_size['smallest']} to {result.batch_size['largest']}, {result.seconds:.0f} s"
-        for name, result in zip(("source", "SAS"), results, strict=True)
+    mmlu = [name for name in subset if name not in named]
+    if mmlu:
+        counts = [len(subset[name]) for name in mmlu]
+        pooled = [
+            sum(run.metrics[name]["acc,none"] * count for name, count in zip(mmlu, counts, strict=True)) / sum(counts)
+            for run in (automatic, converted, own)
+        ]
+        pairs = ((automatic, converted), (same, own), (automatic, own))
+        largest = [max(difference(*pair, name) for name in mmlu) for pair in pairs]
+        rows.append(["mmlu", str(sum(counts)), "acc", *(f"{v:.4f}" for v in pooled), *(f"{v:.1e}" for v in largest)])
+    scores = Grid(
+        "The same questions in sas_hf and hf",
+        ["task", "questions", "metric", "source", "SAS", "hf", "|source - SAS|", "|sas_hf - hf|", "|automatic - hf|"],
+        rows,
+        "Largest difference of a request's log-likelihood: source and SAS in automatic batches; sas_hf and hf at the "
+        f"same batch size ({arguments.batch_size}); sas_hf in automatic batches and hf. The first questions of each "
+        f"split, {len(automatic.answers):,} requests, zero-shot, {arguments.dtype} on {arguments.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}.",
     )
-    Console().print(table)
+    speed = Grid(
+        "Throughput",
+        ["run", "batches", "seconds", "requests per second", "against hf at its default"],
+        [
+            [label, str(run.batches), f"{run.seconds:.1f}", f"{run.rate:.2f}", f"{run.rate / default.rate:.2f} x"]
+            for label, run in runs.items()
+        ],
+        f"At the same batch size sas_hf runs at {same.rate / own.rate:.2f} times the speed of hf.",
+    )
+    for grid in (scores, speed):
+        Console().print(grid.rich())
     if arguments.output:
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "parity.md").write_text(f"{scores.markdown()}\n{speed.markdown()}")
+        content = {
+            "questions": {name: len(numbers) for name, numbers in subset.items()},
+            "runs": {
+                label: {"seconds": run.seconds, "requests": len(run.answers), "batches": run.batches}
+                for label, run in runs.items()
+            },
+            "largest_differences": {
+                "source and SAS": difference(automatic, converted),
+                "sas_hf and hf, same batches": difference(same, own),
+                "sas_hf, automatic batches, and hf": difference(automatic, own),
+                "sas_hf, automatic batches, and hf one by one": difference(automatic, default),
+            },
+        }
+        (arguments.output / "parity.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,10 +56,16 @@ def _suite_bars(report: Report, name: str) -> Figure:
         if name in result.suites:
             suite = result.suites[name]
             scores[label] = {c: column.score for c, column in suite.columns.items()} | {"average": suite.average}
+    suites = [result.suites[name] for result in report.results if name in result.suites]
+    shown = {label for suite in suites for label in suite.columns}
+    if all(suite.complete for suite in suites):
+        shown.add("average")
     printed = {}
     for row in report.paper_rows(name):
-        values = zip(paper_tables()[TABLE_OF_SUITE[name]].columns, row.values, strict=True)
-        printed[paper_label(row)] = dict(values) | {"average": row.average}
+        if row.model in ("MHA", "SAS"):  # SAS and what it stands on; the tables have all rows
+            columns = paper_tables()[TABLE_OF_SUITE[name]].columns
+            values = dict(zip(columns, row.values, strict=True)) | {"average": row.average}
+            printed[paper_label(row)] = {label: value for label, value in values.items() if label in shown}
     return _bars(scores, f"{name}, %", printed)
 
 
@@ -77,21 +83,32 @@ def _other_scores(report: Report) -> dict[str, dict[str, Metric]]:
 def _bars(
     scores: dict[str, dict[str, Metric]], title: str, printed: dict[str, dict[str, float]] | None = None
 ) -> Figure:
-    """Scores by model and benchmark as bars; printed values (per cent) as marks over them."""
+    """Scores by model and benchmark as bars, printed values (per cent) as empty bars beside them."""
+    printed = printed or {}
     benchmarks = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
-    figure = Figure(figsize=(max(5, 1.1 * len(benchmarks) + 1), 4))
+    total = len(scores) + len(printed)
+    figure = Figure(figsize=(max(5, (0.7 + 0.15 * total) * len(benchmarks) + 1), 4))
     axes = figure.add_subplot()
-    width = 0.8 / len(scores)
+    width = 0.84 / total
+
+    def draw_bars(number: int, values: dict[str, float], **style) -> None:
+        places = [
+            place + (number - (total - 1) / 2) * width for place, name in enumerate(benchmarks) if name in values
+        ]
+        axes.bar(places, [values[name] for name in benchmarks if name in values], 0.9 * width, **style)
+
     for number, (label, by_name) in enumerate(scores.items()):
-        shown = [(place, by_name[name]) for place, name in enumerate(benchmarks) if name in by_name]
-        places = [place + (number - (len(scores) - 1) / 2) * width for place, _ in shown]
-        heights = [100 * score.value for _, score in shown]
-        errors = [100 * (score.stderr or 0) for _, score in shown]
-        axes.bar(places, heights, 0.92 * width, yerr=errors, capsize=3, label=label, color=f"C{number % 10}")
-    for number, (label, values) in enumerate((printed or {}).items()):
-        shown = [(place, values[name]) for place, name in enumerate(benchmarks) if values.get(name) is not None]
-        marker = "_x+1234|"[number % 8]
-        axes.scatter(*zip(*shown, strict=True), marker=marker, s=70, color="black", zorder=3, label=label, alpha=0.6)
+        errors = [100 * (by_name[name].stderr or 0) for name in benchmarks if name in by_name]
+        values = {name: 100 * score.value for name, score in by_name.items()}
+        draw_bars(number, values, yerr=errors, capsize=2, label=label, color=f"C{number % 10}")
+    for number, (label, values) in enumerate(printed.items()):
+        style = {
+            "fill": False,
+            "edgecolor": "0.35",
+            "linewidth": 0.8,
+            "hatch": ("", "////", "....", "xxxx")[number % 4],
+        }
+        draw_bars(len(scores) + number, values, label=label, **style)
     axes.set_xticks(range(len(benchmarks)), benchmarks)
     axes.set_ylabel(title)
     axes.spines[["top", "right"]].set_visible(False)
