@@ -167,7 +167,7 @@ def evaluate(
     if perplexity:
         text = evaluation.PerplexityText(
             perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
-            context_lengths=None if context_lengths is None else tuple(map(int, context_lengths.split(","))),
+            context_lengths=None if context_lengths is None else parse_lengths(context_lengths),
             stride=stride,
             max_tokens=max_tokens,
             config=text_config,
@@ -226,6 +226,15 @@ def eval_data(
 
     paths = evaluation.prepare_data(folder, split_names(tasks), progress=lambda message: console.print(message))
     console.print(f"[green]{len(paths)} files[/green] below {folder}")
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(name) for name in split_names(text))
+    except ValueError as error:
+        raise ValueError(
+            f"`--context-lengths` is {text!r}; it must be numbers with commas, such as 512,1024."
+        ) from error
 
 
 def split_names(text: str) -> list[str]:

@@ -39,7 +39,6 @@ class AnswerStore:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.path = folder / f"{digest}.{process_index}.sqlite"
         self._answers: dict[bytes, Answer] = {}
-        self.num_reused = 0
         for path in sorted(folder.glob(f"{digest}.*.sqlite")):
             with _connect(path) as connection:
                 rows = connection.execute("SELECT request, value, greedy FROM answers")
@@ -50,9 +49,7 @@ class AnswerStore:
     def get(self, numbers: Iterable[int], requests: Sequence) -> dict[int, Answer]:
         """Answers at hand among the requests of these numbers."""
         keyed = ((number, _key(requests[number])) for number in numbers)
-        found = {number: self._answers[key] for number, key in keyed if key in self._answers}
-        self.num_reused += len(found)
-        return found
+        return {number: self._answers[key] for number, key in keyed if key in self._answers}
 
     def put(self, answers: dict[int, Answer], requests: Sequence) -> None:
         """Keep the answers to the requests of these numbers, all or none."""

@@ -1,5 +1,6 @@
 """`evaluate`: a model and the names of tasks in, scores out. All that can be checked early is checked first."""
 
+import functools
 import hashlib
 import json
 import math
@@ -7,7 +8,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -121,45 +122,77 @@ def evaluate(
             choose_lengths(perplexity, positions)
     documents = read_documents(perplexity) if perplexity is not None else None
 
+    load = functools.partial(
+        _load_model,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        add_bos_token=add_bos_token,
+        truncation=truncation,
+        cache=cache,
+    )
     results = []
     for subject in subjects:
-        with _left_as_found(subject.source if subject.live else None):
-            # Anew for each model: a task keeps its requests, and draws its examples from generators.
-            items, loaded = load_tasks(names, data, columns) if names else ([], {})
-            _check_fewshot(loaded, num_fewshot)
-            harness_model = _load_model(subject, batch_size, device, dtype, add_bos_token, truncation, cache)
-            start = time.perf_counter()
-            report, texts = None, {}
-            if items:
-                # The samples are always asked for: they are compared, and show log-likelihoods that are not numbers.
-                report = simple_evaluate(
-                    harness_model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
-                )
-            if perplexity is not None:
-                texts = score_text(perplexity, documents, harness_model)
-            seconds = time.perf_counter() - start
-        if harness_model.answers is not None:
-            harness_model.answers.close()
-        if harness_model.process_index != 0:
+        result = _evaluate_one(subject, load, names, data, columns, limit, num_fewshot, perplexity, documents)
+        if result is None:
             continue
-        if report is not None:
-            _refuse_nan(report["samples"])
-        for name, text in texts.items():
-            if math.isnan(text.metrics["nll"].value):
-                raise ValueError(f"Some {NOT_NUMBERS.format(name)}")
-        tasks = {name: _task_result(name, task, report, log_samples) for name, task in loaded.items()}
-        result = _result(subject, harness_model, tasks | texts, batch_size, seconds)
-        result.limit = limit if limit is None or limit < 1 else int(limit)
-        if report is not None:
-            groups = report.get("groups", {})
-            result.groups = {name: _metrics(values) for name, values in groups.items()}
-            result.suites = {s.name: _suite_result(s, report, tasks) for s in items if isinstance(s, SuiteGroup)}
+        if not log_samples:
+            for task in result.tasks.values():
+                task.samples = None
         if output is not None:
             result.save(output)
         results.append(result)
     if single:
         return results[0] if results else None
     return results
+
+
+def _evaluate_one(
+    subject: Subject,
+    load: Callable[[Subject], SASHFLM],
+    names: list[str],
+    data: str | Path | None,
+    columns: Sequence[str] | None,
+    limit: int | float | None,
+    num_fewshot: int | None,
+    perplexity: PerplexityText | None,
+    documents: list[str] | None,
+) -> EvaluationResult | None:
+    """One model's result, with samples; `None` in a process of several other than the first."""
+    report, texts = None, {}
+    with _left_as_found(subject.source if subject.live else None):
+        # Anew for each model: a task keeps its requests, and draws its examples from generators.
+        items, loaded = load_tasks(names, data, columns) if names else ([], {})
+        _check_fewshot(loaded, num_fewshot)
+        model = load(subject)
+        start = time.perf_counter()
+        if items:
+            # The samples are always asked for: they are compared, and show log-likelihoods that are not numbers.
+            report = simple_evaluate(
+                model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
+            )
+        if perplexity is not None:
+            texts = score_text(perplexity, documents, model)
+        seconds = time.perf_counter() - start
+    if model.answers is not None:
+        model.answers.close()
+    if model.process_index != 0:
+        return None
+    if report is not None:
+        _refuse_nan(report["samples"])
+    for name, text in texts.items():
+        if math.isnan(text.metrics["nll"].value):
+            raise ValueError(f"Some {NOT_NUMBERS.format(name)}")
+    tasks = {name: _task_result(name, task, report) for name, task in loaded.items()}
+    result = _result(subject, model, tasks | texts, seconds)
+    result.limit = limit if limit is None or limit < 1 else int(limit)
+    if report is not None:
+        groups = report.get("groups", {})
+        result.groups = {name: _metrics(values) for name, values in groups.items()}
+        result.suites = {
+            suite.name: _suite_result(suite, report, tasks) for suite in items if isinstance(suite, SuiteGroup)
+        }
+    return result
 
 
 def _load_model(
@@ -195,10 +228,8 @@ def _load_model(
     return model
 
 
-def _result(
-    subject: Subject, model: SASHFLM, tasks: dict[str, TaskResult], batch_size: int | str, seconds: float
-) -> EvaluationResult:
-    sizes = model.chosen_batch_sizes or [batch_size]
+def _result(subject: Subject, model: SASHFLM, tasks: dict[str, TaskResult], seconds: float) -> EvaluationResult:
+    sizes = model.chosen_batch_sizes or [model.batch_size]
     tokenizer = model.tokenizer
     return EvaluationResult(
         model=subject.name,
@@ -206,7 +237,7 @@ def _result(
         tasks=tasks,
         dtype=str(model.model.dtype).removeprefix("torch."),
         device="cpu" if model.device.type == "cpu" else str(model.device),  # accelerate numbers CPUs
-        batch_size={"requested": batch_size, "smallest": min(sizes), "largest": max(sizes)},
+        batch_size={"requested": model.batch_size, "smallest": min(sizes), "largest": max(sizes)},
         seconds=seconds,
         versions={
             "lm_eval": version("lm_eval"),
@@ -222,7 +253,7 @@ def _result(
         },
         max_length=model.max_length,
         num_truncated=model.num_truncated,
-        num_reused=model.answers.num_reused if model.answers is not None else 0,
+        num_reused=model.num_reused,
         num_processes=model.num_processes,
         step=training_step(subject.adapter or subject.source),
     )
@@ -282,9 +313,9 @@ def _check_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> None:
     for name, task in tasks.items():
         shots = task.config.num_fewshot
         shots = num_fewshot if num_fewshot is not None and shots != 0 else shots or 0
-        if not shots or task.fewshot_cfg.samples is not None:
-            continue
         split, evaluated = _used_splits(task)
+        if not shots or split is None:
+            continue
         available = len(task.dataset[split]) - (split == evaluated)
         if shots > available:
             raise ValueError(
@@ -293,10 +324,12 @@ def _check_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> None:
 
 
 def _used_splits(task: Task) -> tuple[str | None, str]:
-    """The splits that a task with its data takes its examples from and evaluates."""
-    config = task.config
+    """The splits that a task with its data takes its examples from (`None`: from itself) and evaluates."""
+    config, fewshot = task.config, getattr(task, "fewshot_cfg", None)  # a task in Python need not have the second
     evaluated = config.test_split if task.has_test_docs() else config.validation_split
-    return config.fewshot_split or config.training_split or config.validation_split or evaluated, evaluated
+    if fewshot is None or (fewshot.split is None and fewshot.samples is not None):
+        return None, evaluated
+    return fewshot.split or config.training_split or config.validation_split or evaluated, evaluated
 
 
 @contextmanager
@@ -322,14 +355,13 @@ def _refuse_nan(samples: dict[str, list[dict]]) -> None:
             raise ValueError(f"{bad} {NOT_NUMBERS.format(name)}")
 
 
-def _task_result(name: str, task: Task, report: dict, log_samples: bool) -> TaskResult:
+def _task_result(name: str, task: Task, report: dict) -> TaskResult:
     config = task.config
     fewshot_split, split = _used_splits(task)
     files = (config.dataset_kwargs or {}).get("data_files")
     on_hub = "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
     counts, shots = report["n-samples"][name], report["n-shot"][name]
     rows = sorted(report["samples"][name], key=lambda row: row["doc_id"])
-    own_examples = task.fewshot_cfg.samples is not None
     return TaskResult(
         metrics=_metrics(report["results"][name]),
         num_samples=counts["effective"],
@@ -338,11 +370,11 @@ def _task_result(name: str, task: Task, report: dict, log_samples: bool) -> Task
         data=files[split] if isinstance(files, dict) else on_hub,
         num_fewshot=shots,
         version=report["versions"][name],
-        fewshot_split=fewshot_split if shots and not own_examples else None,
-        notes=_differences(name, split, fewshot_split, shots) if isinstance(files, dict) and not own_examples else [],
+        fewshot_split=fewshot_split if shots else None,
+        notes=_differences(name, split, fewshot_split, shots) if isinstance(files, dict) else [],
         scores=_question_scores(task, rows),
         questions=_digest(row["doc_hash"] + row["prompt_hash"] for row in rows),
-        samples=[_sample(row) for row in rows] if log_samples else None,
+        samples=[_sample(row) for row in rows],
     )
 
 
@@ -354,7 +386,7 @@ def _differences(name: str, split: str, fewshot_split: str | None, shots: int) -
         notes.append(f"evaluated on {split}, which the folder has, instead of {stock_split}")
     if shots and fewshot_split == split:
         notes.append(f"examples from the evaluated split ({split}), without the question itself")
-    elif shots and fewshot_split != stock_fewshot:
+    elif shots and fewshot_split not in (None, stock_fewshot):
         notes.append(f"examples from {fewshot_split}, which the folder has, instead of {stock_fewshot}")
     return notes
 

@@ -79,6 +79,7 @@ class SASHFLM(HFLM):
         self.answers = answers
         self.chosen_batch_sizes: list[int] = []
         self.num_truncated = 0
+        self.num_reused = 0
         device = device or default_device()
         if device == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would take itself for the only one
@@ -131,11 +132,13 @@ class SASHFLM(HFLM):
             return []
         self._check_lengths(requests)
         found: dict[int, Answer] = {}
+        reused = 0
         batches = self._plan_batches(requests)[self.process_index :: self.num_processes]
         hidden = disable_tqdm or self.process_index != 0
         bar = tqdm(total=sum(map(len, batches)), disable=hidden, desc="Scoring requests")
         for batch in batches:
             known = {} if self.answers is None else self.answers.get(batch, requests)
+            reused += len(known)
             rest = [number for number in batch if number not in known]
             if rest:
                 # One batch: it was planned as one. What it cuts is counted above.
@@ -150,6 +153,8 @@ class SASHFLM(HFLM):
         bar.close()
         if self.num_processes > 1:
             found = {number: answer for part in gather_object([found]) for number, answer in part.items()}
+            reused = sum(gather_object([reused]))
+        self.num_reused += reused
         return [found[number] for number in range(len(requests))]
 
     def _check_lengths(self, requests: Sequence[TokenRequest]) -> None:
