@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation_parity.py SOURCE CONVERTED --data DIR [--questions 40] [--output DIR]
 
-Scores the ten benchmarks of the paper's Tables 1 and 8, the first `--questions` of each (of each of MMLU's subjects
-`--mmlu-questions`): a deterministic subset. `hf` reads the same files in the form that the harness has for it (tasks
-in a group of their own, with `data_files`). Compared are all log-likelihoods, request by request, in these runs:
+Scores the ten benchmarks of the paper's Tables 1 and 8 (or `--tasks`), the first `--questions` of each, of each of
+MMLU's subjects `--mmlu-questions`: a deterministic subset. `hf` reads the same files in the form that the harness has
+for it (tasks in a group of their own, with `data_files`). Compared are all log-likelihoods, request by request, in
+these runs:
 
 - source and SAS in `sas_hf`, automatic batches;
 - source in `sas_hf` and in `hf` at the same batch size, where every bit should agree;
@@ -36,10 +37,10 @@ SUITES = ("sas_table1", "sas_table8")
 SAME_BATCH_SIZE = 8
 
 
-def harness_tasks(data: Path) -> list[dict]:
-    """The suites' tasks in the form in which the harness itself lets a stock task read another source."""
+def harness_tasks(names: list[str], data: Path) -> list[dict]:
+    """Tasks in the form in which the harness itself lets a stock task read another source."""
     tasks = []
-    for name in dict.fromkeys(leaf_names(SUITES)):
+    for name in dict.fromkeys(leaf_names(names)):
         config = stock_config(name)
         files = local_source(config, data)["dataset_kwargs"]["data_files"]
         splits = {field: config.get(field) for field in ("training_split", "validation_split", "test_split")}
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("converted")
     parser.add_argument("--data", type=Path, required=True, help="as `sas-hf eval-data` makes it")
+    parser.add_argument("--tasks", nargs="+", default=SUITES, help="suites, groups or tasks")
     parser.add_argument("--questions", type=int, default=40, help="of each benchmark")
     parser.add_argument("--mmlu-questions", type=int, default=1, help="of each subject")
     parser.add_argument("--batch-size", type=int, default=SAME_BATCH_SIZE, help="of the runs at the same batch size")
@@ -115,7 +117,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for parity.md and parity.json")
     arguments = parser.parse_args()
 
-    tasks = harness_tasks(arguments.data)
+    tasks = harness_tasks(arguments.tasks, arguments.data)
     loaded = task_manager().load([{"group": "benchmarks", "task": tasks}])["tasks"]
     subset = {}
     for name, task in loaded.items():

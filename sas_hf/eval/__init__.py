@@ -11,7 +11,7 @@ from .evaluation import evaluate
 from .harness import SASHFLM
 from .perplexity import PerplexityText
 from .preparation import prepare_data
-from .report import Report, results_table
+from .report import Report
 from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
 
 
@@ -27,5 +27,4 @@ __all__ = [
     "evaluate",
     "make_continuation_task",
     "prepare_data",
-    "results_table",
 ]

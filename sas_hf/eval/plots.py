@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from .files import write_atomically
 from .papers import TABLE_OF_SUITE, paper_tables
-from .report import Report, _perplexities, paper_label
+from .report import Report, paper_label, perplexities
 from .results import EvaluationResult, Metric
 
 
@@ -22,7 +22,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         figures[f"benchmarks-{suite}"] = _suite_bars(report, suite)
     if others := _other_scores(report):
         figures["benchmarks"] = _bars(others, "accuracy, %")
-    if any(len(_perplexities(result)) > 1 for result in report.results):
+    if any(len(perplexities(result)) > 1 for result in report.results):
         figures["perplexity"] = _perplexity_curves(report)
     if series := checkpoint_series(report.results):
         figures["training"] = _training_curves(series)
@@ -120,7 +120,7 @@ def _perplexity_curves(report: Report) -> Figure:
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
     for label, result in zip(report.labels, report.results, strict=True):
-        tasks = sorted(_perplexities(result).items())
+        tasks = sorted(perplexities(result).items())
         if tasks:
             scores = [task.metrics["perplexity"] for _, task in tasks]
             errors = [score.stderr or 0 for score in scores]

@@ -15,7 +15,7 @@ from rich.table import Table
 from .comparison import METHOD, PairedDifference, compare
 from .files import write_atomically
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
-from .results import EvaluationResult, Metric, finite, save_json
+from .results import EvaluationResult, Metric, TaskResult, finite, save_json
 
 
 # How a printed row is marked.
@@ -100,7 +100,7 @@ class Report:
         """All tables: suites, other tasks, perplexities, differences, every number with its circumstances, runs."""
         suites = dict.fromkeys(name for result in self.results for name in result.suites)
         found = [self._suite(name) for name in suites]
-        found += [self._perplexities()] if any(_perplexities(result) for result in self.results) else []
+        found += [self._perplexities()] if any(perplexities(result) for result in self.results) else []
         found += [self._differences(label) for label, differences in self.comparisons.items() if differences]
         return [*found, self._numbers(), self._runs()]
 
@@ -194,10 +194,10 @@ class Report:
         return Grid(name, ["model", *columns, "average"], rows, "; ".join(notes) + ".")
 
     def _perplexities(self) -> Grid:
-        lengths = sorted({length for result in self.results for length in _perplexities(result)})
+        lengths = sorted({length for result in self.results for length in perplexities(result)})
         rows, notes = [], []
         for label, result in self._labelled():
-            tasks = _perplexities(result)
+            tasks = perplexities(result)
             for metric in ("perplexity", "bits_per_byte"):
                 cells = [_number(tasks[length].metrics[metric]) if length in tasks else "" for length in lengths]
                 rows.append([label, metric, *cells])
@@ -289,11 +289,6 @@ class Report:
         return zip(self.labels, self.results, strict=True)
 
 
-def results_table(result: EvaluationResult) -> Group:
-    """One result for `rich.print`."""
-    return Report([result]).rich()
-
-
 def paper_label(row: PaperRow) -> str:
     """How a printed row is marked."""
     return f"{PAPER}{row.model} {row.size}, {row.tokens} tokens"
@@ -317,7 +312,8 @@ def _labels(results: list[EvaluationResult]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _perplexities(result: EvaluationResult) -> dict[int, object]:
+def perplexities(result: EvaluationResult) -> dict[int, TaskResult]:
+    """Tasks of perplexity by context length."""
     return {task.details["context_length"]: task for task in result.tasks.values() if "perplexity" in task.metrics}
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModel
 import sas_hf.eval.evaluation
 import sas_hf.eval.files
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
-from sas_hf.eval import evaluate, results_table
+from sas_hf.eval import Report, evaluate
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_result_and_output(checkpoint, config, data, tmp_path):
         assert 0 <= score["value"] <= 1 and 0 <= score["stderr"] <= 1
 
     console = rich.console.Console(width=120, file=io.StringIO())
-    console.print(results_table(result))
+    console.print(Report([result]).rich())
     table = console.file.getvalue()
     for shown in ("arc_easy", "acc_norm", f"{task['metrics']['acc']['value']:.4f}", "float32 on cpu", "validation"):
         assert shown in table
@@ -89,7 +89,7 @@ def test_samples_explain_the_metric(checkpoint, data):
 def test_a_single_sample_has_no_standard_error(checkpoint, data):
     result = evaluate(checkpoint, "arc_easy", data=data, limit=1, device="cpu")
     assert result.tasks["arc_easy"].metrics["acc"].stderr is None
-    results_table(result)
+    assert "| arc_easy | acc |" in Report([result]).markdown()
 
 
 def test_a_live_model_scores_as_its_checkpoint(checkpoint, model, tokenizer, data):
