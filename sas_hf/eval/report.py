@@ -322,7 +322,7 @@ def _percent(score: Metric) -> str:
 
 
 def _number(score: Metric) -> str:
-    return f"{score.value:.4g}" + ("" if score.stderr is None else f" ± {score.stderr:.2g}")
+    return f"{score.value:#.4g}" + ("" if score.stderr is None else f" ± {score.stderr:#.2g}")
 
 
 def _batches(result: EvaluationResult) -> str:

@@ -197,7 +197,7 @@ def test_perplexities_have_a_table_and_a_curve(checkpoint, text, tmp_path):
     grid = report.grids()[0]
     assert grid.header == ["model", "per token", "32", "64"]
     value = result.tasks["perplexity@32"].metrics["perplexity"]
-    assert grid.rows[0][2] == f"{value.value:.4g} ± {value.stderr:.2g}"
+    assert grid.rows[0][2] == f"{value.value:#.4g} ± {value.stderr:#.2g}"
     assert "sliding windows of stride 16" in report.markdown()
     assert {"perplexity.png", "perplexity.svg"} <= {path.name for path in report.save(tmp_path / "report")}
 
