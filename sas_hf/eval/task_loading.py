@@ -75,7 +75,8 @@ def local_entries(names: Sequence[str], data: str | Path) -> dict[str, object]:
             continue
         entries[name] = dataclasses.replace(index[name], yaml_path=None, cfg=config | source)
     if missing:
-        raise FileNotFoundError("\n".join(missing))
+        hint = f"`sas-hf eval-data {data} --tasks ...` fetches what is on the Hub, where there is a network."
+        raise FileNotFoundError("\n".join([*missing, hint]))
     return entries
 
 
