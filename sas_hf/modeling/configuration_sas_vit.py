@@ -38,7 +38,6 @@ class SASViTConfig(SASAttentionConfig):
 
     # What the attention layers read of any architecture, and is never otherwise for images.
     is_causal = False
-    rope_parameters = None
     attention_output_bias = True
 
     hidden_size: int = 768
