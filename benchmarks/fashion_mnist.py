@@ -28,11 +28,11 @@ from matplotlib import pyplot as plt
 
 KINDS = ("standard", "optimised", "efficient", "super", "sas")
 CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-HALF_EPOCH = 234  # steps
+HALF_EPOCH = 469  # steps
 RECIPE = {
-    "per_device_train_batch_size": 128,
+    "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 250,
-    "learning_rate": 2e-3,
+    "learning_rate": 1.5e-3,
     "weight_decay": 0.05,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,  # share of all steps
@@ -42,7 +42,7 @@ RECIPE = {
     "save_strategy": "steps",
     "save_steps": HALF_EPOCH,
     "save_total_limit": 1,
-    "logging_steps": 39,
+    "logging_steps": 67,
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
     "report_to": "none",
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"))
     parser.add_argument("--output", type=Path, default=Path("runs/fashion-mnist/fashion_mnist.json"))

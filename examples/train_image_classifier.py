@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from sas_hf import SASViTForImageClassification, named_config
 from sas_hf.configurations import NAMED_CONFIGS
 from sas_hf.eval.files import write_atomically
-from sas_hf.eval.image_data import find_split, load_image_dataset
+from sas_hf.image_data import find_split, load_image_dataset
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 
@@ -55,8 +55,8 @@ def load_model(name: str, labels: list[str]):
 
 
 def shift_and_flip(image: Image.Image) -> Image.Image:
-    """Shifted by up to an eighth of its size, black where nothing was, and mirrored half of the time."""
-    right, down = (int(torch.randint(-(side // 8), side // 8 + 1, ())) for side in image.size)
+    """Shifted by up to a sixteenth of its size, black where nothing was, and mirrored half of the time."""
+    right, down = (int(torch.randint(-(side // 16), side // 16 + 1, ())) for side in image.size)
     image = image.transform(image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
 
