@@ -123,6 +123,12 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`num_key_value_heads` ({kv_heads}) must equal `num_attention_heads` ({heads}) with "
             f"`attention_type={config.attention_type!r}`; leave it out."
         )
+    require_choice(config, "qk_norm", None, "per_head", "all_heads")
+    if config.qk_norm is not None and config.attention_type not in ("mha", "mqa", "gqa"):
+        raise ValueError(
+            f"`qk_norm` ({config.qk_norm!r}) norms projected queries and keys, which `attention_type="
+            f"{config.attention_type!r}` does not have; leave it out or choose 'mha', 'mqa' or 'gqa'."
+        )
     if config.attention_type in SLICING_TYPES and config.head_dim * heads != config.hidden_size:
         raise ValueError(
             f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` "
@@ -171,7 +177,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         )
 
 
-def require_choice(config: PreTrainedConfig, name: str, *choices: str) -> None:
+def require_choice(config: PreTrainedConfig, name: str, *choices: str | None) -> None:
     """Raise a `ValueError` unless the field is one of the choices.
 
     `Literal` annotations would do so too, but with an error of huggingface_hub that is not a `ValueError`.
