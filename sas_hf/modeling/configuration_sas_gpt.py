@@ -190,7 +190,9 @@ class SASGPTConfig(PreTrainedConfig):
 
     def rotates(self, layer_idx: int) -> bool:
         """Whether RoPE turns queries and keys of this layer."""
-        return self.rope_parameters is not None and (self.no_rope_layers is None or self.no_rope_layers[layer_idx] == 1)
+        if self.no_rope_layers is not None:
+            return self.no_rope_layers[layer_idx] == 1
+        return self.position_embedding_type == "rope"
 
     @property
     def simulates(self) -> bool:
