@@ -178,7 +178,10 @@ def info(
     from .info import describe, find_config
 
     cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
-    rows = {name: (config := find_config(name), describe(config, context, cache_dtype)) for name in names}
+    rows = {
+        name: (config := find_config(name), describe(config, context if model else None, cache_dtype))
+        for name in names
+    }
     if model is None:
         console.print(info_table(rows, dtype))
     else:

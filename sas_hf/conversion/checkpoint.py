@@ -32,6 +32,7 @@ from .fidelity import compare_models, text_windows
 
 
 REPORT_NAME = "fidelity.json"
+SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
 def convert_checkpoint(
@@ -47,6 +48,8 @@ def convert_checkpoint(
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict:
     """Convert a checkpoint and verify, in float32 and on text, that it computes what its source computes.
+
+    The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs.
 
     Tokenizer, chat template and generation configuration are carried along; the folder also gets a fidelity report
     (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
@@ -76,11 +79,7 @@ def convert_checkpoint(
     config, family = _check_before_loading(source, output, options, revision, dtype)
 
     progress(f"Loading {source}")
-    model_class = _source_class(config, family)
-    model, loading = _load(model_class, source, revision)
-    absent = sorted(loading["missing_keys"])
-    if absent:
-        raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {', '.join(absent[:5])}.")
+    model = _load(_source_class(config, family), source, revision)
     tokenizer = _load_tokenizer(source, revision)
 
     progress("Converting")
@@ -88,23 +87,17 @@ def convert_checkpoint(
 
     progress(f"Comparing source and SAS model on {windows} x {window_length} tokens")
     length = min(window_length, config.max_position_embeddings)
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(options.seed)
-        samples = [torch.randint(config.vocab_size, (1, length), generator=generator) for _ in range(windows)]
-        verified_on = "random tokens (the source has no tokenizer)"
-    else:
-        samples = text_windows(python_reference() if text is None else text, tokenizer, length, windows)
-        verified_on = "the Python language reference" if text is None else "the text given"
+    samples, verified_on = _text_samples(tokenizer, text, config.vocab_size, length, windows, options.seed)
     fidelity = compare_models(model, converted, samples)
 
     report = {
         "source": str(source),
         "revision": revision,
-        "source_architecture": model_class.__name__,
+        "source_architecture": type(model).__name__,
         "architecture": type(converted).__name__,
         "options": asdict(options),
-        "simulation": options.fields(config, converted.config.head_dim),
-        "dtype_saved": dtype or str(config.dtype or torch.float32).removeprefix("torch."),
+        "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
+        "dtype_saved": dtype or str(model.dtype).removeprefix("torch."),
         "dtype_verified": "float32",
         "verified_on": verified_on,
         "fidelity": fidelity.to_dict(),
@@ -121,8 +114,9 @@ def convert_checkpoint(
         )
 
     progress(f"Saving {output}")
+    del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        _save_model(converted.to(parse_dtype(report["dtype_saved"])), folder, source, revision)
+        _save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
@@ -214,7 +208,12 @@ def _check_weight_files(folder: Path) -> int:
     """Total size in bytes of the safetensors files of `folder`; each must be there and as long as its header says."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConversionError(
+                f"{index} is damaged: it has no readable `weight_map` ({error}); download or save it again."
+            ) from error
     else:
         files = [folder / SAFE_WEIGHTS_NAME]
     for file in files:
@@ -229,15 +228,53 @@ def _check_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None):
-    return model_class.from_pretrained(
+def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
+    """The source model in its own dtype; a `ConversionError` if weights are missing, misshapen or not finite."""
+    model, loading = model_class.from_pretrained(
         source,
         revision=revision,
-        dtype=torch.float32,
+        dtype="auto",
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
         output_loading_info=True,
     )
+    if loading["missing_keys"]:
+        absent = ", ".join(sorted(loading["missing_keys"])[:5])
+        raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {absent}.")
+    if loading["mismatched_keys"]:
+        name, found, expected = min(loading["mismatched_keys"])
+        raise ConversionError(
+            f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
+            "belong together."
+        )
+    for name, weight in model.named_parameters():
+        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
+            raise ConversionError(f"{source} is damaged: {name} holds NaN or infinite numbers.")
+    return model
+
+
+def _text_samples(
+    tokenizer: PreTrainedTokenizerBase | None, text: str | None, vocab_size: int, length: int, count: int, seed: int
+) -> tuple[list[torch.Tensor], str]:
+    """What a text model is verified on: windows `[1, length]` of token ids, and where they come from."""
+    if tokenizer is None:
+        generator = torch.Generator().manual_seed(seed)
+        samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
+        return samples, "random tokens (the source has no tokenizer)"
+    samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
+    return samples, "the Python language reference" if text is None else "the text given"
+
+
+def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
+    saving would copy them all at once."""
+    for parameter in model.parameters():
+        weight = parameter.data.to(dtype)
+        parts = weight.untyped_storage().nbytes() != weight.nbytes
+        parameter.data = weight.clone(memory_format=torch.contiguous_format) if parts else weight.contiguous()
+    model.config.dtype = dtype
+    return model
 
 
 def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
