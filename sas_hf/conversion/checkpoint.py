@@ -20,7 +20,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    has_file,
+)
 
 from ..dtypes import parse_dtype
 from ..text import python_reference
@@ -118,6 +125,7 @@ def convert_checkpoint(
     with new_folder(output) as folder:
         _save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
         if tokenizer is not None:
+            tokenizer.init_kwargs.pop("auto_map", None)  # names code of the source, which is not carried along
             tokenizer.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         model_card(report, Path(source).is_dir()).save(folder / "README.md")
@@ -164,6 +172,9 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     if not folder.is_dir() and (folder.exists() or is_path):
         raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
     try:
+        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
+            find_family(str(settings["model_type"]))
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
         if folder.is_dir():
@@ -171,7 +182,7 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         raise FileNotFoundError(
             f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
         ) from error
-    family = find_family(config)
+    family = find_family(config.model_type)
     _source_class(config, family)
     return config, family
 
@@ -201,7 +212,14 @@ def _check_before_loading(
         free = shutil.disk_usage(nearest).free
         if free < 1.02 * size:
             raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")
+    elif not any(has_file(source, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise _no_weights(source, SAFE_WEIGHTS_NAME, has_file(source, WEIGHTS_NAME, revision))
     return config, family
+
+
+def _no_weights(source: str | Path, file: str, pickled: bool) -> FileNotFoundError:
+    reason = " (only a pickle, which could run code when loaded)" if pickled else ""
+    return FileNotFoundError(f"{source} has no {file}{reason}; safetensors weights are needed.")
 
 
 def _check_weight_files(folder: Path) -> int:
@@ -210,7 +228,7 @@ def _check_weight_files(folder: Path) -> int:
     if index.is_file():
         try:
             files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConversionError(
                 f"{index} is damaged: it has no readable `weight_map` ({error}); download or save it again."
             ) from error
@@ -218,8 +236,7 @@ def _check_weight_files(folder: Path) -> int:
         files = [folder / SAFE_WEIGHTS_NAME]
     for file in files:
         if not file.is_file():
-            pickled = " (only a pickle, which could run code when loaded)" if any(folder.glob("*.bin")) else ""
-            raise FileNotFoundError(f"{folder} has no {file.name}{pickled}; safetensors weights are needed.")
+            raise _no_weights(folder, file.name, pickled=any(folder.glob("*.bin")))
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -230,15 +247,20 @@ def _check_weight_files(folder: Path) -> int:
 
 def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
     """The source model in its own dtype; a `ConversionError` if weights are missing, misshapen or not finite."""
-    model, loading = model_class.from_pretrained(
-        source,
-        revision=revision,
-        dtype="auto",
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
-        output_loading_info=True,
-    )
+    try:
+        model, loading = model_class.from_pretrained(
+            source,
+            revision=revision,
+            dtype="auto",
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ConversionError(
+            f"The weights of {source} are damaged ({error}); download or save them again."
+        ) from error
     if loading["missing_keys"]:
         absent = ", ".join(sorted(loading["missing_keys"])[:5])
         raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {absent}.")

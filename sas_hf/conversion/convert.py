@@ -66,7 +66,7 @@ def convert_model(source: PreTrainedModel, options: ConversionOptions | None = N
 
 def convert(source: PreTrainedModel, options: ConversionOptions, share: bool) -> PreTrainedModel:
     """As [`convert_model`]; with `share`, source weights are shared with the result, not copied."""
-    family = find_family(source.config)
+    family = find_family(source.config.model_type)
     if type(source).__name__ not in family.architectures:
         raise ConversionError(
             f"{type(source).__name__} has no SAS counterpart; convertible are {', '.join(family.architectures)}."
@@ -118,12 +118,12 @@ def sas_config(config: PreTrainedConfig, family: SourceFamily, options: Conversi
     return config_class(**fields, **options.fields(heads, head_dim))
 
 
-def find_family(config: PreTrainedConfig) -> SourceFamily:
+def find_family(model_type: str) -> SourceFamily:
     """The source's family; a `ConversionError` if there is none."""
-    if config.model_type.startswith("sas_"):
+    if model_type.startswith("sas_"):
         raise ConversionError("The source is a SAS model already; convert its original source with other options.")
-    if config.model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise ConversionError(
-            f"`model_type` {config.model_type!r} is not supported; convertible are: {', '.join(sorted(FAMILIES))}."
+            f"`model_type` {model_type!r} is not supported; convertible are: {', '.join(sorted(FAMILIES))}."
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[model_type]

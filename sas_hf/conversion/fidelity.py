@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from ..modeling.attention import SASAttention
 
 MINIMUM_TOKENS = 32
 TOLERANCE = 1e-5  # of max |logit|, in float32
-ROWS_AT_ONCE = 64  # whose distributions are compared in float64: a vocabulary may be large
+ROWS_AT_ONCE = 64  # that are compared: a vocabulary may be large
+WEIGHTS_AT_ONCE = 2**24  # of a linear map that are widened
 
 
 @dataclass
@@ -69,13 +71,13 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, windows:
         actual = _outputs(converted, window, "sdpa")
         if not (expected.isfinite().all() and actual.isfinite().all()):
             raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
-        difference = max(difference, (actual - expected).abs().max().item())
-        largest = max(largest, expected.abs().max().item())
-        agreements += (actual.argmax(-1) == expected.argmax(-1)).sum().item()
         positions += expected[..., 0].numel()
         tokens += window.numel()
         rows = (outputs.flatten(0, -2).split(ROWS_AT_ONCE) for outputs in (expected, actual))
         for p, q in zip(*rows, strict=True):
+            difference = max(difference, (q - p).abs().max().item())
+            largest = max(largest, p.abs().max().item())
+            agreements += (q.argmax(-1) == p.argmax(-1)).sum().item()
             log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
             divergence += (log_p.exp() * (log_p - log_q)).sum().item()
     return Fidelity(
@@ -126,7 +128,8 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
     """Let `model` compute in float32 for a while, without a float32 copy of it.
 
-    Weights of less than float32 become float32 while their module runs, and embeddings after they were looked up.
+    Weights of less than float32 become float32 while their module runs, those of a linear map (the head may be half of
+    a small model) some rows at a time, and embeddings after they were looked up.
     """
 
     def widen(module, _):
@@ -146,10 +149,21 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
                 continue
             if isinstance(module, nn.Embedding):
                 hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: embedded.float()))
+            elif type(module).forward is nn.Linear.forward:
+                module.forward = partial(_linear_in_float32, module)
+                hooks.callback(delattr, module, "forward")
             else:
                 hooks.enter_context(module.register_forward_pre_hook(widen))
                 hooks.enter_context(module.register_forward_hook(restore, always_call=True))
         yield
+
+
+def _linear_in_float32(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    outputs = inputs.new_empty(*inputs.shape[:-1], linear.out_features)
+    rows = max(1, WEIGHTS_AT_ONCE // linear.in_features)
+    for part, weight in zip(outputs.split(rows, dim=-1), linear.weight.split(rows), strict=True):
+        part.copy_(nn.functional.linear(inputs, weight.float()))
+    return outputs if linear.bias is None else outputs + linear.bias.float()
 
 
 def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) -> torch.Tensor:

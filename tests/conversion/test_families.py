@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import scramble, train_tokenizer
-from tiny_sources import SHAPES, language_model, source_classes, tiny_source, tiny_source_config
+from tiny_sources import FAMILY_NAMES, SHAPES, language_model, source_classes, tiny_source, tiny_source_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sas_hf.conversion import ConversionError, ConversionOptions, compare_models, convert_checkpoint, convert_model
@@ -15,7 +15,6 @@ OPTIONS = {
     "kernel 1": ConversionOptions(),
     "kernel 3": ConversionOptions(simulation_kernel_size=3, perturbation=2.0),
 }
-FAMILY_NAMES = sorted({fields["model_type"] for fields in SHAPES.values()})
 HEADS = [
     pytest.param(shape, name, id=name)
     for shape in FAMILY_NAMES

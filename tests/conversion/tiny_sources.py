@@ -68,6 +68,7 @@ SHAPES = {
     "phi-partial": PHI
     | {"num_attention_heads": 6, "num_key_value_heads": 2, "partial_rotary_factor": 0.4, "hidden_act": "gelu"},
 }
+FAMILY_NAMES = sorted({fields["model_type"] for fields in SHAPES.values()})  # each is the name of a shape too
 
 
 def tiny_source_config(shape: str, **fields) -> PreTrainedConfig:
