@@ -14,7 +14,9 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,12 +32,12 @@ from transformers.utils import (
 )
 
 from ..dtypes import parse_dtype
-from ..text import python_reference
 from ..version import __version__
 from .card import model_card
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import compare_models, text_windows
+from .fidelity import compare_models
+from .samples import image_samples, text_samples
 
 
 REPORT_NAME = "fidelity.json"
@@ -50,16 +52,17 @@ def convert_checkpoint(
     revision: str | None = None,
     dtype: str | None = None,
     text: str | None = None,
+    images: Path | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict:
-    """Convert a checkpoint and verify, in float32 and on text, that it computes what its source computes.
+    """Convert a checkpoint and verify, in float32 and on text or images, that it computes what its source computes.
 
     The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs.
 
-    Tokenizer, chat template and generation configuration are carried along; the folder also gets a fidelity report
-    (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
+    Tokenizer, chat template, generation configuration and image processor are carried along; the folder also gets a
+    fidelity report (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
@@ -68,7 +71,9 @@ def convert_checkpoint(
         revision: branch, tag or commit of a Hub source.
         dtype: of the saved weights, such as "bfloat16"; the source's own by default.
         text: to verify on; the Python reference by default, random tokens if the source has no tokenizer.
-        windows, window_length: how many stretches of the text are compared, and their length in tokens.
+        images: folder of images to verify on; smooth random ones by default.
+        windows, window_length: how many stretches of the text are compared, and their length in tokens; or how many
+            batches of four images.
         progress: called with a line of text at each stage.
 
     Returns:
@@ -87,14 +92,18 @@ def convert_checkpoint(
 
     progress(f"Loading {source}")
     model = _load(_source_class(config, family), source, revision)
-    tokenizer = _load_tokenizer(source, revision)
+    of_images = "image" in model.input_modalities
+    processor = (_load_image_processor if of_images else _load_tokenizer)(source, revision)
 
     progress("Converting")
     converted = convert(model, options, share=True)
 
-    progress(f"Comparing source and SAS model on {windows} x {window_length} tokens")
-    length = min(window_length, config.max_position_embeddings)
-    samples, verified_on = _text_samples(tokenizer, text, config.vocab_size, length, windows, options.seed)
+    progress("Comparing source and SAS model")
+    if of_images:
+        samples, verified_on = image_samples(processor, images, converted.config, windows, options.seed)
+    else:
+        length = min(window_length, config.max_position_embeddings)
+        samples, verified_on = text_samples(processor, text, config.vocab_size, length, windows, options.seed)
     fidelity = compare_models(model, converted, samples)
 
     report = {
@@ -124,9 +133,11 @@ def convert_checkpoint(
     del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
         _save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
-        if tokenizer is not None:
-            tokenizer.init_kwargs.pop("auto_map", None)  # names code of the source, which is not carried along
-            tokenizer.save_pretrained(folder)
+        if processor is not None:
+            # A source's `auto_map` names code of its own, which is not carried along.
+            for attributes in (vars(processor), getattr(processor, "init_kwargs", {})):
+                attributes.pop("auto_map", None)
+            processor.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         model_card(report, Path(source).is_dir()).save(folder / "README.md")
     return report
@@ -199,7 +210,7 @@ def _check_before_loading(
         raise ValueError(f"`perturbation` is {options.perturbation}; it must not be negative.")
 
     config, family = find_source(source, revision)
-    sas_config(config, family, options)
+    sas_config(config, family, options, _source_class(config, family).__name__)
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
@@ -276,18 +287,6 @@ def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str 
     return model
 
 
-def _text_samples(
-    tokenizer: PreTrainedTokenizerBase | None, text: str | None, vocab_size: int, length: int, count: int, seed: int
-) -> tuple[list[torch.Tensor], str]:
-    """What a text model is verified on: windows `[1, length]` of token ids, and where they come from."""
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(seed)
-        samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
-        return samples, "random tokens (the source has no tokenizer)"
-    samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
-    return samples, "the Python language reference" if text is None else "the text given"
-
-
 def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
     saving would copy them all at once."""
@@ -317,3 +316,9 @@ def _load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedToken
     if Path(source).is_dir() and not any(Path(source).glob("*token*")):
         return None
     return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _load_image_processor(source: str | Path, revision: str | None) -> BaseImageProcessor | None:
+    if Path(source).is_dir() and not any(Path(source).glob("*processor_config.json")):
+        return None
+    return AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)

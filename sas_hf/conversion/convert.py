@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .deit import DEIT
 from .family import ConversionError, SourceFamily
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
@@ -16,11 +17,11 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 from .start import start_as_source
+from .vit import VIT
 
 
-FAMILIES = {
-    family.model_type: family for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
-}
+TEXT_FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
+FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, DEIT, VIT)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def convert(source: PreTrainedModel, options: ConversionOptions, share: bool) ->
         raise ConversionError(
             f"{type(source).__name__} has no SAS counterpart; convertible are {', '.join(family.architectures)}."
         )
-    config = sas_config(source.config, family, options)
+    config = sas_config(source.config, family, options, type(source).__name__)
     with torch.device("meta"):
         model = family.architectures[type(source).__name__](config)
     weights = family.sas_weights(source)
@@ -100,8 +101,10 @@ def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
         model.base_model.rotary_emb = rotary(model.config).to(like.device)
 
 
-def sas_config(config: PreTrainedConfig, family: SourceFamily, options: ConversionOptions) -> PreTrainedConfig:
-    """The configuration of the converted model.
+def sas_config(
+    config: PreTrainedConfig, family: SourceFamily, options: ConversionOptions, architecture: str
+) -> PreTrainedConfig:
+    """The configuration of the model converted from a source of this class.
 
     Raises:
         ConversionError: if the source has something that no field expresses.
@@ -113,7 +116,7 @@ def sas_config(config: PreTrainedConfig, family: SourceFamily, options: Conversi
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = ("id2label", "label2id", "problem_type", "dtype", "classifier_dropout")
     kept = {name: getattr(config, name) for name in shared if getattr(config, name, None) is not None}
-    fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config)
+    fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
     config_class = next(iter(family.architectures.values())).config_class
     return config_class(**fields, **options.fields(heads, head_dim))
 

@@ -35,6 +35,7 @@ class SourceFamily:
         constants: SAS fields that are the same for the whole family.
         derive: source configuration → SAS fields that must be computed; raises a [`ConversionError`] for what no
             field can express.
+        of_architecture: source class name → SAS fields that only this class needs.
         names: part of a weight's name (whole words between dots) → the part of its SAS name, or several for a weight
             that becomes several. What is not listed keeps its name. The body's own prefix ("transformer." and the
             like) is not part of it.
@@ -46,13 +47,14 @@ class SourceFamily:
     fields: Mapping[str, str]
     constants: Mapping[str, object] = field(default_factory=dict)
     derive: Callable[[PreTrainedConfig], dict] = lambda config: {}
+    of_architecture: Mapping[str, dict] = field(default_factory=dict)
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     tensors: Callable[[str, torch.Tensor, PreTrainedConfig], Iterable[torch.Tensor]] = one_tensor
 
-    def sas_fields(self, config: PreTrainedConfig) -> dict:
+    def sas_fields(self, config: PreTrainedConfig, architecture: str) -> dict:
         """The fields of the SAS configuration that make the source's function without simulation."""
         fields = {sas: getattr(config, name) for name, sas in self.fields.items()}
-        return fields | dict(self.constants) | self.derive(config)
+        return fields | dict(self.constants) | self.of_architecture.get(architecture, {}) | self.derive(config)
 
     def sas_weights(self, source: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The weights of `source` by their SAS names; most are the source's own tensors or views of them."""
@@ -65,7 +67,8 @@ class SourceFamily:
     def sas_names(self, name: str, body: str) -> list[str]:
         """The SAS names of a weight in a model whose body is the attribute `body`."""
         if name.startswith(f"{body}."):
-            name = "model." + name.removeprefix(f"{body}.")
+            sas_body = next(iter(self.architectures.values())).base_model_prefix
+            name = f"{sas_body}." + name.removeprefix(f"{body}.")
         if not self.names:
             return [name]
         parts = "|".join(map(re.escape, sorted(self.names, key=len, reverse=True)))

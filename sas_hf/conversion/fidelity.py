@@ -15,6 +15,7 @@ from ..modeling.attention import SASAttention
 MINIMUM_TOKENS = 32
 TOLERANCE = 1e-5  # of max |logit|, in float32
 ROWS_AT_ONCE = 64  # that are compared: a vocabulary may be large
+OUTPUTS = ("logits", "reconstruction", "last_hidden_state")  # of models, the telling one first
 WEIGHTS_AT_ONCE = 2**24  # of a linear map that are widened
 
 
@@ -28,6 +29,7 @@ class Fidelity:
     argmax_agreement: float
     source_eager_sdpa_difference: float
     tokens: int
+    images: int
 
     @property
     def is_exact(self) -> bool:
@@ -53,26 +55,32 @@ def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, cou
 
 
 @torch.no_grad()
-def compare_models(source: PreTrainedModel, converted: PreTrainedModel, windows: Iterable[torch.Tensor]) -> Fidelity:
-    """Run both models on every window `[1, T]` of token ids and measure the difference of their outputs.
+def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples: Iterable[torch.Tensor]) -> Fidelity:
+    """Run both models on every sample and measure the difference of their outputs. A sample is a window `[1, T]` of
+    token ids or a batch `[B, channels, height, width]` of images.
 
-    The outputs are logits, or hidden states for a model without a head (then there is no KL). The source's own
-    difference between its eager and SDPA attention is measured on the same windows as a yardstick. Weights of less
+    The outputs are logits, or for other models hidden states or reconstructed images (then there is no
+    KL). The source's own difference between its eager and SDPA attention is measured on the same samples as a
+    yardstick. Weights of less
     than float32 are used as they are, but computed with in float32.
 
     Raises:
         ValueError: if an output is not finite.
     """
     difference = largest = yardstick = divergence = 0.0
-    agreements = positions = tokens = 0
-    for window in windows:
-        expected = _outputs(source, window, "sdpa")
-        yardstick = max(yardstick, (_outputs(source, window, "eager") - expected).abs().max().item())
-        actual = _outputs(converted, window, "sdpa")
+    agreements = positions = tokens = images = 0
+    predicts = source is not source.base_model and not type(source).__name__.endswith("ForMaskedImageModeling")
+    for sample in samples:
+        expected = _outputs(source, sample, "sdpa")
+        yardstick = max(yardstick, (_outputs(source, sample, "eager") - expected).abs().max().item())
+        actual = _outputs(converted, sample, "sdpa")
         if not (expected.isfinite().all() and actual.isfinite().all()):
             raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
         positions += expected[..., 0].numel()
-        tokens += window.numel()
+        if sample.is_floating_point():  # pixels
+            images += len(sample)
+        else:
+            tokens += sample.numel()
         rows = (outputs.flatten(0, -2).split(ROWS_AT_ONCE) for outputs in (expected, actual))
         for p, q in zip(*rows, strict=True):
             difference = max(difference, (q - p).abs().max().item())
@@ -83,10 +91,11 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, windows:
     return Fidelity(
         max_abs_difference=difference,
         max_abs_output=largest,
-        mean_kl=None if source is source.base_model else divergence / positions,
+        mean_kl=divergence / positions if predicts else None,
         argmax_agreement=agreements / positions,
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
+        images=images,
     )
 
 
@@ -172,4 +181,4 @@ def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) 
         outputs = model(**{model.main_input_name: inputs.to(model.device)}, **settings)
     if "start_logits" in outputs:
         return torch.stack((outputs["start_logits"], outputs["end_logits"])).float()
-    return (outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]).float()
+    return next(outputs[name] for name in OUTPUTS if name in outputs).float()
