@@ -55,7 +55,9 @@ def explain_errors(command: Callable) -> Callable:
 @app.command()
 @explain_errors
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (Llama architecture).")],
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint folder or Hub id: Llama, GPT-2, GPT-NeoX, Mistral, Qwen2, Qwen3, ...")
+    ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     num_simulated_heads: Annotated[
         int | None, typer.Option(help="Simulated heads: a multiple of the heads; 0: none. By default 3 x heads.")

@@ -135,7 +135,7 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 @contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Let `model` compute in float32 for a while, without a float32 copy of it.
+    """Let `model` compute in float32 for a while, without gradients and without a float32 copy of it.
 
     Weights of less than float32 become float32 while their module runs, those of a linear map (the head may be half of
     a small model) some rows at a time, and embeddings after they were looked up.
@@ -151,7 +151,7 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
             parameter.data = narrow.pop(parameter)
 
     narrow = {}
-    with ExitStack() as hooks:
+    with torch.no_grad(), ExitStack() as hooks:
         for module in model.modules():
             dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
             if not any(dtype.itemsize < 4 for dtype in dtypes):
@@ -180,5 +180,5 @@ def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) 
     with attention_implementation(model, implementation), computing_in_float32(model):
         outputs = model(**{model.main_input_name: inputs.to(model.device)}, **settings)
     if "start_logits" in outputs:
-        return torch.stack((outputs["start_logits"], outputs["end_logits"])).float()
-    return next(outputs[name] for name in OUTPUTS if name in outputs).float()
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]))
+    return next(outputs[name] for name in OUTPUTS if name in outputs)
