@@ -4,34 +4,32 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..card import conversion_card, read_card
+from ..checkpoints import (
+    CARD_NAME,
+    REPORT_NAME,
+    load_tokenizer,
+    new_folder,
+    read_config,
+    refuse_existing,
+    save_model,
+)
 from ..dtypes import parse_dtype
 from ..text import python_reference
 from ..version import __version__
-from .card import model_card
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
 from .fidelity import compare_models, text_windows
-
-
-REPORT_NAME = "fidelity.json"
 
 
 def convert_checkpoint(
@@ -74,6 +72,7 @@ def convert_checkpoint(
     started = time.monotonic()
     options, output = options or ConversionOptions(), Path(output)
     config, family = _check_before_loading(source, output, options, revision, dtype)
+    source_card = read_card(source, revision)
 
     progress(f"Loading {source}")
     model_class = _source_class(config, family)
@@ -81,7 +80,7 @@ def convert_checkpoint(
     absent = sorted(loading["missing_keys"])
     if absent:
         raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {', '.join(absent[:5])}.")
-    tokenizer = _load_tokenizer(source, revision)
+    tokenizer = load_tokenizer(source, revision)
 
     progress("Converting")
     converted = convert(model, options, share=True)
@@ -122,26 +121,12 @@ def convert_checkpoint(
 
     progress(f"Saving {output}")
     with new_folder(output) as folder:
-        _save_model(converted.to(parse_dtype(report["dtype_saved"])), folder, source, revision)
+        save_model(converted.to(parse_dtype(report["dtype_saved"])), folder, source, revision)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
-        model_card(report, Path(source).is_dir()).save(folder / "README.md")
+        conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTrainedModel]:
@@ -162,21 +147,7 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ConversionError: if the architecture is not supported.
     """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
-    # What cannot be a Hub id ("name" or "owner/name") is a path.
-    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
-    if not folder.is_dir() and (folder.exists() or is_path):
-        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        if folder.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
-        ) from error
+    config = read_config(source, revision)
     family = find_family(config)
     _source_class(config, family)
     return config, family
@@ -186,8 +157,7 @@ def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
     """Everything that can be refused before weights are read."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
+    refuse_existing(output)
     if dtype is not None:
         parse_dtype(dtype)
     if options.perturbation < 0:
@@ -238,23 +208,3 @@ def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str 
         use_safetensors=True,
         output_loading_info=True,
     )
-
-
-def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
-    """Save, with the source's generation configuration to the letter.
-
-    Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
-    them; what the source says is none of the conversion's business.
-    """
-    file = cached_file(source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if model.can_generate() and file is not None:
-        model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
-    if file is not None:
-        shutil.copyfile(file, folder / GENERATION_CONFIG_NAME)
-
-
-def _load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
-    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
-        return None
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)

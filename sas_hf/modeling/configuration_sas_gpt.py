@@ -11,6 +11,7 @@ from .configuration_attention import (
     resolve_attention_fields,
     validate_attention_fields,
 )
+from .sharing import forget_travelling_code
 
 
 @strict
@@ -128,6 +129,7 @@ class SASGPTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(self, kwargs)
+        forget_travelling_code(self, kwargs)
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":

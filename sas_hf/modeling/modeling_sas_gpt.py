@@ -36,6 +36,7 @@ from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .sharing import CodeTravelsMixin
 
 
 def make_norm(config: SASGPTConfig) -> nn.Module:
@@ -79,7 +80,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(mlp_output)
 
 
-class SASGPTPreTrainedModel(PreTrainedModel):
+class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS GPT and its heads."""
 
     config: SASGPTConfig
