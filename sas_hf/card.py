@@ -143,7 +143,8 @@ def _loading_without_package(model_class: type[PreTrainedModel]) -> str:
     return (
         f"\nWithout `sas_hf`, the code in this repository (from `sas_hf` {__version__}, Apache-2.0) does it; look at "
         f"it before you trust it:\n\n```python\nfrom transformers import {name}\n\n"
-        f'model = {name}.from_pretrained("PATH", trust_remote_code=True)\n```\n'
+        f'model = {name}.from_pretrained("PATH", trust_remote_code=True)\n```\n\n'
+        "`AutoTokenizer`, `AutoImageProcessor` and `pipeline` take the same argument, and ask without it.\n"
     )
 
 

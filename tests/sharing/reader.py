@@ -28,7 +28,7 @@ for name, auto_class in auto_classes.items():
             generated = model.generate(answers["ids"], max_new_tokens=6, do_sample=False)
             seen[name]["same_text"] = torch.equal(generated, answers["generated"])
 
-# The base model and another head of a language model, its tokenizer and pipeline; and what its reader saves and shares.
+# The base model and another head of a language model, its tokenizer and pipeline; and what its reader saves.
 first = exports / next(iter(auto_classes))
 base = transformers.AutoModel.from_pretrained(first, trust_remote_code=True)
 other = transformers.AutoModelForSequenceClassification.from_pretrained(first, trust_remote_code=True)

@@ -1,6 +1,7 @@
 """Exports read in environments of their own: with sas_hf, whose classes win, and without it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,57 +56,62 @@ import json, sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 import sas_hf
 
-folder, saved, modules = sys.argv[1], sys.argv[2], []
-for trust in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
-    for auto_class in (AutoConfig, AutoModel, AutoModelForCausalLM):
-        loaded = auto_class.from_pretrained(folder, **trust)
-        modules.append(type(loaded).__module__)
-    AutoTokenizer.from_pretrained(folder, **trust)
-    modules.append(type(pipeline("text-generation", model=folder, **trust).model).__module__)
+saved, *folders = sys.argv[1:]
+modules = set()
+for folder in folders:
+    for trust in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
+        for auto_class in (AutoConfig, AutoModel, AutoModelForCausalLM):
+            loaded = auto_class.from_pretrained(folder, **trust)
+            modules.add(type(loaded).__module__)
+        AutoTokenizer.from_pretrained(folder, **trust)
+        modules.add(type(pipeline("text-generation", model=folder, **trust).model).__module__)
 loaded.save_pretrained(saved)
-print(json.dumps([sorted(set(modules)), [name for name in sys.modules if name.startswith("transformers_modules")]]))
+print(json.dumps([sorted(modules), [name for name in sys.modules if name.startswith("transformers_modules")]]))
 """
 WITHOUT_PACKAGE = """
-import sys
+import json, sys
+from pathlib import Path
 from transformers import AutoModelForCausalLM
-AutoModelForCausalLM.from_pretrained(sys.argv[1], **eval(sys.argv[2]))
+
+folder, mark = sys.argv[1:]
+said = []
+for trust in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, **trust)
+        said.append("loaded")
+    except ValueError as error:
+        said.append(str(error))
+    said.append(Path(mark).exists())
+print()  # after Transformers' question
+print(json.dumps(said))
 """
 
 
-def test_with_sas_hf_its_classes_win_and_nothing_of_the_checkpoint_is_run(
-    checkpoint, python_with, python_without, tmp_path
-):
-    folder = tmp_path / "export"
-    export_model(checkpoint, folder)
-    mark = poison(folder)
-    for trust in ("{}", "{'trust_remote_code': False}"):  # nor without it, when not trusted
-        run = run_script(python_without, WITHOUT_PACKAGE, folder, trust, home=tmp_path)
-        assert run.returncode != 0 and "trust_remote_code=True" in run.stderr
-        assert not mark.exists()
+def test_with_sas_hf_its_classes_win_and_nothing_of_the_checkpoint_is_run(checkpoint, python_with, tmp_path):
+    export, malicious, saved = tmp_path / "export", tmp_path / "malicious", tmp_path / "saved"
+    export_model(checkpoint, export)
+    shutil.copytree(checkpoint, malicious)
+    config = json.loads((malicious / "config.json").read_text())
+    names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")
+    (malicious / "config.json").write_text(json.dumps(config | {"auto_map": dict.fromkeys(names, "evil.Evil")}))
+    (malicious / "evil.py").write_text("class Evil: pass\n")
+    marks = [poison(export), poison(malicious)]
 
-    modules, from_checkpoints = report_of(
-        run_script(python_with, WITH_PACKAGE, folder, tmp_path / "saved", home=tmp_path)
-    )
+    run = run_script(python_with, WITH_PACKAGE, saved, export, malicious, home=tmp_path)
+    modules, from_checkpoints = report_of(run)
     assert modules == ["sas_hf.modeling.configuration_sas_gpt", "sas_hf.modeling.modeling_sas_gpt"]
     assert from_checkpoints == []
-    assert not mark.exists()
+    assert not any(mark.exists() for mark in marks)
     # What it saved is an ordinary checkpoint: no code, and no promise of code.
-    assert not list((tmp_path / "saved").glob("*.py"))
-    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
-
-    run_script(python_without, WITHOUT_PACKAGE, folder, "{'trust_remote_code': True}", home=tmp_path)
-    assert mark.exists(), "the mark does not work"
+    assert not list(saved.glob("*.py"))
+    assert "auto_map" not in json.loads((saved / "config.json").read_text())
 
 
-def test_a_malicious_auto_map_is_not_followed(checkpoint, python_with, tmp_path):
-    config = json.loads((checkpoint / "config.json").read_text())
-    names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")
-    config["auto_map"] = {name: "evil.Evil" for name in names}
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    (checkpoint / "evil.py").write_text("class Evil: pass\n")
-    mark = poison(checkpoint)
-    modules, from_checkpoints = report_of(
-        run_script(python_with, WITH_PACKAGE, checkpoint, tmp_path / "saved", home=tmp_path)
-    )
-    assert all(module.startswith("sas_hf.") for module in modules)
-    assert from_checkpoints == [] and not mark.exists()
+def test_without_sas_hf_the_code_is_run_when_it_is_trusted_only(checkpoint, python_without, tmp_path):
+    export_model(checkpoint, tmp_path / "export")
+    mark = poison(tmp_path / "export")
+    said = report_of(run_script(python_without, WITHOUT_PACKAGE, tmp_path / "export", mark, home=tmp_path))
+    unset, after_unset, refused, after_refused, *trusted = said
+    assert "trust_remote_code=True" in unset and "trust_remote_code=True" in refused
+    assert not after_unset and not after_refused
+    assert trusted == ["loaded", True]
