@@ -101,11 +101,16 @@ def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str 
             dtype="auto",
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # named below
             output_loading_info=True,
         )
-    except (SafetensorError, RuntimeError) as error:  # the second: shapes that do not fit the configuration
-        raise ValueError(f"The weights of {source} are damaged or not of this configuration: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {source} are damaged or truncated ({error}); save them again.") from error
     absent, unknown = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    for name, found, expected in loading["mismatched_keys"]:
+        raise ValueError(
+            f"`{name}` of {source} has shape {tuple(found)}; its configuration asks for {tuple(expected)}."
+        )
     if absent:
         raise ValueError(f"{source} lacks weights of {model_class.__name__}: {', '.join(absent[:5])}.")
     if unknown:

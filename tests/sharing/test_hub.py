@@ -57,20 +57,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 torch.set_num_threads(1)
-answers = load_file(sys.argv[2])
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+name, revision, answers, *tokenizers = sys.argv[1:]
+answers = load_file(answers)
+model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
 with torch.no_grad():
     same = torch.equal(model(answers["ids"]).logits, answers["output"])
-for source in sys.argv[3:]:
+for source in tokenizers:
     expected = AutoTokenizer.from_pretrained(source)("The statement")["input_ids"]
     for trust in (True, False):  # the tokenizer itself needs no code
-        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         assert tokenizer("The statement")["input_ids"] == expected
 print(json.dumps({"module": type(model).__module__, "same": same}))
 """
 
 
-def test_a_model_is_pushed_through_dropped_connections_and_again(hub, checkpoint, python_with, tmp_path):
+def test_a_model_is_pushed_through_dropped_connections_and_loads_without_sas_hf(
+    hub, checkpoint, python_with, python_without, tmp_path
+):
     # The first upload is cut off once (the client tries again), and so is the second push's commit (it does not).
     hub.drops |= {"upload": [True], "commit": [False, True]}
     pushed = report_of(run_script(python_with, PUSH, checkpoint, tmp_path / "saved", home=tmp_path, **client(hub)))
@@ -78,8 +81,9 @@ def test_a_model_is_pushed_through_dropped_connections_and_again(hub, checkpoint
     assert pushed[0] == pushed[2] == "pushed"
     assert "httpx" in pushed[1] and "pushed" not in pushed[1]
 
-    first, second = list(hub.repositories["someone/model"].commits.values())[1:]  # the dropped commit left nothing
-    weights = [load(files["model.safetensors"].content)["model.norm.weight"] for files in (first, second)]
+    _, first, second = hub.repositories["someone/model"].commits  # the dropped commit left nothing
+    files = hub.repositories["someone/model"].commits
+    weights = [load(files[commit]["model.safetensors"].content)["model.norm.weight"] for commit in (first, second)]
     assert weights[0].count_nonzero() and not weights[1].count_nonzero()
     # The code came along, though what the same model saves holds none.
     names = {"configuration_sas_gpt.py", "modeling_sas_gpt.py", "attention.py"}
@@ -88,15 +92,9 @@ def test_a_model_is_pushed_through_dropped_connections_and_again(hub, checkpoint
     assert not list((tmp_path / "saved").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
 
-
-def test_what_was_pushed_loads_without_sas_hf(hub, checkpoint, python_with, python_without, tmp_path):
-    push = PUSH.replace("range(3)", "range(1)").replace("torch.nn.init.zeros_(model.model.norm.weight)", "pass")
-    report_of(run_script(python_with, push, checkpoint, tmp_path / "saved", home=tmp_path, **client(hub)))
     answers = checkpoint.with_suffix(".answers")
-    run = run_script(python_without, LOAD, "someone/model", answers, home=tmp_path, **client(hub))
-    seen = report_of(run)
-    assert seen["module"].startswith("transformers_modules.someone.model.")
-    assert seen["same"]
+    seen = report_of(run_script(python_without, LOAD, "someone/model", first, answers, home=tmp_path, **client(hub)))
+    assert seen == {"module": f"transformers_modules.someone.model.{first}.modeling_sas_gpt", "same": True}
 
 
 UPLOAD = """
@@ -124,8 +122,8 @@ def test_an_export_is_uploaded_loaded_and_exported_again(hub, checkpoint, python
     assert hub.files("someone/export") == {file.name: file.read_bytes() for file in folder.iterdir()}
 
     answers = checkpoint.with_suffix(".answers")
-    run = run_script(python_without, LOAD, "someone/export", answers, checkpoint, home=tmp_path, **client(hub))
-    assert report_of(run)["same"]
+    arguments = ("someone/export", "main", answers, checkpoint)
+    assert report_of(run_script(python_without, LOAD, *arguments, home=tmp_path, **client(hub)))["same"]
 
     again = tmp_path / "again"
     run = run_script(python_with, EXPORT, again, home=tmp_path, **client(hub))
