@@ -131,8 +131,13 @@ def export(
 @app.command(name="eval")
 @explain_errors
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of any causal language model.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder or Hub id of any causal language model or image classifier.")
+    ],
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Labelled images for an image classifier: a folder or a Hub id.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
     ] = None,
@@ -146,9 +151,19 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
-    """Score MODEL on tasks of lm-evaluation-harness; shows a table and writes JSON."""
+    """Score MODEL on tasks of lm-evaluation-harness or on labelled images; shows a table and writes JSON."""
     from . import eval as evaluation
 
+    if (tasks is None) == (images is None):
+        raise ValueError("Give either `--tasks`, for a language model, or `--images`, for an image classifier.")
+    if images is not None:
+        size = 64 if batch_size == "auto" else int(batch_size)
+        limit = None if limit is None else int(limit)
+        result = evaluation.evaluate_images(
+            model, images, limit=limit, batch_size=size, device=device, dtype=dtype, output=output
+        )
+        console.print(evaluation.results_table(result))
+        return
     result = evaluation.evaluate(
         model,
         [name.strip() for name in tasks.split(",") if name.strip()],

@@ -9,6 +9,7 @@ if importlib.util.find_spec("lm_eval") is None:
 from .continuation import make_continuation_task
 from .evaluation import evaluate
 from .harness import SASHFLM
+from .images import evaluate_images
 from .results import EvaluationResult, Metric, TaskResult, results_table
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "Metric",
     "TaskResult",
     "evaluate",
+    "evaluate_images",
     "make_continuation_task",
     "results_table",
 ]

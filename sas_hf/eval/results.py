@@ -88,7 +88,7 @@ def results_table(result: EvaluationResult) -> Table:
     table = Table(
         title=f"{result.model} ({result.num_parameters:,} parameters)",
         caption=f"{result.dtype} on {result.device}, batches of {' to '.join(map(str, sizes))}, "
-        f"{result.seconds:.0f} s, lm_eval {result.versions['lm_eval']}",
+        f"{result.seconds:.0f} s, " + ", ".join(f"{name} {number}" for name, number in result.versions.items()),
     )
     for header in ("task", "split", "samples", "shots", "metric", "value", "± stderr"):
         justify = "right" if header in ("samples", "shots", "value", "± stderr") else "left"

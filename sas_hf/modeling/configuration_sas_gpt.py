@@ -1,61 +1,24 @@
 """Configuration of the SAS GPT: Llama's fields, the backbone choices of GPT-2 checkpoints, and the attention's own."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
-from .configuration_attention import (
-    refuse_misspelt_fields,
-    require_choice,
-    resolve_attention_fields,
-    validate_attention_fields,
-)
-from .sharing import forget_travelling_code
+from .configuration_attention import SASAttentionConfig, require_choice
 
 
 @strict
-class SASGPTConfig(PreTrainedConfig):
+class SASGPTConfig(SASAttentionConfig):
     r"""
     Configuration of a [`SASGPTModel`]: a decoder-only Transformer whose attention may be simulated larger than it is
     ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in Llama's or GPT-2's manner.
 
-    Fields not listed here (`vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`,
-    `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_parameters`, ...) mean what they mean in
+    Attention's own fields are those of [`SASAttentionConfig`]. Fields not listed here (`vocab_size`, `hidden_size`,
+    `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
+    `rope_parameters`, ...) mean what they mean in
     [`~transformers.LlamaConfig`].
 
     Args:
-        attention_type (`str`, defaults to `"mha"`):
-            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`; `"mqa"`
-            and `"gqa"` are accepted and checked against it), `"mla"`, `"tpa"`, `"optimised"`, `"efficient"` or
-            `"super"`. All but `"super"` may be simulated.
-        q_lora_rank, kv_lora_rank (`int`, *optional*):
-            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default.
-        qk_rope_head_dim, qk_nope_head_dim, v_head_dim (`int`, *optional*):
-            Features of an MLA head: rotated and not, and values; half of `head_dim`, `head_dim` and `head_dim`.
-        q_rank, k_rank, v_rank (`int`, defaults to 6, 2, 2):
-            Ranks of TPA's queries, keys and values.
-        token_mixing_init (`str`, defaults to `"identity"`):
-            Start of Super attention's W^A: `"identity"` (as Efficient attention) or `"normal"`.
-        num_simulated_heads (`int`, *optional*):
-            Ĥ, a multiple of `num_attention_heads`: heads that the head simulation makes of them (equations 5-7).
-            `None`: no head simulation.
-        simulated_head_dim (`int`, *optional*):
-            D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
-            `None`: no feature simulation. (MLA: at least `qk_rope_head_dim + qk_nope_head_dim`.)
-        simulation_kernel_size (`int`, defaults to 1):
-            κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
-        simulation_act (`str`, defaults to `"relu"`):
-            Non-linearity of the simulation; `"identity"` is the linear ablation of §4.3.
-        simulation_init (`str`, defaults to `"near_identity"`):
-            `"near_identity"` starts every simulated head near a copy of its base head, `"pytorch"` as the modules of
-            the paper's Appendix L start.
-        simulation_cache (`str`, defaults to `"expanded"`):
-            What generation caches: `"expanded"` the simulated keys and values (fast), `"base"` the keys and values
-            before simulation, unrotated (small: expanded anew at every step).
-        query_pre_attn_scalar (`float`, *optional*):
-            Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
-            simulation; a converted model keeps its source's.
         attention_output_bias (`bool`, *optional*):
             Whether the output projection has a bias; as `attention_bias` says of all projections when `None`.
         is_causal (`bool`, defaults to `True`):
@@ -84,8 +47,6 @@ class SASGPTConfig(PreTrainedConfig):
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -98,25 +59,7 @@ class SASGPTConfig(PreTrainedConfig):
     attention_output_bias: bool | None = None
     attention_dropout: int | float = 0.0
 
-    attention_type: str = "mha"
-    num_simulated_heads: int | None = None
-    simulated_head_dim: int | None = None
-    simulation_kernel_size: int = 1
-    simulation_act: str = "relu"
-    simulation_init: str = "near_identity"
-    simulation_cache: str = "expanded"
-    query_pre_attn_scalar: int | float | None = None
     is_causal: bool = True
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_rope_head_dim: int | None = None
-    qk_nope_head_dim: int | None = None
-    v_head_dim: int | None = None
-    q_rank: int = 6
-    k_rank: int = 2
-    v_rank: int = 2
-    token_mixing_init: str = "identity"
-
     position_embedding_type: str = "rope"
     rope_parameters: RopeParameters | dict | None = None
     norm_type: str = "rms_norm"
@@ -128,9 +71,6 @@ class SASGPTConfig(PreTrainedConfig):
     classifier_pooling: str = "last"
 
     def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
-        forget_travelling_code(self, kwargs)
-        resolve_attention_fields(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None
@@ -138,13 +78,6 @@ class SASGPTConfig(PreTrainedConfig):
             self.attention_output_bias = self.attention_bias
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
-
-    @property
-    def query_head_dim(self) -> int:
-        """Width of queries and keys as the base projection makes them, before feature simulation."""
-        if self.attention_type == "mla":
-            return self.qk_rope_head_dim + self.qk_nope_head_dim
-        return self.head_dim
 
     @property
     def projects_to_cached_heads(self) -> bool:
@@ -170,14 +103,9 @@ class SASGPTConfig(PreTrainedConfig):
         width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
         return width + width % 2
 
-    @property
-    def simulates(self) -> bool:
-        """Whether any simulation is on."""
-        return self.num_simulated_heads is not None or self.simulated_head_dim is not None
-
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
-        validate_attention_fields(self)
+        super().validate_architecture()
         require_choice(self, "position_embedding_type", "rope", "learned")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")

@@ -15,36 +15,26 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from helpers import gpt_config
+from helpers import VIT_BASE, VIT_VARIANTS, gpt_config
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import sas_hf
+from sas_hf import SASViTConfig
 
 
 FILE = Path(__file__).with_name("contract.json")
-KINDS = [
-    "mha",
-    "learned",
-    "sas_k5_gqa",
-    "head_only",
-    "feature_only",
-    "sas_learned",
-    "mla",
-    "tpa",
-    "optimised",
-    "efficient",
-    "super",
-    "mla_sas",
-    "tpa_sas",
-    "optimised_sas",
-    "efficient_sas",
-]
+PLAIN = ("mha", "learned", "mla", "tpa", "optimised", "efficient", "super")
+SIMULATED = ("sas_k5_gqa", "head_only", "feature_only", "sas_learned", "mla_sas", "tpa_sas", "optimised_sas")
+KINDS = (*PLAIN, *SIMULATED, "efficient_sas")
 HEADS = (
     "SASGPTModel",
     "SASGPTForSequenceClassification",
     "SASGPTForTokenClassification",
     "SASGPTForQuestionAnswering",
 )
+IMAGE_KINDS = ("vit", "mean", "distilled", "oblong", "sas", "mla_sas", "tpa_sas", "optimised", "efficient", "super_mean")
+IMAGE_MODELS = {f"SASViTForImageClassification/{kind}": kind for kind in IMAGE_KINDS}
+IMAGE_MODELS |= {"SASViTModel/vit": "vit", "SASViTForMaskedImageModeling/sas": "sas"}
 SAVED_BY_TRANSFORMERS = ("transformers_version", "dtype", "architectures")
 
 
@@ -52,7 +42,10 @@ def checkpoints() -> dict[str, PreTrainedConfig]:
     """The configuration of every recorded checkpoint, by "class/kind"."""
     small = {"num_hidden_layers": 1, "max_position_embeddings": 16, "vocab_size": 19, "pad_token_id": 0}
     kinds = {f"SASGPTForCausalLM/{kind}": gpt_config(kind, **small) for kind in KINDS}
-    return kinds | {f"{head}/sas_k5_gqa": gpt_config("sas_k5_gqa", **small, num_labels=3) for head in HEADS}
+    kinds |= {f"{head}/sas_k5_gqa": gpt_config("sas_k5_gqa", **small, num_labels=3) for head in HEADS}
+    for name, variant in IMAGE_MODELS.items():
+        kinds[name] = SASViTConfig(**VIT_BASE | VIT_VARIANTS[variant] | {"num_hidden_layers": 1})
+    return kinds
 
 
 def saved_fields(config: PreTrainedConfig) -> dict:
@@ -66,8 +59,10 @@ def saved_fields(config: PreTrainedConfig) -> dict:
 
 
 def default_fields(config_class: type[PreTrainedConfig]) -> dict:
-    """The fields that the class itself declares, with their defaults."""
-    return {name: getattr(config_class, name) for name in config_class.__annotations__ if name != "model_type"}
+    """The fields that are ours, with their defaults."""
+    ours = [base for base in config_class.__mro__ if base.__module__.startswith("sas_hf.")]
+    names = [name for base in reversed(ours) for name in base.__annotations__ if name != "model_type"]
+    return {name: json.loads(json.dumps(getattr(config_class, name))) for name in names}
 
 
 def example_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
@@ -83,7 +78,7 @@ def example_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 def example_output(model: PreTrainedModel) -> list[float]:
     """Nine numbers of the model's first output for a fixed input, in float64."""
     if model.main_input_name == "pixel_values":
-        size = (2, model.config.num_channels, *torch.Size([model.config.image_size] * 2))
+        size = (2, model.config.num_channels, *model.config.image_shape)
         inputs = torch.sin(torch.arange(torch.Size(size).numel(), dtype=torch.float64)).view(size)
     else:
         inputs = torch.arange(1, 13).view(2, 6)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import all_tensors, assert_identical, gpt, gpt_config, python_environment, token_ids, train_tokenizer
-from model_mixin import SASGPT, LoadingTests
+from model_mixin import SASGPT, LoadingTests, SASViT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -40,6 +40,10 @@ AUTO_CLASSES = {
 
 
 class TestSASGPT(SASGPT, LoadingTests):
+    pass
+
+
+class TestSASViT(SASViT, LoadingTests):
     pass
 
 
@@ -149,6 +153,10 @@ PUBLIC_NAMES = [
     "SASGPTForSequenceClassification",
     "SASGPTForTokenClassification",
     "SASGPTModel",
+    "SASViTConfig",
+    "SASViTForImageClassification",
+    "SASViTForMaskedImageModeling",
+    "SASViTModel",
 ]
 
 

@@ -5,15 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from environments import make_environment, run_script
-from helpers import GPT_VARIANTS, gpt, token_ids, train_tokenizer
+from helpers import GPT_VARIANTS, VIT_VARIANTS, gpt, images, token_ids, train_tokenizer, vit
 from safetensors.torch import save_file
 
 from sas_hf import (
+    SASGPTForCausalLM,
     SASGPTForQuestionAnswering,
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
     SASGPTModel,
+    SASViTForImageClassification,
+    SASViTForMaskedImageModeling,
+    SASViTModel,
 )
+from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 
 HEADS = {
@@ -22,8 +27,18 @@ HEADS = {
     "AutoModelForTokenClassification": SASGPTForTokenClassification,
     "AutoModelForQuestionAnswering": SASGPTForQuestionAnswering,
 }
-# Name of a checkpoint → the Auto class that loads it.
-CHECKPOINTS = dict.fromkeys(GPT_VARIANTS, "AutoModelForCausalLM") | {name: name for name in HEADS}
+IMAGE_HEADS = {
+    "AutoModel": SASViTModel,
+    "AutoModelForImageClassification": SASViTForImageClassification,
+    "AutoModelForMaskedImageModeling": SASViTForMaskedImageModeling,
+}
+# Name of a checkpoint → its kind, the Auto class that loads it, and what that makes.
+CHECKPOINTS = (
+    {kind: (kind, "AutoModelForCausalLM", SASGPTForCausalLM) for kind in GPT_VARIANTS}
+    | {f"gpt-{name}": ("sas_mqa", name, head) for name, head in HEADS.items()}
+    | {f"vit-{kind}": (kind, "AutoModelForImageClassification", SASViTForImageClassification) for kind in VIT_VARIANTS}
+    | {f"vit-{name}": ("sas_k5_gqa", name, head) for name, head in IMAGE_HEADS.items()}
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,18 +58,22 @@ def python_with(tmp_path_factory) -> Path:
 
 @torch.no_grad()
 def save_checkpoint(name: str, folder: Path) -> None:
-    """A checkpoint of that name with a tokenizer; beside its files, inputs and the answers to them."""
-    tokenizer = train_tokenizer()
-    if name in HEADS:
-        model = gpt("sas_mqa", model_class=HEADS[name], vocab_size=len(tokenizer), pad_token_id=0)
+    """The checkpoint of that name with its tokenizer or image processor; beside it, an input and the answers to it."""
+    kind, auto_class, model_class = CHECKPOINTS[name]
+    if model_class in IMAGE_HEADS.values():
+        model = vit(kind, model_class=model_class)
+        shape = dict(zip(("height", "width"), model.config.image_shape, strict=True))
+        SASViTImageProcessor(size=shape, num_channels=model.config.num_channels).save_pretrained(folder)
+        answers = {"input": images(model.config)}
     else:
-        model = gpt(name, vocab_size=len(tokenizer), pad_token_id=0)
-    ids = token_ids(2, 9, vocab_size=len(tokenizer))
-    answers = {"ids": ids, "output": model(ids)[0]}
-    if name not in HEADS:
-        answers["generated"] = model.generate(ids, max_new_tokens=6, do_sample=False)
+        tokenizer = train_tokenizer()
+        tokenizer.save_pretrained(folder)
+        model = gpt(kind, model_class=model_class, vocab_size=len(tokenizer), pad_token_id=0)
+        answers = {"input": token_ids(2, 9, vocab_size=len(tokenizer))}
+    answers["output"] = model(answers["input"])[0]
+    if auto_class == "AutoModelForCausalLM":
+        answers["generated"] = model.generate(answers["input"], max_new_tokens=6, do_sample=False)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     save_file(answers, folder.with_suffix(".answers"))
 
 

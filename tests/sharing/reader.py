@@ -22,11 +22,16 @@ for name, auto_class in auto_classes.items():
         seen[name] = {
             "class": type(model).__name__,
             "modules": [type(model).__module__, type(config).__module__],
-            "same_output": torch.equal(model(answers["ids"])[0], answers["output"]),
+            "same_output": torch.equal(model(answers["input"])[0], answers["output"]),
         }
         if "generated" in answers:
-            generated = model.generate(answers["ids"], max_new_tokens=6, do_sample=False)
+            generated = model.generate(answers["input"], max_new_tokens=6, do_sample=False)
             seen[name]["same_text"] = torch.equal(generated, answers["generated"])
+        if "pixel_values" in model.main_input_name:
+            processor = transformers.AutoImageProcessor.from_pretrained(exports / name, trust_remote_code=True)
+            seen[name]["modules"].append(type(processor).__module__)
+            image = torch.arange(5 * 6 * 3, dtype=torch.uint8).view(5, 6, 3).numpy()
+            seen[name]["pixels"] = list(processor(image, return_tensors="pt")["pixel_values"].shape[1:])
 
 # The base model and another head of a language model, its tokenizer and pipeline; and what its reader saves.
 first = exports / next(iter(auto_classes))
@@ -36,7 +41,7 @@ pipe = transformers.pipeline("text-generation", model=str(first), trust_remote_c
 language_model = transformers.AutoModelForCausalLM.from_pretrained(first, trust_remote_code=True)
 language_model.save_pretrained(sys.argv[3])
 again = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[3], trust_remote_code=True)
-ids = load_file(exports / f"{first.name}.answers")["ids"]
+ids = load_file(exports / f"{first.name}.answers")["input"]
 with torch.no_grad():
     seen["others"] = {
         "classes": [type(base).__name__, type(other).__name__],

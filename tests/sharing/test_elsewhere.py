@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINTS, HEADS, save_checkpoint
+from conftest import CHECKPOINTS, save_checkpoint
 from environments import report_of, run_script
 
 from sas_hf.export import export_model
@@ -29,14 +29,16 @@ READER = (Path(__file__).parent / "reader.py").read_text()
 
 def test_every_kind_and_head_loads_and_computes_the_same_without_sas_hf(exports, python_without, tmp_path):
     again = tmp_path / "again"
-    seen = report_of(run_script(python_without, READER, exports, json.dumps(CHECKPOINTS), again, home=tmp_path))
+    auto_classes = {name: auto_class for name, (_, auto_class, _) in CHECKPOINTS.items()}
+    seen = report_of(run_script(python_without, READER, exports, json.dumps(auto_classes), again, home=tmp_path))
     others = seen.pop("others")
     assert seen.keys() == CHECKPOINTS.keys()
-    for name, model in seen.items():
-        assert model["class"] == (HEADS[name].__name__ if name in HEADS else "SASGPTForCausalLM"), name
-        assert all(module.startswith("transformers_modules.") for module in model["modules"]), name
-        assert model["same_output"], name
-        assert name in HEADS or model["same_text"], name
+    for name, (_, auto_class, model_class) in CHECKPOINTS.items():
+        assert seen[name]["class"] == model_class.__name__, name
+        assert all(module.startswith("transformers_modules.") for module in seen[name]["modules"]), name
+        assert seen[name]["same_output"], name
+        assert auto_class != "AutoModelForCausalLM" or seen[name]["same_text"], name
+    assert seen["vit-mean"]["pixels"] == [1, 12, 12] and seen["vit-oblong"]["pixels"] == [3, 8, 18]
     assert others["classes"] == ["SASGPTModel", "SASGPTForSequenceClassification"]
     assert others["text"].startswith("The statement")
     assert others["saved_again"], "what such a reader saves holds the code again"

@@ -61,7 +61,7 @@ name, revision, answers, *tokenizers = sys.argv[1:]
 answers = load_file(answers)
 model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
 with torch.no_grad():
-    same = torch.equal(model(answers["ids"]).logits, answers["output"])
+    same = torch.equal(model(answers["input"]).logits, answers["output"])
 for source in tokenizers:
     expected = AutoTokenizer.from_pretrained(source)("The statement")["input_ids"]
     for trust in (True, False):  # the tokenizer itself needs no code
