@@ -32,7 +32,18 @@ HEADS = (
     "SASGPTForTokenClassification",
     "SASGPTForQuestionAnswering",
 )
-IMAGE_KINDS = ("vit", "mean", "distilled", "oblong", "sas", "mla_sas", "tpa_sas", "optimised", "efficient", "super_mean")
+IMAGE_KINDS = (
+    "vit",
+    "mean",
+    "distilled",
+    "oblong",
+    "sas",
+    "mla_sas",
+    "tpa_sas",
+    "optimised",
+    "efficient",
+    "super_mean",
+)
 IMAGE_MODELS = {f"SASViTForImageClassification/{kind}": kind for kind in IMAGE_KINDS}
 IMAGE_MODELS |= {"SASViTModel/vit": "vit", "SASViTForMaskedImageModeling/sas": "sas"}
 SAVED_BY_TRANSFORMERS = ("transformers_version", "dtype", "architectures")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINTS, save_checkpoint
+from answered_checkpoints import CHECKPOINTS, save_checkpoint
 from environments import report_of, run_script
 
 from sas_hf.export import export_model

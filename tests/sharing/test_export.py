@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CHECKPOINTS, HEADS, IMAGE_HEADS, save_checkpoint
+from answered_checkpoints import CHECKPOINTS, IMAGE_HEADS, TEXT_HEADS, save_checkpoint
 from helpers import assert_identical, gpt, sas_hf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -68,20 +68,17 @@ def test_saving_after_an_export_writes_no_code(checkpoint, tmp_path):
             assert "auto_map" not in (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize(
-    ("architecture", "heads"), [("gpt", HEADS | {"AutoModelForCausalLM": SASGPTForCausalLM}), ("vit", IMAGE_HEADS)]
-)
-def test_the_auto_map_names_every_head_of_the_architecture(architecture, heads, tmp_path):
-    for name in heads:
-        checkpoint = name if f"{architecture}-{name}" not in CHECKPOINTS else f"{architecture}-{name}"
-        save_checkpoint("sas_mqa" if checkpoint == name else checkpoint, tmp_path / name)
-        export_model(tmp_path / name, tmp_path / f"export-{name}")
-        config = json.loads((tmp_path / f"export-{name}" / "config.json").read_text())
-        assert config["architectures"] == [heads[name].__name__]
-        file = {"gpt": "sas_gpt", "vit": "sas_vit"}[architecture]
-        expected = {key: f"modeling_{file}.{head.__name__}" for key, head in heads.items()}
-        expected["AutoConfig"] = f"configuration_{file}.{heads[name].config_class.__name__}"
-        assert config["auto_map"] == expected
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name.startswith(("gpt-Auto", "vit-Auto"))])
+def test_the_auto_map_names_every_head_of_the_architecture(name, tmp_path):
+    _, _, model_class = CHECKPOINTS[name]
+    save_checkpoint(name, tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "export")
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["architectures"] == [model_class.__name__]
+    heads = TEXT_HEADS if name.startswith("gpt") else IMAGE_HEADS
+    expected = {key: f"modeling_{config['model_type']}.{head.__name__}" for key, head in heads.items()}
+    configuration = f"configuration_{config['model_type']}.{model_class.config_class.__name__}"
+    assert config["auto_map"] == expected | {"AutoConfig": configuration}
 
 
 def test_a_class_that_no_auto_class_knows_is_pushed_as_transformers_does(tmp_path):
