@@ -55,19 +55,21 @@ def poison(folder: Path) -> Path:
 
 WITH_PACKAGE = """
 import json, sys
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+import transformers
 import sas_hf
 
 saved, *folders = sys.argv[1:]
 modules = set()
 for folder in folders:
+    sees = "vit" in folder
+    auto_classes = ["AutoModelForImageClassification", "AutoImageProcessor"] if sees else ["AutoModelForCausalLM"]
     for trust in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
-        for auto_class in (AutoConfig, AutoModel, AutoModelForCausalLM):
-            loaded = auto_class.from_pretrained(folder, **trust)
+        for name in ("AutoConfig", "AutoModel", *auto_classes):
+            loaded = getattr(transformers, name).from_pretrained(folder, **trust)
             modules.add(type(loaded).__module__)
-        AutoTokenizer.from_pretrained(folder, **trust)
-        modules.add(type(pipeline("text-generation", model=folder, **trust).model).__module__)
-loaded.save_pretrained(saved)
+        if not sees:
+            modules.add(type(transformers.pipeline("text-generation", model=folder, **trust).model).__module__)
+            loaded.save_pretrained(saved)
 print(json.dumps([sorted(modules), [name for name in sys.modules if name.startswith("transformers_modules")]]))
 """
 WITHOUT_PACKAGE = """
@@ -90,18 +92,21 @@ print(json.dumps(said))
 
 
 def test_with_sas_hf_its_classes_win_and_nothing_of_the_checkpoint_is_run(checkpoint, python_with, tmp_path):
-    export, malicious, saved = tmp_path / "export", tmp_path / "malicious", tmp_path / "saved"
+    export, malicious, saved, seeing = (tmp_path / name for name in ("export", "malicious", "saved", "vit"))
     export_model(checkpoint, export)
+    save_checkpoint("vit-sas", tmp_path / "images")
+    export_model(tmp_path / "images", seeing)
     shutil.copytree(checkpoint, malicious)
     config = json.loads((malicious / "config.json").read_text())
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")
     (malicious / "config.json").write_text(json.dumps(config | {"auto_map": dict.fromkeys(names, "evil.Evil")}))
     (malicious / "evil.py").write_text("class Evil: pass\n")
-    marks = [poison(export), poison(malicious)]
+    marks = [poison(export), poison(malicious), poison(seeing)]
 
-    run = run_script(python_with, WITH_PACKAGE, saved, export, malicious, home=tmp_path)
+    run = run_script(python_with, WITH_PACKAGE, saved, export, malicious, seeing, home=tmp_path)
     modules, from_checkpoints = report_of(run)
-    assert modules == ["sas_hf.modeling.configuration_sas_gpt", "sas_hf.modeling.modeling_sas_gpt"]
+    files = ["configuration_sas_gpt", "configuration_sas_vit", "image_processing_sas_vit"]
+    assert modules == [f"sas_hf.modeling.{file}" for file in (*files, "modeling_sas_gpt", "modeling_sas_vit")]
     assert from_checkpoints == []
     assert not any(mark.exists() for mark in marks)
     # What it saved is an ordinary checkpoint: no code, and no promise of code.
