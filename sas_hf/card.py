@@ -22,6 +22,7 @@ from .version import __version__
 
 
 PIPELINE_TAGS = {  # the Hub's tasks; masked images have none
+    "AutoModel": "feature-extraction",
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
@@ -68,7 +69,8 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
         f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{source}`{at} "
         f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
         f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
-        f"{simulation['simulation_kernel_size']}. It computes what its source computes, ready for fine-tuning.\n\n"
+        f"{simulation['simulation_kernel_size']}. When it was converted, it computed what its "
+        "source computes.\n\n"
         f"Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n"
     )
     _set_section(card, LOADING, _loading_with_package(model_class))
@@ -108,7 +110,10 @@ def _completed(data: ModelCardData, model_class: type[PreTrainedModel]) -> Model
     """The metadata with library, tags and task, and without base models that are no Hub ids (a folder, say)."""
     data.library_name = "transformers"
     data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *TAGS]))
-    data.pipeline_tag = getattr(data, "pipeline_tag", None) or PIPELINE_TAGS.get(auto_class_name(model_class))
+    task = PIPELINE_TAGS.get(auto_class_name(model_class))
+    if task == "feature-extraction" and "image" in model_class.input_modalities:
+        task = "image-feature-extraction"
+    data.pipeline_tag = data.pipeline_tag or task
     named = data.base_model if isinstance(data.base_model, list) else [data.base_model]
     ids = [name for name in named if isinstance(name, str) and _is_hub_id(name)]
     data.base_model = (ids[0] if len(ids) == 1 else ids) or None
@@ -158,10 +163,11 @@ def _fidelity(report: dict) -> str:
         "source, eager against SDPA attention": f"{fidelity['source_eager_sdpa_difference']:.3g}",
         "parameters": f"{report['parameters']:,} (source: {report['parameters_source']:,})",
     }
+    amount = f"{fidelity['images']} images" if fidelity.get("images") else f"{fidelity['tokens']} tokens"
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return (
-        f"When it was converted, measured against its source in float32 on {fidelity['tokens']} tokens of "
-        f"{report['verified_on']}.\n\n| measure | value |\n|---|---|\n{table}"
+        f"When it was converted, measured against its source in float32 on {amount} "
+        f"({report['verified_on']}).\n\n| measure | value |\n|---|---|\n{table}"
     )
 
 

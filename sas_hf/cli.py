@@ -72,6 +72,10 @@ def convert(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
+    ] = None,
 ) -> None:
     """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
     from .conversion import ConversionOptions, convert_checkpoint
@@ -83,6 +87,7 @@ def convert(
         revision=revision,
         dtype=dtype,
         text=None if text is None else text.read_text(encoding="utf-8"),
+        images=images,
         progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
     )
     console.print(conversion_table(report))
@@ -93,7 +98,8 @@ def conversion_table(report: dict) -> Table:
     """The fidelity report of `convert_checkpoint` as a table for the terminal."""
     fidelity, simulation = report["fidelity"], report["simulation"]
     growth = report["parameters"] / report["parameters_source"] - 1
-    table = Table(title=f"{report['source']}: verified on {fidelity['tokens']} tokens of {report['verified_on']}")
+    amount = f"{fidelity['images']} images" if fidelity["images"] else f"{fidelity['tokens']} tokens"
+    table = Table(title=f"{report['source']}: verified on {amount} ({report['verified_on']})")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in {
@@ -194,7 +200,10 @@ def info(
     from .info import describe, find_config
 
     cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
-    rows = {name: (config := find_config(name), describe(config, context, cache_dtype)) for name in names}
+    rows = {
+        name: (config := find_config(name), describe(config, context if model else None, cache_dtype))
+        for name in names
+    }
     if model is None:
         console.print(info_table(rows, dtype))
     else:

@@ -5,9 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from . import modeling
@@ -15,10 +13,12 @@ from .card import export_card, read_card
 from .checkpoints import (
     CARD_NAME,
     REPORT_NAME,
+    load_image_processor,
+    load_model,
     load_tokenizer,
     new_folder,
     optional_file,
-    read_config,
+    read_settings,
     refuse_existing,
     save_model,
 )
@@ -53,21 +53,25 @@ def export_model(
     """
     output = Path(output)
     refuse_existing(output)
-    config = read_config(source, revision)
-    model_class = _sas_class(config, source)
+    model_class = _find_class(source, revision)
     card, report = read_card(source, revision), _read_report(source, revision)
 
     with new_folder(output) as folder:
         progress(f"Loading {source}")
-        model = _load(model_class, source, revision)
-        tokenizer = load_tokenizer(source, revision)
+        model, unknown = load_model(model_class, source, revision)
+        if unknown:
+            raise ValueError(f"{source} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
+        tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
 
         progress(f"Saving {output}")
         save_model(model, folder, source, revision)
-        add_code(folder, model, auto_classes(type(config)))
+        add_code(folder, model, auto_classes(model_class.config_class))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        _export_image_processor(source, revision, folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+            if _is_ours(type(processor)):  # one of Transformers' own needs no code
+                add_code(folder, processor, {"AutoImageProcessor": type(processor)}, IMAGE_PROCESSOR_NAME)
         if report is not None:
             shutil.copyfile(optional_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source).rpartition("/")[2]
@@ -78,47 +82,21 @@ def _is_ours(some_class: type) -> bool:
     return some_class.__module__.startswith(modeling.__name__ + ".")
 
 
-def _sas_class(config: PreTrainedConfig, source: str | Path) -> type[PreTrainedModel]:
-    """The class named in the configuration, one that is registered with an Auto class."""
-    if not _is_ours(type(config)):
+def _find_class(source: str | Path, revision: str | None) -> type[PreTrainedModel]:
+    """The class named in the configuration, one that is registered with an Auto class; no weights are read."""
+    settings = read_settings(source, revision)
+    model_type, named = settings.get("model_type"), (settings.get("architectures") or [None])[0]
+    known = model_type in CONFIG_MAPPING
+    if not known or not _is_ours(CONFIG_MAPPING[model_type]):
         raise ValueError(
-            f"{source} has `model_type` {config.model_type!r}; only SAS models are exported. Convert it first: "
-            "sas-hf convert."
+            f"{source} has `model_type` {model_type!r}; only SAS models are exported. Convert it first, with sas-hf "
+            "convert."
         )
-    classes = {made.__name__: made for name, made in auto_classes(type(config)).items() if name != "AutoConfig"}
-    named = (config.architectures or [None])[0]
+    config_class = CONFIG_MAPPING[model_type]
+    classes = {made.__name__: made for name, made in auto_classes(config_class).items() if name != "AutoConfig"}
     if named not in classes:
         raise ValueError(f"`architectures` of {source} names {named}; it must be one of {', '.join(classes)}.")
     return classes[named]
-
-
-def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
-    """The model in its own dtype, complete and finite."""
-    try:
-        model, loading = model_class.from_pretrained(
-            source,
-            revision=revision,
-            dtype="auto",
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # named below
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise ValueError(f"The weights of {source} are damaged or truncated ({error}); save them again.") from error
-    absent, unknown = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
-    for name, found, expected in loading["mismatched_keys"]:
-        raise ValueError(
-            f"`{name}` of {source} has shape {tuple(found)}; its configuration asks for {tuple(expected)}."
-        )
-    if absent:
-        raise ValueError(f"{source} lacks weights of {model_class.__name__}: {', '.join(absent[:5])}.")
-    if unknown:
-        raise ValueError(f"{source} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"`{name}` of {source} is not finite (NaN or infinite); the weights are damaged.")
-    return model
 
 
 def _read_report(source: str | Path, revision: str | None) -> dict | None:
@@ -127,13 +105,3 @@ def _read_report(source: str | Path, revision: str | None) -> dict | None:
         return None if file is None else json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error
-
-
-def _export_image_processor(source: str | Path, revision: str | None, folder: Path) -> None:
-    """With its code, where it is one of ours; a processor of Transformers needs none."""
-    if optional_file(source, IMAGE_PROCESSOR_NAME, revision) is None:
-        return
-    processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
-    processor.save_pretrained(folder)
-    if _is_ours(type(processor)):
-        add_code(folder, processor, {"AutoImageProcessor": type(processor)}, IMAGE_PROCESSOR_NAME)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from .image_files import find_images
 
 
 def load_image_dataset(source: str | Path, class_names: list[str] | None = None) -> DatasetDict:
@@ -28,13 +27,9 @@ def load_image_dataset(source: str | Path, class_names: list[str] | None = None)
     if folder.is_dir():
         if any(folder.glob("*-idx3-ubyte*")):
             dataset = _idx_dataset(folder)
-        elif any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*")):
-            dataset = load_dataset("imagefolder", data_dir=str(folder.resolve()))
         else:
-            raise FileNotFoundError(
-                f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no IDX files; expected are "
-                "<split>/<class>/<image> or MNIST's *-images-idx3-ubyte.gz with *-labels-idx1-ubyte.gz."
-            )
+            find_images(folder)  # an empty folder is refused here, in words
+            dataset = load_dataset("imagefolder", data_dir=str(folder.resolve()))
     elif isinstance(source, Path) or folder.is_absolute() or str(source).startswith((".", "~")):
         raise FileNotFoundError(f"{folder} does not exist.")
     else:

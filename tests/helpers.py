@@ -75,6 +75,26 @@ SAS_VARIANTS |= {
     "optimised_sas": {"attention_type": "optimised"} | SAS,
     "efficient_sas": {"attention_type": "efficient"} | SAS,
 }
+
+# Backbones of other decoders.
+PARALLEL = {
+    "use_parallel_residual": True,
+    "norm_type": "layer_norm",
+    "mlp_type": "plain",
+    "lm_head_bias": True,
+    "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+POST_NORM = {"norm_position": "post", "qk_norm": "all_heads", "num_key_value_heads": 2}
+PLAIN_VARIANTS |= {
+    "qk_norm": {"qk_norm": "per_head", "num_key_value_heads": 2, "no_rope_layers": [1, 0]},
+    "post_norm": POST_NORM,
+    "parallel": PARALLEL,
+}
+SAS_VARIANTS |= {
+    "qk_norm_sas": {"qk_norm": "per_head", "num_key_value_heads": 2, "no_rope_layers": [0, 1]} | SAS,
+    "post_norm_sas": POST_NORM | SAS,
+    "parallel_sas": PARALLEL | SAS,
+}
 GPT_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
 
 VIT_BASE = {

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ..image_data import find_split, load_image_dataset
+from ..image_files import with_channels
 from ..version import __version__
 from .harness import default_device
 from .results import EvaluationResult, Metric, TaskResult
@@ -153,11 +154,12 @@ def _score(
     model: PreTrainedModel, processor: BaseImageProcessor, rows: Dataset, classes: torch.Tensor, batch_size: int
 ) -> dict[str, torch.Tensor]:
     """Per image: 1 or 0 for the accuracies, and the loss."""
-    # As pipelines do it, but for models of one channel.
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    channels = getattr(model.config, "num_channels", 3)
 
     def collate(batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = processor([row["image"].convert(mode) for row in batch], return_tensors="pt")["pixel_values"]
+        pixels = processor([with_channels(row["image"], channels) for row in batch], return_tensors="pt")[
+            "pixel_values"
+        ]
         return pixels, classes[[row["label"] for row in batch]]
 
     scores = {"accuracy": [], "top5_accuracy": [], "loss": []}

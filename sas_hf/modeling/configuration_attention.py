@@ -74,11 +74,15 @@ class SASAttentionConfig(PreTrainedConfig):
         query_pre_attn_scalar (`float`, *optional*):
             Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
             simulation; a converted model keeps its source's.
+        qk_norm (`str`, *optional*):
+            RMSNorm (with `rms_norm_eps`) of queries and keys before simulation and RoPE: `"per_head"` over the
+            `head_dim` features of each (Qwen3) or `"all_heads"` over the whole projection (OLMo 2). "mha", "mqa" and
+            "gqa" only.
 
     A subclass has Transformers' `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `initializer_range`, and
     under these names or by its `attribute_map` also `attention_bias` (of the base projections),
     `attention_output_bias` (of the output projection), `attention_dropout`, `is_causal`, `max_position_embeddings`
-    (positions that token mixing has parameters for) and `rms_norm_eps` (of MLA's latents).
+    (positions that token mixing has parameters for) and `rms_norm_eps` (of MLA's latents, queries and keys).
     """
 
     num_key_value_heads: int | None = None
@@ -100,6 +104,7 @@ class SASAttentionConfig(PreTrainedConfig):
     k_rank: int = 2
     v_rank: int = 2
     token_mixing_init: str = "identity"
+    qk_norm: str | None = None
 
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(self, kwargs)
@@ -212,6 +217,12 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`num_key_value_heads` ({kv_heads}) must equal `num_attention_heads` ({heads}) with "
             f"`attention_type={config.attention_type!r}`; leave it out."
         )
+    require_choice(config, "qk_norm", None, "per_head", "all_heads")
+    if config.qk_norm is not None and config.attention_type not in ("mha", "mqa", "gqa"):
+        raise ValueError(
+            f"`qk_norm` ({config.qk_norm!r}) norms projected queries and keys, which `attention_type="
+            f"{config.attention_type!r}` does not have; leave it out or choose 'mha', 'mqa' or 'gqa'."
+        )
     if config.attention_type in SLICING_TYPES and config.head_dim * heads != config.hidden_size:
         raise ValueError(
             f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` "
@@ -260,7 +271,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         )
 
 
-def require_choice(config: PreTrainedConfig, name: str, *choices: str) -> None:
+def require_choice(config: PreTrainedConfig, name: str, *choices: str | None) -> None:
     """Raise a `ValueError` unless the field is one of the choices.
 
     `Literal` annotations would do so too, but with an error of huggingface_hub that is not a `ValueError`.

@@ -1,4 +1,4 @@
-"""Configuration of the SAS GPT: Llama's fields, the backbone choices of GPT-2 checkpoints, and the attention's own."""
+"""Configuration of the SAS GPT: Llama's fields, the backbone choices of other decoders, and the attention's own."""
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -11,7 +11,8 @@ from .configuration_attention import SASAttentionConfig, require_choice
 class SASGPTConfig(SASAttentionConfig):
     r"""
     Configuration of a [`SASGPTModel`]: a decoder-only Transformer whose attention may be simulated larger than it is
-    ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in Llama's or GPT-2's manner.
+    ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in the manner of Llama, GPT-2,
+    GPT-NeoX, Qwen, SmolLM3, OLMo 2 or Phi.
 
     Attention's own fields are those of [`SASAttentionConfig`]. Fields not listed here (`vocab_size`, `hidden_size`,
     `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
@@ -26,12 +27,22 @@ class SASGPTConfig(SASAttentionConfig):
         position_embedding_type (`str`, defaults to `"rope"`):
             `"rope"` or `"learned"` absolute positions. RoPE turns the leading
             `head_dim * rope_parameters["partial_rotary_factor"]` features of queries and keys, after simulation.
+        no_rope_layers (`list[int]`, *optional*):
+            One number per layer, as in [`~transformers.SmolLM3Config`]: 1 for a layer with RoPE, 0 for one without
+            positions. `None`: all layers have RoPE.
         norm_type (`str`, defaults to `"rms_norm"`):
             `"rms_norm"` (with `rms_norm_eps`) or `"layer_norm"` (with `layer_norm_eps`).
+        norm_position (`str`, defaults to `"pre"`):
+            `"pre"`: attention and feed-forward block read normed hidden states; `"post"`: their outputs are normed
+            (OLMo 2).
+        use_parallel_residual (`bool`, defaults to `False`):
+            The feed-forward block reads what attention reads, not what it writes (GPT-NeoX, Phi).
         mlp_type (`str`, defaults to `"gated"`):
             `"gated"` (gate, up and down projection) or `"plain"` (up and down projection).
         hidden_dropout (`float`, defaults to 0.0):
             Dropout of the embeddings and of each residual branch.
+        lm_head_bias (`bool`, defaults to `False`):
+            Whether the language-modelling head has a bias (Phi).
         classifier_pooling (`str`, defaults to `"last"`):
             What the sequence classifier reads: the `"last"` token or the `"mean"` of the tokens.
 
@@ -62,12 +73,16 @@ class SASGPTConfig(SASAttentionConfig):
     is_causal: bool = True
     position_embedding_type: str = "rope"
     rope_parameters: RopeParameters | dict | None = None
+    no_rope_layers: list[int] | None = None
     norm_type: str = "rms_norm"
+    norm_position: str = "pre"
     rms_norm_eps: float = 1e-6
     layer_norm_eps: float = 1e-5
+    use_parallel_residual: bool = False
     mlp_type: str = "gated"
     mlp_bias: bool = False
     hidden_dropout: int | float = 0.0
+    lm_head_bias: bool = False
     classifier_pooling: str = "last"
 
     def __post_init__(self, **kwargs):
@@ -103,6 +118,12 @@ class SASGPTConfig(SASAttentionConfig):
         width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
         return width + width % 2
 
+    def rotates(self, layer_idx: int) -> bool:
+        """Whether RoPE turns queries and keys of this layer."""
+        if self.no_rope_layers is not None:
+            return self.no_rope_layers[layer_idx] == 1
+        return self.position_embedding_type == "rope"
+
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
@@ -110,8 +131,14 @@ class SASGPTConfig(SASAttentionConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")
         require_choice(self, "norm_type", "rms_norm", "layer_norm")
+        require_choice(self, "norm_position", "pre", "post")
         require_choice(self, "mlp_type", "gated", "plain")
         require_choice(self, "classifier_pooling", "last", "mean")
+        if self.use_parallel_residual and self.norm_position == "post":
+            raise ValueError(
+                "`use_parallel_residual` is written for `norm_position='pre'`, but it is 'post'; choose one of them."
+            )
+        self._validate_no_rope_layers()
         query_width = self.simulated_head_dim or self.query_head_dim
         whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
         if self.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
@@ -119,6 +146,21 @@ class SASGPTConfig(SASAttentionConfig):
                 f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
                 f"and keys have {query_width}; the factor is relative to {whole} features and must be at most "
                 f"{query_width / whole:g}."
+            )
+
+    def _validate_no_rope_layers(self):
+        layers = self.no_rope_layers
+        if layers is None:
+            return
+        if self.position_embedding_type != "rope":
+            raise ValueError(
+                f"`no_rope_layers` ({layers}) chooses layers with RoPE, but `position_embedding_type` is "
+                f"{self.position_embedding_type!r}; leave it out."
+            )
+        if len(layers) != self.num_hidden_layers or not set(layers) <= {0, 1}:
+            raise ValueError(
+                f"`no_rope_layers` is {layers}; it must hold `num_hidden_layers` ({self.num_hidden_layers}) numbers, "
+                "1 for a layer with RoPE and 0 for one without."
             )
 
 

@@ -27,7 +27,7 @@ class SASViTConfig(SASAttentionConfig):
             `"distilled"`: one classifier on the class token and one on the distillation token, whose logits are
             averaged, as DeiT does it in inference.
         rms_norm_eps (`float`, defaults to 1e-6):
-            Of the norms of MLA's latents.
+            Of the norms of MLA's latents, queries and keys.
 
     Raises:
         ValueError: for a misspelt field or an impossible combination; the message names the field and valid values.

@@ -23,7 +23,7 @@ from sas_hf import SASViTConfig
 
 
 FILE = Path(__file__).with_name("contract.json")
-PLAIN = ("mha", "learned", "mla", "tpa", "optimised", "efficient", "super")
+PLAIN = ("mha", "learned", "mla", "tpa", "optimised", "efficient", "super", "qk_norm", "post_norm", "parallel")
 SIMULATED = ("sas_k5_gqa", "head_only", "feature_only", "sas_learned", "mla_sas", "tpa_sas", "optimised_sas")
 KINDS = (*PLAIN, *SIMULATED, "efficient_sas")
 HEADS = (
@@ -52,7 +52,11 @@ SAVED_BY_TRANSFORMERS = ("transformers_version", "dtype", "architectures")
 def checkpoints() -> dict[str, PreTrainedConfig]:
     """The configuration of every recorded checkpoint, by "class/kind"."""
     small = {"num_hidden_layers": 1, "max_position_embeddings": 16, "vocab_size": 19, "pad_token_id": 0}
-    kinds = {f"SASGPTForCausalLM/{kind}": gpt_config(kind, **small) for kind in KINDS}
+    without_rope = {"no_rope_layers": [0]}
+    kinds = {
+        f"SASGPTForCausalLM/{kind}": gpt_config(kind, **small | (without_rope if kind == "qk_norm" else {}))
+        for kind in KINDS
+    }
     kinds |= {f"{head}/sas_k5_gqa": gpt_config("sas_k5_gqa", **small, num_labels=3) for head in HEADS}
     for name, variant in IMAGE_MODELS.items():
         kinds[name] = SASViTConfig(**VIT_BASE | VIT_VARIANTS[variant] | {"num_hidden_layers": 1})

@@ -1,12 +1,15 @@
 """Model cards: what is carried along, what is added, and what is never made up."""
 
 import pytest
-from helpers import gpt
+from helpers import gpt, vit
 from hub_server import card_errors
 from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from sas_hf import SASGPTModel
+from sas_hf import SASGPTModel, SASViTForMaskedImageModeling, SASViTModel
 from sas_hf.card import conversion_card, export_card, read_card
+from sas_hf.conversion import convert_checkpoint
+from sas_hf.export import export_model
 
 
 REPORT = {
@@ -47,6 +50,24 @@ def test_a_converted_models_card_tells_recipe_numbers_and_how_to_load():
         "import sas_hf",
     ):
         assert text in card.text, text
+
+
+def test_a_card_of_an_image_model_counts_images_and_names_its_task():
+    report = REPORT | {
+        "architecture": "SASViTForImageClassification",
+        "fidelity": REPORT["fidelity"] | {"images": 8, "tokens": 0},
+    }
+    card = conversion_card(report, None)
+    assert card.data.pipeline_tag == "image-classification"
+    assert "8 images" in card.text and "tokens" not in card.text and "AutoModelForImageClassification" in card.text
+    tasks = {
+        SASViTModel: "image-feature-extraction",
+        SASViTForMaskedImageModeling: None,
+        SASGPTModel: "feature-extraction",
+    }
+    for model_class, task in tasks.items():
+        model = (gpt if model_class is SASGPTModel else vit)("sas", model_class=model_class)
+        assert export_card(model, "model", None, None).data.pipeline_tag == task
 
 
 def test_no_licence_is_made_up():
@@ -100,3 +121,23 @@ def test_a_card_that_cannot_be_read_is_named(tmp_path):
         read_card(tmp_path)
     (tmp_path / "README.md").unlink()
     assert read_card(tmp_path) is None
+
+
+def test_a_conversion_carries_its_sources_licence(tmp_path):
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\nbase_model: someone/base\n---\n# Source\n")
+    convert_checkpoint(tmp_path / "source", tmp_path / "sas", windows=1)
+    export_model(tmp_path / "sas", tmp_path / "export")
+    for name in ("sas", "export"):
+        card = read_card(tmp_path / name)
+        assert card_errors(str(card)) == ([], [])
+        assert (card.data.license, card.data.base_model) == ("mit", "someone/base")
+        assert "## Fidelity" in card.text
+
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(ValueError, match="README.md has metadata that cannot be read"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
