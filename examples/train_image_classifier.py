@@ -4,7 +4,8 @@
 
 `--model` is a named configuration ("mnist-standard", "cifar100-sas", ...; see `sas-hf info`), which starts anew,
 or a checkpoint, such as a converted ViT, which is fine-tuned. Every option of `TrainingArguments` may be given. Run
-again after an interruption: it goes on from its last checkpoint.
+again after an interruption: it goes on from its last checkpoint (to the same weights without `--augment`; the random
+numbers of a batch that was prepared ahead are not kept).
 """
 
 import json
@@ -24,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from sas_hf import SASViTForImageClassification, named_config
+from sas_hf import SASViTConfig, SASViTForImageClassification, named_config
 from sas_hf.configurations import NAMED_CONFIGS
 from sas_hf.eval.files import write_atomically
 from sas_hf.image_data import find_split, load_image_dataset
@@ -43,12 +44,12 @@ class ImageArguments:
 def load_model(name: str, labels: list[str]):
     """A model for these classes, and the image processor that belongs to it."""
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
-    if name not in NAMED_CONFIGS:
+    if name not in NAMED_CONFIGS and (Path(name).is_dir() or "/" in name):
         model = AutoModelForImageClassification.from_pretrained(name, **names, ignore_mismatched_sizes=True)
         return model, AutoImageProcessor.from_pretrained(name)
-    if "image_size" not in NAMED_CONFIGS[name]:
-        raise ValueError(f"`model` is {name!r}, which is no image classifier.")
     config = named_config(name, num_labels=len(labels), **names)
+    if not isinstance(config, SASViTConfig):
+        raise ValueError(f"`model` is {name!r}, which is no image classifier.")
     height, width = config.image_shape
     size = {"height": height, "width": width}
     return SASViTForImageClassification(config), SASViTImageProcessor(num_channels=config.num_channels, size=size)

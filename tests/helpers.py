@@ -5,12 +5,14 @@ the logits.
 """
 
 import functools
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
 from pydoc_data import topics
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -215,6 +217,13 @@ def train_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(real_text()[:200], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eot>")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Unsigned bytes in MNIST's own format, gzipped."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.astype(np.uint8).tobytes())
 
 
 def sas_hf(*arguments) -> subprocess.CompletedProcess:
