@@ -120,6 +120,22 @@ def conversion_table(report: dict) -> Table:
     return table
 
 
+@app.command()
+@explain_errors
+def export(
+    model: Annotated[str, typer.Argument(help="SAS checkpoint folder or Hub id.")],
+    output: Annotated[Path, typer.Argument(help="New folder; must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
+) -> None:
+    """Write a folder for the Hub, with code: it loads without sas_hf too, with trust_remote_code=True."""
+    from .export import export_model
+
+    export_model(
+        model, output, revision=revision, progress=lambda message: console.print(f"[cyan]{message}[/cyan] ...")
+    )
+    console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
+
+
 @app.command(name="eval")
 @explain_errors
 def evaluate(

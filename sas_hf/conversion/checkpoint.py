@@ -4,43 +4,36 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
-    BaseImageProcessor,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import (
-    GENERATION_CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-    has_file,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, has_file
 
+from ..card import conversion_card, read_card
+from ..checkpoints import (
+    CARD_NAME,
+    REPORT_NAME,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    new_folder,
+    read_settings,
+    refuse_existing,
+    save_model,
+)
 from ..dtypes import parse_dtype
 from ..version import __version__
-from .card import model_card
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
 from .fidelity import compare_models
 from .samples import image_samples, text_samples
 
 
-REPORT_NAME = "fidelity.json"
 SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
@@ -89,11 +82,12 @@ def convert_checkpoint(
     started = time.monotonic()
     options, output = options or ConversionOptions(), Path(output)
     config, family = _check_before_loading(source, output, options, revision, dtype)
+    source_card = read_card(source, revision)
 
     progress(f"Loading {source}")
-    model = _load(_source_class(config, family), source, revision)
+    model, _ = load_model(_source_class(config, family), source, revision, ConversionError)
     of_images = "image" in model.input_modalities
-    processor = (_load_image_processor if of_images else _load_tokenizer)(source, revision)
+    processor = (load_image_processor if of_images else load_tokenizer)(source, revision)
 
     progress("Converting")
     converted = convert(model, options, share=True)
@@ -132,29 +126,12 @@ def convert_checkpoint(
     progress(f"Saving {output}")
     del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        _save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
+        save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
         if processor is not None:
-            # A source's `auto_map` names code of its own, which is not carried along.
-            for attributes in (vars(processor), getattr(processor, "init_kwargs", {})):
-                attributes.pop("auto_map", None)
             processor.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
-        model_card(report, Path(source).is_dir()).save(folder / "README.md")
+        conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTrainedModel]:
@@ -175,24 +152,10 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ConversionError: if the architecture is not supported.
     """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
-    # What cannot be a Hub id ("name" or "owner/name") is a path.
-    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
-    if not folder.is_dir() and (folder.exists() or is_path):
-        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
-    try:
-        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-        if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
-            find_family(str(settings["model_type"]))
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        if folder.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
-        ) from error
+    settings = read_settings(source, revision)
+    if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
+        find_family(str(settings["model_type"]))
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     family = find_family(config.model_type)
     _source_class(config, family)
     return config, family
@@ -202,8 +165,7 @@ def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
     """Everything that can be refused before weights are read."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
+    refuse_existing(output)
     if dtype is not None:
         parse_dtype(dtype)
     if options.perturbation < 0:
@@ -256,37 +218,6 @@ def _check_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
-    """The source model in its own dtype; a `ConversionError` if weights are missing, misshapen or not finite."""
-    try:
-        model, loading = model_class.from_pretrained(
-            source,
-            revision=revision,
-            dtype="auto",
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise ConversionError(
-            f"The weights of {source} are damaged ({error}); download or save them again."
-        ) from error
-    if loading["missing_keys"]:
-        absent = ", ".join(sorted(loading["missing_keys"])[:5])
-        raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {absent}.")
-    if loading["mismatched_keys"]:
-        name, found, expected = min(loading["mismatched_keys"])
-        raise ConversionError(
-            f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
-            "belong together."
-        )
-    for name, weight in model.named_parameters():
-        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
-            raise ConversionError(f"{source} is damaged: {name} holds NaN or infinite numbers.")
-    return model
-
-
 def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
     saving would copy them all at once."""
@@ -296,29 +227,3 @@ def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         parameter.data = weight.clone(memory_format=torch.contiguous_format) if parts else weight.contiguous()
     model.config.dtype = dtype
     return model
-
-
-def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
-    """Save, with the source's generation configuration to the letter.
-
-    Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
-    them; what the source says is none of the conversion's business.
-    """
-    file = cached_file(source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if model.can_generate() and file is not None:
-        model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
-    if file is not None:
-        shutil.copyfile(file, folder / GENERATION_CONFIG_NAME)
-
-
-def _load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
-    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
-        return None
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-
-
-def _load_image_processor(source: str | Path, revision: str | None) -> BaseImageProcessor | None:
-    if Path(source).is_dir() and not any(Path(source).glob("*processor_config.json")):
-        return None
-    return AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)

@@ -10,6 +10,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+from .sharing import forget_travelling_code
+
 
 logger = logging.get_logger(__name__)
 
@@ -106,6 +108,7 @@ class SASAttentionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(self, kwargs)
+        forget_travelling_code(self, kwargs)
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
 

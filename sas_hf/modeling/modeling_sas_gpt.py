@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import ContinuousBatchingConfig, GenerationMixin
@@ -36,6 +37,7 @@ from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .sharing import CodeTravelsMixin, came_with_its_checkpoint
 
 
 def make_norm(config: SASGPTConfig) -> nn.Module:
@@ -91,7 +93,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         return attended + self.dropout(self.mlp(self.post_attention_layernorm(mlp_input)))
 
 
-class SASGPTPreTrainedModel(PreTrainedModel):
+class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS GPT and its heads."""
 
     config: SASGPTConfig
@@ -105,6 +107,12 @@ class SASGPTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": SASGPTDecoderLayer, "attentions": SASAttention}
+
+    def __init__(self, config: SASGPTConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # Transformers' generic heads make their body by AutoModel, which no `import sas_hf` has told of it here.
+        if came_with_its_checkpoint(type(self)):
+            AutoModel.register(type(config), SASGPTModel, exist_ok=True)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

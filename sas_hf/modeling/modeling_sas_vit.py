@@ -21,6 +21,7 @@ from .attention import SASAttention
 from .base_projections import initialize_attention, make_attention, with_boolean_masks
 from .configuration_sas_vit import SASViTConfig
 from .losses import classification_loss
+from .sharing import CodeTravelsMixin
 
 
 class SASViTPatchEmbeddings(nn.Module):
@@ -184,7 +185,7 @@ def pool_tokens(
     return (patches * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-class SASViTPreTrainedModel(PreTrainedModel):
+class SASViTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS ViT and its heads."""
 
     config: SASViTConfig
