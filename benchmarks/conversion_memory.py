@@ -1,7 +1,8 @@
-"""Peak memory of converting a large bfloat16 Llama, against the size of its weights.
+"""Peak memory of converting a large bfloat16 source, against the size of its weights.
 
-python benchmarks/conversion_memory.py                                  # about 1B parameters
+python benchmarks/conversion_memory.py                                  # a Llama of about 1B parameters
 python benchmarks/conversion_memory.py --hidden-size 1024 --layers 12   # about 0.2B
+python benchmarks/conversion_memory.py --family gpt2                    # whose weights must be transposed
 """
 
 import argparse
@@ -14,23 +15,23 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sas_hf.conversion import convert_checkpoint
 
 
 def make_source(folder: Path, arguments: argparse.Namespace) -> None:
-    """A random Llama with the proportions of Llama 3.2 1B, in shards."""
+    """A random language model in shards; the Llama has the proportions of Llama 3.2 1B."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    own = {"intermediate_size": 4 * arguments.hidden_size, "num_key_value_heads": arguments.hidden_size // 256}
+    config = AutoConfig.for_model(
+        arguments.family,
         vocab_size=arguments.vocab_size,
         hidden_size=arguments.hidden_size,
-        intermediate_size=4 * arguments.hidden_size,
         num_hidden_layers=arguments.layers,
         num_attention_heads=arguments.hidden_size // 64,
-        num_key_value_heads=arguments.hidden_size // 256,
         tie_word_embeddings=True,
-        max_position_embeddings=8192,
+        **own if arguments.family == "llama" else {},
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="500MB")
 
@@ -66,6 +67,7 @@ def convert(folder: Path, windows: int, results: multiprocessing.Queue) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=("llama", "gpt2"), default="llama")
     parser.add_argument("--hidden-size", type=int, default=2048, help="a multiple of 256")
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--vocab-size", type=int, default=32000)
