@@ -41,7 +41,7 @@ STAGES = ("before", "after")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="Llama checkpoint folder or Hub id [default: a small one is trained first]")
+    parser.add_argument("--model", help="checkpoint folder or Hub id [default: a small one is trained first]")
     parser.add_argument("--text", type=Path, help="text to train and evaluate on [default: the Python reference]")
     parser.add_argument("--steps", type=int, help="fine-tuning steps [default: 80, or 20 for your own checkpoint]")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))

@@ -5,12 +5,16 @@ Importing it registers the architectures with the Auto classes; everything else 
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.utils import is_vision_available
 
 from .configurations import named_config
 from .modeling import (
@@ -20,6 +24,10 @@ from .modeling import (
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
     SASGPTModel,
+    SASViTConfig,
+    SASViTForImageClassification,
+    SASViTForMaskedImageModeling,
+    SASViTModel,
 )
 from .version import __version__
 
@@ -31,21 +39,38 @@ __all__ = [
     "SASGPTForSequenceClassification",
     "SASGPTForTokenClassification",
     "SASGPTModel",
+    "SASViTConfig",
+    "SASViTForImageClassification",
+    "SASViTForMaskedImageModeling",
+    "SASViTModel",
     "__version__",
     "named_config",
 ]
 
 
 def _register() -> None:
-    AutoConfig.register(SASGPTConfig.model_type, SASGPTConfig, exist_ok=True)
-    for auto_class, model_class in (  # the base model first: heads built with AutoModel look it up
-        (AutoModel, SASGPTModel),
-        (AutoModelForCausalLM, SASGPTForCausalLM),
-        (AutoModelForSequenceClassification, SASGPTForSequenceClassification),
-        (AutoModelForTokenClassification, SASGPTForTokenClassification),
-        (AutoModelForQuestionAnswering, SASGPTForQuestionAnswering),
-    ):
-        auto_class.register(SASGPTConfig, model_class, exist_ok=True)
+    for config_class, classes in {
+        SASGPTConfig: (  # the base model first: heads built with AutoModel look it up
+            (AutoModel, SASGPTModel),
+            (AutoModelForCausalLM, SASGPTForCausalLM),
+            (AutoModelForSequenceClassification, SASGPTForSequenceClassification),
+            (AutoModelForTokenClassification, SASGPTForTokenClassification),
+            (AutoModelForQuestionAnswering, SASGPTForQuestionAnswering),
+        ),
+        SASViTConfig: (
+            (AutoModel, SASViTModel),
+            (AutoModelForImageClassification, SASViTForImageClassification),
+            (AutoModelForMaskedImageModeling, SASViTForMaskedImageModeling),
+        ),
+    }.items():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class, model_class in classes:
+            auto_class.register(config_class, model_class, exist_ok=True)
+    if is_vision_available():
+        from .modeling.image_processing_sas_vit import SASViTImageProcessor
+
+        backends = {"pil": SASViTImageProcessor}
+        AutoImageProcessor.register(SASViTConfig, image_processor_classes=backends, exist_ok=True)
 
 
 _register()

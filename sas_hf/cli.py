@@ -55,7 +55,9 @@ def explain_errors(command: Callable) -> Callable:
 @app.command()
 @explain_errors
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (Llama architecture).")],
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint folder or Hub id: Llama, GPT-2, GPT-NeoX, Mistral, Qwen2, Qwen3, ...")
+    ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     num_simulated_heads: Annotated[
         int | None, typer.Option(help="Simulated heads: a multiple of the heads; 0: none. By default 3 x heads.")
@@ -72,6 +74,10 @@ def convert(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
+    ] = None,
 ) -> None:
     """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
     from .conversion import ConversionOptions, convert_checkpoint
@@ -83,6 +89,7 @@ def convert(
         revision=revision,
         dtype=dtype,
         text=None if text is None else text.read_text(encoding="utf-8"),
+        images=images,
         progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
     )
     console.print(conversion_table(report))
@@ -93,7 +100,8 @@ def conversion_table(report: dict) -> Table:
     """The fidelity report of `convert_checkpoint` as a table for the terminal."""
     fidelity, simulation = report["fidelity"], report["simulation"]
     growth = report["parameters"] / report["parameters_source"] - 1
-    table = Table(title=f"{report['source']}: verified on {fidelity['tokens']} tokens of {report['verified_on']}")
+    amount = f"{fidelity['images']} images" if fidelity["images"] else f"{fidelity['tokens']} tokens"
+    table = Table(title=f"{report['source']}: verified on {amount} ({report['verified_on']})")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in {
@@ -112,16 +120,38 @@ def conversion_table(report: dict) -> Table:
     return table
 
 
+@app.command()
+@explain_errors
+def export(
+    model: Annotated[str, typer.Argument(help="SAS checkpoint folder or Hub id.")],
+    output: Annotated[Path, typer.Argument(help="New folder; must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
+) -> None:
+    """Write a folder for the Hub, with code: it loads without sas_hf too, with trust_remote_code=True."""
+    from .export import export_model
+
+    export_model(
+        model, output, revision=revision, progress=lambda message: console.print(f"[cyan]{message}[/cyan] ...")
+    )
+    console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
+
+
 @app.command(name="eval")
 @explain_errors
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Checkpoint folders, Hub ids or peft adapters of causal models."),
+        typer.Argument(
+            metavar="MODEL...",
+            help="Checkpoint folders, Hub ids or peft adapters of causal language models, or image classifiers.",
+        ),
     ],
     tasks: Annotated[
         str, typer.Option(help="Suites (sas_table1, sas_table8) or tasks of lm-evaluation-harness, with commas.")
     ] = "",
+    images: Annotated[
+        str | None, typer.Option(help="Labelled images for image classifiers: a folder or a Hub id.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
     ] = None,
@@ -159,10 +189,26 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
-    """Score models on the papers' suites, on lm-evaluation-harness tasks and on texts; shows and writes a report."""
+    """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
     from . import eval as evaluation
     from .eval.report import require_matplotlib
 
+    if (images is not None) == bool(tasks or perplexity):
+        raise ValueError(
+            "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images."
+        )
+    if report is not None:
+        require_matplotlib()
+        report.mkdir(parents=True, exist_ok=True)
+    if images is not None:
+        if output is not None and len(models) > 1:
+            raise ValueError("`--output` is for one model; several go into a `--report`.")
+        size = 64 if batch_size == "auto" else int(batch_size)
+        limit = None if limit is None else int(limit)
+        options = {"limit": limit, "batch_size": size, "device": device, "dtype": dtype, "output": output}
+        found = [evaluation.evaluate_images(model, images, **options) for model in models]
+        show_report(evaluation.Report(found), report)
+        return
     text = None
     if perplexity:
         text = evaluation.PerplexityText(
@@ -174,9 +220,6 @@ def evaluate(
             split=text_split,
             column=text_column,
         )
-    if report is not None:
-        require_matplotlib()
-        report.mkdir(parents=True, exist_ok=True)
     results = evaluation.evaluate(
         models[0] if len(models) == 1 else models,
         split_names(tasks),
@@ -260,7 +303,10 @@ def info(
     from .info import describe, find_config
 
     cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
-    rows = {name: (config := find_config(name), describe(config, context, cache_dtype)) for name in names}
+    rows = {
+        name: (config := find_config(name), describe(config, context if model else None, cache_dtype))
+        for name in names
+    }
     if model is None:
         console.print(info_table(rows, dtype))
     else:

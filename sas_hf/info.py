@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from .configurations import NAMED_CONFIGS, named_config
-from .modeling import SASGPTConfig
+from .modeling import SASGPTConfig, SASViTConfig
+from .modeling.attention import SASAttention
 from .modeling.base_projections import make_attention
 from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
 
@@ -21,12 +22,12 @@ EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
 class ModelInfo:
     """
     Attributes:
-        parameters: of the causal language model, tied weights counted once.
+        parameters: of the causal language model (tied weights counted once) or the image classifier.
         attention_parameters, simulation_parameters: of all layers; the second are part of the first.
         simulation_overhead: simulation's share of all other parameters.
         cache_numbers: cached per token and layer.
         cache_bytes: cached per token, all layers, in the dtype asked for.
-        context: tokens that the following refer to.
+        context: tokens that the following refer to; those of an image of `image_size` for a ViT.
         forward_flops: per token, multiplications and additions, attention over the whole context counted.
         equation_24: work of one attention layer's forward and backward pass over the context by the second paper's
             equation; `None` for kinds that it does not cover.
@@ -43,7 +44,7 @@ class ModelInfo:
     equation_24: int | None
 
 
-def find_config(name: str) -> SASGPTConfig:
+def find_config(name: str) -> SASGPTConfig | SASViTConfig:
     """The configuration of that name, or of the checkpoint in that folder or at that Hub id.
 
     Raises:
@@ -53,24 +54,35 @@ def find_config(name: str) -> SASGPTConfig:
     if name in NAMED_CONFIGS or not (Path(name).is_dir() or "/" in name):
         return named_config(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(config, SASGPTConfig):
+    if not isinstance(config, SASGPTConfig | SASViTConfig):
         raise ValueError(f"{name} has `model_type` {config.model_type!r}; only SAS models are described.")
     return config
 
 
-def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtype = torch.float32) -> ModelInfo:
+def describe(
+    config: SASGPTConfig | SASViTConfig, context: int | None = None, dtype: torch.dtype = torch.float32
+) -> ModelInfo:
     """Count what a model of this configuration costs, on the meta device.
 
     Args:
-        context: tokens; `max_position_embeddings` by default.
+        context: tokens; `max_position_embeddings` by default, and the only possible value for a ViT.
         dtype: of the cache.
+
+    Raises:
+        ValueError: for another context of a ViT.
     """
+    images = isinstance(config, SASViTConfig)
+    if images and context not in (None, config.max_position_embeddings):
+        raise ValueError(
+            f"`context` is {context}, but an image has {config.max_position_embeddings} tokens; leave it out."
+        )
     context = context or config.max_position_embeddings
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = (AutoModelForImageClassification if images else AutoModelForCausalLM).from_config(config)
     named = list(model.named_parameters())
     total = sum(parameter.numel() for _, parameter in named)
-    attention = sum(parameter.numel() for name, parameter in named if ".self_attn." in name)
+    layers = [module for module in model.modules() if isinstance(module, SASAttention)]
+    attention = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     simulation = sum(parameter.numel() for name, parameter in named if "_simulation." in name)
     cached = cache_numbers_per_token(config)
     return ModelInfo(
@@ -81,7 +93,7 @@ def describe(config: SASGPTConfig, context: int | None = None, dtype: torch.dtyp
         cache_numbers=cached,
         cache_bytes=cached * config.num_hidden_layers * dtype.itemsize,
         context=context,
-        forward_flops=_forward_flops(config, context) // context,
+        forward_flops=(_image_flops(model) if images else _forward_flops(config, context)) // context,
         equation_24=equation_24(config, context),
     )
 
@@ -124,3 +136,12 @@ def _forward_flops(config: SASGPTConfig, context: int) -> int:
         with FlopCounterMode(display=False) as counter:
             layer(hidden_states, position_embeddings=rotary, token_mixing=mixing)
     return config.num_hidden_layers * counter.get_total_flops() + 2 * context * config.hidden_size * config.vocab_size
+
+
+def _image_flops(model: torch.nn.Module) -> int:
+    """Of one image."""
+    config = model.config
+    config._attn_implementation = "sdpa"
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, config.num_channels, *config.image_shape, device="meta"))
+    return counter.get_total_flops()

@@ -5,17 +5,19 @@ the logits.
 """
 
 import functools
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
 from pydoc_data import topics
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sas_hf import SASGPTConfig, SASGPTForCausalLM
+from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASViTConfig, SASViTForImageClassification
 
 
 GPT_BASE = {
@@ -75,7 +77,59 @@ SAS_VARIANTS |= {
     "optimised_sas": {"attention_type": "optimised"} | SAS,
     "efficient_sas": {"attention_type": "efficient"} | SAS,
 }
+
+# Backbones of other decoders.
+PARALLEL = {
+    "use_parallel_residual": True,
+    "norm_type": "layer_norm",
+    "mlp_type": "plain",
+    "lm_head_bias": True,
+    "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+POST_NORM = {"norm_position": "post", "qk_norm": "all_heads", "num_key_value_heads": 2}
+PLAIN_VARIANTS |= {
+    "qk_norm": {"qk_norm": "per_head", "num_key_value_heads": 2, "no_rope_layers": [1, 0]},
+    "post_norm": POST_NORM,
+    "parallel": PARALLEL,
+}
+SAS_VARIANTS |= {
+    "qk_norm_sas": {"qk_norm": "per_head", "num_key_value_heads": 2, "no_rope_layers": [0, 1]} | SAS,
+    "post_norm_sas": POST_NORM | SAS,
+    "parallel_sas": PARALLEL | SAS,
+}
 GPT_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
+
+VIT_BASE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+    "encoder_stride": 4,
+    "num_labels": 7,
+    "initializer_range": 0.3,
+}
+WITHOUT_CLASS_TOKEN = {"use_class_token": False, "classifier_pooling": "mean"}
+VIT_VARIANTS = {
+    "vit": {},
+    "mean": WITHOUT_CLASS_TOKEN | {"num_channels": 1},
+    "distilled": {"use_distillation_token": True, "classifier_pooling": "distilled"},
+    "oblong": {"image_size": (8, 18), "patch_size": (4, 6)},
+    "gqa": {"num_key_value_heads": 2, "qkv_bias": False},
+    "sas": SAS,
+    "sas_k5_gqa": SAS | {"num_key_value_heads": 2, "simulation_kernel_size": 5},
+    "mla": MLA,
+    "mla_sas": MLA | SAS,
+    "tpa": TPA,
+    "tpa_sas": TPA | SAS,
+    "optimised": {"attention_type": "optimised"},
+    "optimised_sas": {"attention_type": "optimised"} | SAS,
+    "efficient": {"attention_type": "efficient"},
+    "efficient_sas": {"attention_type": "efficient"} | SAS | WITHOUT_CLASS_TOKEN,
+    "super": {"attention_type": "super", "token_mixing_init": "normal"},
+    "super_mean": {"attention_type": "super", "token_mixing_init": "normal"} | WITHOUT_CLASS_TOKEN,
+}
 
 
 def gpt_config(variant: str = "sas_k5_gqa", **overrides) -> SASGPTConfig:
@@ -85,6 +139,11 @@ def gpt_config(variant: str = "sas_k5_gqa", **overrides) -> SASGPTConfig:
 def gpt(variant: str = "sas_k5_gqa", model_class=SASGPTForCausalLM, **overrides):
     """A small random model in evaluation mode."""
     return scramble(model_class(gpt_config(variant, **overrides)))
+
+
+def vit(variant: str = "sas_k5_gqa", model_class=SASViTForImageClassification, **overrides):
+    """A small random model of images in evaluation mode."""
+    return scramble(model_class(SASViTConfig(**(VIT_BASE | VIT_VARIANTS[variant] | overrides))))
 
 
 @torch.no_grad()
@@ -98,6 +157,10 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
 
 def token_ids(*shape: int, vocab_size: int = 67) -> torch.Tensor:
     return torch.randint(1, vocab_size, shape)
+
+
+def images(config: SASViTConfig, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, config.num_channels, *config.image_shape)
 
 
 def left_padded(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,6 +217,13 @@ def train_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(real_text()[:200], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eot>")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Unsigned bytes in MNIST's own format, gzipped."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.astype(np.uint8).tobytes())
 
 
 def sas_hf(*arguments) -> subprocess.CompletedProcess:

@@ -4,34 +4,37 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, has_file
 
+from ..card import conversion_card, read_card
+from ..checkpoints import (
+    CARD_NAME,
+    REPORT_NAME,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    new_folder,
+    read_settings,
+    refuse_existing,
+    save_model,
+)
 from ..dtypes import parse_dtype
-from ..text import python_reference
 from ..version import __version__
-from .card import model_card
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import compare_models, text_windows
+from .fidelity import compare_models
+from .samples import image_samples, text_samples
 
 
-REPORT_NAME = "fidelity.json"
+SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
 def convert_checkpoint(
@@ -42,14 +45,17 @@ def convert_checkpoint(
     revision: str | None = None,
     dtype: str | None = None,
     text: str | None = None,
+    images: Path | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict:
-    """Convert a checkpoint and verify, in float32 and on text, that it computes what its source computes.
+    """Convert a checkpoint and verify, in float32 and on text or images, that it computes what its source computes.
 
-    Tokenizer, chat template and generation configuration are carried along; the folder also gets a fidelity report
-    (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
+    The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs.
+
+    Tokenizer, chat template, generation configuration and image processor are carried along; the folder also gets a
+    fidelity report (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
@@ -58,7 +64,9 @@ def convert_checkpoint(
         revision: branch, tag or commit of a Hub source.
         dtype: of the saved weights, such as "bfloat16"; the source's own by default.
         text: to verify on; the Python reference by default, random tokens if the source has no tokenizer.
-        windows, window_length: how many stretches of the text are compared, and their length in tokens.
+        images: folder of images to verify on; smooth random ones by default.
+        windows, window_length: how many stretches of the text are compared, and their length in tokens; or how many
+            batches of four images.
         progress: called with a line of text at each stage.
 
     Returns:
@@ -74,37 +82,32 @@ def convert_checkpoint(
     started = time.monotonic()
     options, output = options or ConversionOptions(), Path(output)
     config, family = _check_before_loading(source, output, options, revision, dtype)
+    source_card = read_card(source, revision)
 
     progress(f"Loading {source}")
-    model_class = _source_class(config, family)
-    model, loading = _load(model_class, source, revision)
-    absent = sorted(loading["missing_keys"])
-    if absent:
-        raise ConversionError(f"{source} lacks weights of {model_class.__name__}: {', '.join(absent[:5])}.")
-    tokenizer = _load_tokenizer(source, revision)
+    model, _ = load_model(_source_class(config, family), source, revision, ConversionError)
+    of_images = "image" in model.input_modalities
+    processor = (load_image_processor if of_images else load_tokenizer)(source, revision)
 
     progress("Converting")
     converted = convert(model, options, share=True)
 
-    progress(f"Comparing source and SAS model on {windows} x {window_length} tokens")
-    length = min(window_length, config.max_position_embeddings)
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(options.seed)
-        samples = [torch.randint(config.vocab_size, (1, length), generator=generator) for _ in range(windows)]
-        verified_on = "random tokens (the source has no tokenizer)"
+    progress("Comparing source and SAS model")
+    if of_images:
+        samples, verified_on = image_samples(processor, images, converted.config, windows, options.seed)
     else:
-        samples = text_windows(python_reference() if text is None else text, tokenizer, length, windows)
-        verified_on = "the Python language reference" if text is None else "the text given"
+        length = min(window_length, config.max_position_embeddings)
+        samples, verified_on = text_samples(processor, text, config.vocab_size, length, windows, options.seed)
     fidelity = compare_models(model, converted, samples)
 
     report = {
         "source": str(source),
         "revision": revision,
-        "source_architecture": model_class.__name__,
+        "source_architecture": type(model).__name__,
         "architecture": type(converted).__name__,
         "options": asdict(options),
-        "simulation": options.fields(config, converted.config.head_dim),
-        "dtype_saved": dtype or str(config.dtype or torch.float32).removeprefix("torch."),
+        "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
+        "dtype_saved": dtype or str(model.dtype).removeprefix("torch."),
         "dtype_verified": "float32",
         "verified_on": verified_on,
         "fidelity": fidelity.to_dict(),
@@ -121,27 +124,14 @@ def convert_checkpoint(
         )
 
     progress(f"Saving {output}")
+    del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        _save_model(converted.to(parse_dtype(report["dtype_saved"])), folder, source, revision)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
+        if processor is not None:
+            processor.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
-        model_card(report, Path(source).is_dir()).save(folder / "README.md")
+        conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTrainedModel]:
@@ -162,22 +152,11 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ConversionError: if the architecture is not supported.
     """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
-    # What cannot be a Hub id ("name" or "owner/name") is a path.
-    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
-    if not folder.is_dir() and (folder.exists() or is_path):
-        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        if folder.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
-        ) from error
-    family = find_family(config)
+    settings = read_settings(source, revision)
+    if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
+        find_family(str(settings["model_type"]))
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    family = find_family(config.model_type)
     _source_class(config, family)
     return config, family
 
@@ -186,15 +165,14 @@ def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
     """Everything that can be refused before weights are read."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
+    refuse_existing(output)
     if dtype is not None:
         parse_dtype(dtype)
     if options.perturbation < 0:
         raise ValueError(f"`perturbation` is {options.perturbation}; it must not be negative.")
 
     config, family = find_source(source, revision)
-    sas_config(config, family, options)
+    sas_config(config, family, options, _source_class(config, family).__name__)
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
@@ -207,20 +185,31 @@ def _check_before_loading(
         free = shutil.disk_usage(nearest).free
         if free < 1.02 * size:
             raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")
+    elif not any(has_file(source, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise _no_weights(source, SAFE_WEIGHTS_NAME, has_file(source, WEIGHTS_NAME, revision))
     return config, family
+
+
+def _no_weights(source: str | Path, file: str, pickled: bool) -> FileNotFoundError:
+    reason = " (only a pickle, which could run code when loaded)" if pickled else ""
+    return FileNotFoundError(f"{source} has no {file}{reason}; safetensors weights are needed.")
 
 
 def _check_weight_files(folder: Path) -> int:
     """Total size in bytes of the safetensors files of `folder`; each must be there and as long as its header says."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConversionError(
+                f"{index} is damaged: it has no readable `weight_map` ({error}); download or save it again."
+            ) from error
     else:
         files = [folder / SAFE_WEIGHTS_NAME]
     for file in files:
         if not file.is_file():
-            pickled = " (only a pickle, which could run code when loaded)" if any(folder.glob("*.bin")) else ""
-            raise FileNotFoundError(f"{folder} has no {file.name}{pickled}; safetensors weights are needed.")
+            raise _no_weights(folder, file.name, pickled=any(folder.glob("*.bin")))
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -229,32 +218,12 @@ def _check_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None):
-    return model_class.from_pretrained(
-        source,
-        revision=revision,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-
-
-def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
-    """Save, with the source's generation configuration to the letter.
-
-    Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
-    them; what the source says is none of the conversion's business.
-    """
-    file = cached_file(source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if model.can_generate() and file is not None:
-        model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
-    if file is not None:
-        shutil.copyfile(file, folder / GENERATION_CONFIG_NAME)
-
-
-def _load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
-    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
-        return None
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
+    saving would copy them all at once."""
+    for parameter in model.parameters():
+        weight = parameter.data.to(dtype)
+        parts = weight.untyped_storage().nbytes() != weight.nbytes
+        parameter.data = weight.clone(memory_format=torch.contiguous_format) if parts else weight.contiguous()
+    model.config.dtype = dtype
+    return model

@@ -5,17 +5,23 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling import SASGPTConfig
-from .family import SourceFamily
+from .deit import DEIT
+from .family import ConversionError, SourceFamily
+from .gpt2 import GPT2
+from .gpt_neox import GPT_NEOX
 from .llama import LLAMA
+from .mistral import MISTRAL
+from .olmo2 import OLMO2
+from .phi import PHI
+from .qwen2 import QWEN2
+from .qwen3 import QWEN3
+from .smollm3 import SMOLLM3
 from .start import start_as_source
+from .vit import VIT
 
 
-FAMILIES = {family.model_type: family for family in (LLAMA,)}
-
-
-class ConversionError(ValueError):
-    """A source that cannot be converted, or a conversion that is not exact; the message says why and what to do."""
+TEXT_FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
+FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, DEIT, VIT)}
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,13 @@ class ConversionOptions:
     perturbation: float = 1.0
     seed: int = 0
 
-    def fields(self, config: PreTrainedConfig, head_dim: int) -> dict:
-        """The simulation fields of the SAS configuration for a source with this configuration."""
+    def fields(self, num_heads: int, head_dim: int) -> dict:
+        """The simulation fields of the SAS configuration for a source with heads of this number and size."""
         heads, features = self.num_simulated_heads, self.simulated_head_dim
         return {
-            "num_simulated_heads": 3 * config.num_attention_heads if heads is None else heads or None,
+            "num_simulated_heads": 3 * num_heads if heads is None else heads or None,
             "simulated_head_dim": head_dim * 3 // 2 if features is None else features or None,
             "simulation_kernel_size": self.simulation_kernel_size,
-            "query_pre_attn_scalar": head_dim,
         }
 
 
@@ -62,17 +67,17 @@ def convert_model(source: PreTrainedModel, options: ConversionOptions | None = N
 
 def convert(source: PreTrainedModel, options: ConversionOptions, share: bool) -> PreTrainedModel:
     """As [`convert_model`]; with `share`, source weights are shared with the result, not copied."""
-    family = find_family(source.config)
+    family = find_family(source.config.model_type)
     if type(source).__name__ not in family.architectures:
         raise ConversionError(
             f"{type(source).__name__} has no SAS counterpart; convertible are {', '.join(family.architectures)}."
         )
-    config = sas_config(source.config, family, options)
+    config = sas_config(source.config, family, options, type(source).__name__)
     with torch.device("meta"):
         model = family.architectures[type(source).__name__](config)
-    weights = {family.rename(name): weight for name, weight in source.state_dict().items()}
+    weights = family.sas_weights(source)
     if not share:
-        weights = {name: weight.clone() for name, weight in weights.items()}
+        weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     absent, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     if unexpected or any("_simulation." not in name for name in absent):
         raise ConversionError(f"Weights do not match: missing {absent[:5]}, unexpected {unexpected[:5]}.")
@@ -96,20 +101,32 @@ def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
         model.base_model.rotary_emb = rotary(model.config).to(like.device)
 
 
-def sas_config(config: PreTrainedConfig, family: SourceFamily, options: ConversionOptions) -> SASGPTConfig:
-    """The configuration of the converted model; a `ValueError` if the options do not fit."""
-    fields = family.fields(config)
-    shared = ("id2label", "label2id", "problem_type", "dtype")
-    fields |= {name: getattr(config, name) for name in shared if getattr(config, name) is not None}
-    return SASGPTConfig(**fields, **options.fields(config, fields["head_dim"]))
+def sas_config(
+    config: PreTrainedConfig, family: SourceFamily, options: ConversionOptions, architecture: str
+) -> PreTrainedConfig:
+    """The configuration of the model converted from a source of this class.
+
+    Raises:
+        ConversionError: if the source has something that no field expresses.
+        ValueError: if the options do not fit.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError("The source is quantised (`quantization_config`); convert the model it was made from.")
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = ("id2label", "label2id", "problem_type", "dtype", "classifier_dropout")
+    kept = {name: getattr(config, name) for name in shared if getattr(config, name, None) is not None}
+    fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
+    config_class = next(iter(family.architectures.values())).config_class
+    return config_class(**fields, **options.fields(heads, head_dim))
 
 
-def find_family(config: PreTrainedConfig) -> SourceFamily:
+def find_family(model_type: str) -> SourceFamily:
     """The source's family; a `ConversionError` if there is none."""
-    if config.model_type == SASGPTConfig.model_type:
+    if model_type.startswith("sas_"):
         raise ConversionError("The source is a SAS model already; convert its original source with other options.")
-    if config.model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise ConversionError(
-            f"`model_type` {config.model_type!r} is not supported; convertible are: {', '.join(sorted(FAMILIES))}."
+            f"`model_type` {model_type!r} is not supported; convertible are: {', '.join(sorted(FAMILIES))}."
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[model_type]

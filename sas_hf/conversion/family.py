@@ -1,9 +1,28 @@
-"""What a source family must say of itself; one module per family gives an instance, the engine does the rest."""
+"""What a source family says of itself, as tables: each has a module with an instance, convert.py does the rest."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..modeling import (
+    SASGPTForCausalLM,
+    SASGPTForQuestionAnswering,
+    SASGPTForSequenceClassification,
+    SASGPTForTokenClassification,
+    SASGPTModel,
+)
+
+
+class ConversionError(ValueError):
+    """A source that cannot be converted, or a conversion that is not exact; the message says why and what to do."""
+
+
+def one_tensor(name: str, weight: torch.Tensor, config: PreTrainedConfig) -> Iterable[torch.Tensor]:
+    """A weight that is one of the SAS model's as it is."""
+    return (weight,)
 
 
 @dataclass(frozen=True)
@@ -12,12 +31,117 @@ class SourceFamily:
     Args:
         model_type: the source's `config.model_type`.
         architectures: source class name → the SAS class with the same head.
-        fields: source configuration → the fields of the SAS configuration that make the same function without
-            simulation; raises a `ValueError` for what no field can express.
-        rename: name of a weight in the source model → its name in the SAS model.
+        fields: field of the source's configuration → the SAS field that means the same.
+        constants: SAS fields that are the same for the whole family.
+        derive: source configuration → SAS fields that must be computed; raises a [`ConversionError`] for what no
+            field can express.
+        of_architecture: source class name → SAS fields that only this class needs.
+        names: part of a weight's name (whole words between dots) → the part of its SAS name, or several for a weight
+            that becomes several. What is not listed keeps its name. The body's own prefix ("transformer." and the
+            like) is not part of it.
+        tensors: name and weight in the source, source configuration → the SAS weights, in the order of their names.
     """
 
     model_type: str
-    architectures: dict[str, type[PreTrainedModel]]
-    fields: Callable[[PreTrainedConfig], dict]
-    rename: Callable[[str], str]
+    architectures: Mapping[str, type[PreTrainedModel]]
+    fields: Mapping[str, str]
+    constants: Mapping[str, object] = field(default_factory=dict)
+    derive: Callable[[PreTrainedConfig], dict] = lambda config: {}
+    of_architecture: Mapping[str, dict] = field(default_factory=dict)
+    names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    tensors: Callable[[str, torch.Tensor, PreTrainedConfig], Iterable[torch.Tensor]] = one_tensor
+
+    def sas_fields(self, config: PreTrainedConfig, architecture: str) -> dict:
+        """The fields of the SAS configuration that make the source's function without simulation."""
+        fields = {sas: getattr(config, name) for name, sas in self.fields.items()}
+        return fields | dict(self.constants) | self.of_architecture.get(architecture, {}) | self.derive(config)
+
+    def sas_weights(self, source: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """The weights of `source` by their SAS names; most are the source's own tensors or views of them."""
+        weights = {}
+        for name, weight in source.state_dict().items():
+            names = self.sas_names(name, source.base_model_prefix)
+            weights |= zip(names, self.tensors(name, weight, source.config), strict=True)
+        return weights
+
+    def sas_names(self, name: str, body: str) -> list[str]:
+        """The SAS names of a weight in a model whose body is the attribute `body`."""
+        if name.startswith(f"{body}."):
+            sas_body = next(iter(self.architectures.values())).base_model_prefix
+            name = f"{sas_body}." + name.removeprefix(f"{body}.")
+        if not self.names:
+            return [name]
+        parts = "|".join(map(re.escape, sorted(self.names, key=len, reverse=True)))
+        pieces = re.split(rf"(?:^|(?<=\.))({parts})(?=\.)", name)  # the odd ones are parts in the table
+        choices = [self.names[piece] if index % 2 else piece for index, piece in enumerate(pieces)]
+        width = max(len(choice) if isinstance(choice, tuple) else 1 for choice in choices)
+        return [
+            "".join(choice[i] if isinstance(choice, tuple) else choice for choice in choices) for i in range(width)
+        ]
+
+
+def same(*names: str) -> dict[str, str]:
+    """Fields that bear the same name on both sides."""
+    return {name: name for name in names}
+
+
+# Fields of every decoder in Llama's manner.
+LLAMA_FIELDS = same(
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "attention_dropout",
+)
+
+
+def text_architectures(
+    prefix: str, causal: str = "ForCausalLM", without: tuple[str, ...] = ()
+) -> dict[str, type[PreTrainedModel]]:
+    """`architectures` of a text family whose class names begin with `prefix`, but for the heads that it has not."""
+    heads = {
+        "Model": SASGPTModel,
+        causal: SASGPTForCausalLM,
+        "ForSequenceClassification": SASGPTForSequenceClassification,
+        "ForTokenClassification": SASGPTForTokenClassification,
+        "ForQuestionAnswering": SASGPTForQuestionAnswering,
+    }
+    return {prefix + head: sas_class for head, sas_class in heads.items() if head not in without}
+
+
+def refuse_sliding_window(config: PreTrainedConfig, active: bool) -> None:
+    """Raise a [`ConversionError`] if some layer sees only a window that is shorter than the positions."""
+    if active and config.sliding_window < config.max_position_embeddings:
+        raise ConversionError(
+            f"`sliding_window` is {config.sliding_window}, shorter than `max_position_embeddings` "
+            f"({config.max_position_embeddings}): the source does not see all of a long text, but the SAS model "
+            f"would. If texts of up to {config.sliding_window} tokens are enough, set `max_position_embeddings` to "
+            "that in the source's config.json."
+        )
+
+
+def common_dropout(config: PreTrainedConfig, *names: str) -> float:
+    """`hidden_dropout` of a source that has a rate for the embeddings and one for the residual branches.
+
+    Raises:
+        ConversionError: if they differ.
+    """
+    rates = {name: getattr(config, name) for name in names}
+    if len(set(rates.values())) > 1:
+        raise ConversionError(
+            f"The dropouts {', '.join(f'`{name}` ({rate})' for name, rate in rates.items())} differ, but the SAS "
+            "model has one rate, `hidden_dropout`; give them one value in the source's config.json."
+        )
+    return rates[names[0]]

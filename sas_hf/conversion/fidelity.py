@@ -1,10 +1,12 @@
 """How far a converted model is from its source: logits on text, and whether every simulated head can learn."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.attention import SASAttention
@@ -12,6 +14,9 @@ from ..modeling.attention import SASAttention
 
 MINIMUM_TOKENS = 32
 TOLERANCE = 1e-5  # of max |logit|, in float32
+ROWS_AT_ONCE = 64  # that are compared: a vocabulary may be large
+OUTPUTS = ("logits", "reconstruction", "last_hidden_state")  # of models, the telling one first
+WEIGHTS_AT_ONCE = 2**24  # of a linear map that are widened
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Fidelity:
     argmax_agreement: float
     source_eager_sdpa_difference: float
     tokens: int
+    images: int
 
     @property
     def is_exact(self) -> bool:
@@ -49,41 +55,47 @@ def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, cou
 
 
 @torch.no_grad()
-def compare_models(source: PreTrainedModel, converted: PreTrainedModel, windows: Iterable[torch.Tensor]) -> Fidelity:
-    """Run both models on every window `[1, T]` of token ids and measure the difference of their outputs.
+def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples: Iterable[torch.Tensor]) -> Fidelity:
+    """Run both models on every sample and measure the difference of their outputs. A sample is a window `[1, T]` of
+    token ids or a batch `[B, channels, height, width]` of images.
 
-    The outputs are logits, or hidden states for a model without a head (then there is no KL). The source's own
-    difference between its eager and SDPA attention is measured on the same windows as a yardstick.
+    The outputs are logits, or for other models hidden states or reconstructed images (then there is no
+    KL). The source's own difference between its eager and SDPA attention is measured on the same samples as a
+    yardstick. Weights of less
+    than float32 are used as they are, but computed with in float32.
 
     Raises:
         ValueError: if an output is not finite.
     """
     difference = largest = yardstick = divergence = 0.0
-    agreements = positions = tokens = 0
-    for window in windows:
-        with attention_implementation(source, "eager"):
-            eager = _outputs(source, window)
-        with attention_implementation(source, "sdpa"):
-            expected = _outputs(source, window)
-        with attention_implementation(converted, "sdpa"):
-            actual = _outputs(converted, window)
+    agreements = positions = tokens = images = 0
+    predicts = source is not source.base_model and not type(source).__name__.endswith("ForMaskedImageModeling")
+    for sample in samples:
+        expected = _outputs(source, sample, "sdpa")
+        yardstick = max(yardstick, (_outputs(source, sample, "eager") - expected).abs().max().item())
+        actual = _outputs(converted, sample, "sdpa")
         if not (expected.isfinite().all() and actual.isfinite().all()):
             raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
-        difference = max(difference, (actual - expected).abs().max().item())
-        yardstick = max(yardstick, (eager - expected).abs().max().item())
-        largest = max(largest, expected.abs().max().item())
-        agreements += (actual.argmax(-1) == expected.argmax(-1)).sum().item()
         positions += expected[..., 0].numel()
-        tokens += window.numel()
-        log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
-        divergence += (log_p.exp() * (log_p - log_q)).sum().item()
+        if sample.is_floating_point():  # pixels
+            images += len(sample)
+        else:
+            tokens += sample.numel()
+        rows = (outputs.flatten(0, -2).split(ROWS_AT_ONCE) for outputs in (expected, actual))
+        for p, q in zip(*rows, strict=True):
+            difference = max(difference, (q - p).abs().max().item())
+            largest = max(largest, p.abs().max().item())
+            agreements += (q.argmax(-1) == p.argmax(-1)).sum().item()
+            log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+            divergence += (log_p.exp() * (log_p - log_q)).sum().item()
     return Fidelity(
         max_abs_difference=difference,
         max_abs_output=largest,
-        mean_kl=None if source is source.base_model else divergence / positions,
+        mean_kl=divergence / positions if predicts else None,
         argmax_agreement=agreements / positions,
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
+        images=images,
     )
 
 
@@ -121,8 +133,52 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
         model.set_attn_implementation(before)
 
 
-def _outputs(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    outputs = model(input_ids=input_ids.to(model.device), use_cache=False)
+@contextmanager
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Let `model` compute in float32 for a while, without gradients and without a float32 copy of it.
+
+    Weights of less than float32 become float32 while their module runs, those of a linear map (the head may be half of
+    a small model) some rows at a time, and embeddings after they were looked up.
+    """
+
+    def widen(module, _):
+        for parameter in module.parameters(recurse=False):
+            narrow[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def restore(module, *_):
+        for parameter in module.parameters(recurse=False):
+            parameter.data = narrow.pop(parameter)
+
+    narrow = {}
+    with torch.no_grad(), ExitStack() as hooks:
+        for module in model.modules():
+            dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
+            if not any(dtype.itemsize < 4 for dtype in dtypes):
+                continue
+            if isinstance(module, nn.Embedding):
+                hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: embedded.float()))
+            elif type(module).forward is nn.Linear.forward:
+                module.forward = partial(_linear_in_float32, module)
+                hooks.callback(delattr, module, "forward")
+            else:
+                hooks.enter_context(module.register_forward_pre_hook(widen))
+                hooks.enter_context(module.register_forward_hook(restore, always_call=True))
+        yield
+
+
+def _linear_in_float32(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    outputs = inputs.new_empty(*inputs.shape[:-1], linear.out_features)
+    rows = max(1, WEIGHTS_AT_ONCE // linear.in_features)
+    for part, weight in zip(outputs.split(rows, dim=-1), linear.weight.split(rows), strict=True):
+        part.copy_(nn.functional.linear(inputs, weight.float()))
+    return outputs if linear.bias is None else outputs + linear.bias.float()
+
+
+def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) -> torch.Tensor:
+    settings = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    with attention_implementation(model, implementation), computing_in_float32(model):
+        outputs = model(**{model.main_input_name: inputs.to(model.device)}, **settings)
     if "start_logits" in outputs:
-        return torch.stack((outputs["start_logits"], outputs["end_logits"])).float()
-    return (outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]).float()
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]))
+    return next(outputs[name] for name in OUTPUTS if name in outputs)

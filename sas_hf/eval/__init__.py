@@ -9,6 +9,7 @@ if importlib.util.find_spec("lm_eval") is None:
 from .continuation import make_continuation_task
 from .evaluation import evaluate
 from .harness import SASHFLM
+from .images import evaluate_images
 from .perplexity import PerplexityText
 from .preparation import prepare_data
 from .report import Report
@@ -25,6 +26,7 @@ __all__ = [
     "SuiteResult",
     "TaskResult",
     "evaluate",
+    "evaluate_images",
     "make_continuation_task",
     "prepare_data",
 ]

@@ -1,14 +1,16 @@
-"""Configuration fields that every SAS architecture shares: the attention kind and its simulation.
+"""What the configurations of all SAS architectures share: the fields of the attention kind and of its simulation.
 
-Resolving defaults and refusing impossible values is written once here; the architectures' configuration classes
-declare the fields and call these functions.
+They are declared, resolved and checked here, once; an architecture's configuration adds its backbone.
 """
 
 import difflib
 
+from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+
+from .sharing import forget_travelling_code
 
 
 logger = logging.get_logger(__name__)
@@ -33,6 +35,98 @@ _EXTRA_KEYWORDS = {
     "torch_dtype",
     "use_return_dict",
 }
+
+
+@strict
+class SASAttentionConfig(PreTrainedConfig):
+    r"""
+    The part of a configuration that says how attention is computed.
+
+    Args:
+        attention_type (`str`, defaults to `"mha"`):
+            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`; `"mqa"`
+            and `"gqa"` are accepted and checked against it), `"mla"`, `"tpa"`, `"optimised"`, `"efficient"` or
+            `"super"`. All but `"super"` may be simulated.
+        q_lora_rank, kv_lora_rank (`int`, *optional*):
+            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default.
+        qk_rope_head_dim, qk_nope_head_dim, v_head_dim (`int`, *optional*):
+            Features of an MLA head: rotated and not, and values; half of `head_dim`, `head_dim` and `head_dim`.
+        q_rank, k_rank, v_rank (`int`, defaults to 6, 2, 2):
+            Ranks of TPA's queries, keys and values.
+        token_mixing_init (`str`, defaults to `"identity"`):
+            Start of Super attention's W^A: `"identity"` (as Efficient attention) or `"normal"`.
+        num_simulated_heads (`int`, *optional*):
+            Ĥ, a multiple of `num_attention_heads`: heads that the head simulation makes of them (equations 5-7).
+            `None`: no head simulation.
+        simulated_head_dim (`int`, *optional*):
+            D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
+            `None`: no feature simulation. (MLA: at least `qk_rope_head_dim + qk_nope_head_dim`.)
+        simulation_kernel_size (`int`, defaults to 1):
+            κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
+        simulation_act (`str`, defaults to `"relu"`):
+            Non-linearity of the simulation; `"identity"` is the linear ablation of §4.3.
+        simulation_init (`str`, defaults to `"near_identity"`):
+            `"near_identity"` starts every simulated head near a copy of its base head, `"pytorch"` as the modules of
+            the paper's Appendix L start.
+        simulation_cache (`str`, defaults to `"expanded"`):
+            What generation caches: `"expanded"` the simulated keys and values (fast), `"base"` the keys and values
+            before simulation, unrotated (small: expanded anew at every step).
+        query_pre_attn_scalar (`float`, *optional*):
+            Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
+            simulation; a converted model keeps its source's.
+        qk_norm (`str`, *optional*):
+            RMSNorm (with `rms_norm_eps`) of queries and keys before simulation and RoPE: `"per_head"` over the
+            `head_dim` features of each (Qwen3) or `"all_heads"` over the whole projection (OLMo 2). "mha", "mqa" and
+            "gqa" only.
+
+    A subclass has Transformers' `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `initializer_range`, and
+    under these names or by its `attribute_map` also `attention_bias` (of the base projections),
+    `attention_output_bias` (of the output projection), `attention_dropout`, `is_causal`, `max_position_embeddings`
+    (positions that token mixing has parameters for) and `rms_norm_eps` (of MLA's latents, queries and keys).
+    """
+
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_type: str = "mha"
+    num_simulated_heads: int | None = None
+    simulated_head_dim: int | None = None
+    simulation_kernel_size: int = 1
+    simulation_act: str = "relu"
+    simulation_init: str = "near_identity"
+    simulation_cache: str = "expanded"
+    query_pre_attn_scalar: int | float | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    q_rank: int = 6
+    k_rank: int = 2
+    v_rank: int = 2
+    token_mixing_init: str = "identity"
+    qk_norm: str | None = None
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(self, kwargs)
+        forget_travelling_code(self, kwargs)
+        resolve_attention_fields(self)
+        super().__post_init__(**kwargs)
+
+    @property
+    def query_head_dim(self) -> int:
+        """Width of queries and keys as the base projection makes them, before feature simulation."""
+        if self.attention_type == "mla":
+            return self.qk_rope_head_dim + self.qk_nope_head_dim
+        return self.head_dim
+
+    @property
+    def simulates(self) -> bool:
+        """Whether any simulation is on."""
+        return self.num_simulated_heads is not None or self.simulated_head_dim is not None
+
+    def validate_architecture(self):
+        """Raise a `ValueError` for what cannot be built."""
+        validate_attention_fields(self)
 
 
 def refuse_misspelt_fields(config: PreTrainedConfig, keywords: dict) -> None:
@@ -123,6 +217,12 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`num_key_value_heads` ({kv_heads}) must equal `num_attention_heads` ({heads}) with "
             f"`attention_type={config.attention_type!r}`; leave it out."
         )
+    require_choice(config, "qk_norm", None, "per_head", "all_heads")
+    if config.qk_norm is not None and config.attention_type not in ("mha", "mqa", "gqa"):
+        raise ValueError(
+            f"`qk_norm` ({config.qk_norm!r}) norms projected queries and keys, which `attention_type="
+            f"{config.attention_type!r}` does not have; leave it out or choose 'mha', 'mqa' or 'gqa'."
+        )
     if config.attention_type in SLICING_TYPES and config.head_dim * heads != config.hidden_size:
         raise ValueError(
             f"`attention_type={config.attention_type!r}` slices its input into heads, so `head_dim` "
@@ -171,7 +271,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         )
 
 
-def require_choice(config: PreTrainedConfig, name: str, *choices: str) -> None:
+def require_choice(config: PreTrainedConfig, name: str, *choices: str | None) -> None:
     """Raise a `ValueError` unless the field is one of the choices.
 
     `Literal` annotations would do so too, but with an error of huggingface_hub that is not a `ValueError`.

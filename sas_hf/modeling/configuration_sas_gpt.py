@@ -1,60 +1,25 @@
-"""Configuration of the SAS GPT: Llama's fields, the backbone choices of GPT-2 checkpoints, and the attention's own."""
+"""Configuration of the SAS GPT: Llama's fields, the backbone choices of other decoders, and the attention's own."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
-from .configuration_attention import (
-    refuse_misspelt_fields,
-    require_choice,
-    resolve_attention_fields,
-    validate_attention_fields,
-)
+from .configuration_attention import SASAttentionConfig, require_choice
 
 
 @strict
-class SASGPTConfig(PreTrainedConfig):
+class SASGPTConfig(SASAttentionConfig):
     r"""
     Configuration of a [`SASGPTModel`]: a decoder-only Transformer whose attention may be simulated larger than it is
-    ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in Llama's or GPT-2's manner.
+    ("SAS: Simulated Attention Score", §3). Without simulation it is a plain GPT in the manner of Llama, GPT-2,
+    GPT-NeoX, Qwen, SmolLM3, OLMo 2 or Phi.
 
-    Fields not listed here (`vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`,
-    `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_parameters`, ...) mean what they mean in
+    Attention's own fields are those of [`SASAttentionConfig`]. Fields not listed here (`vocab_size`, `hidden_size`,
+    `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
+    `rope_parameters`, ...) mean what they mean in
     [`~transformers.LlamaConfig`].
 
     Args:
-        attention_type (`str`, defaults to `"mha"`):
-            `"mha"` (multi-query and grouped-query attention are `"mha"` with fewer `num_key_value_heads`; `"mqa"`
-            and `"gqa"` are accepted and checked against it), `"mla"`, `"tpa"`, `"optimised"`, `"efficient"` or
-            `"super"`. All but `"super"` may be simulated.
-        q_lora_rank, kv_lora_rank (`int`, *optional*):
-            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default.
-        qk_rope_head_dim, qk_nope_head_dim, v_head_dim (`int`, *optional*):
-            Features of an MLA head: rotated and not, and values; half of `head_dim`, `head_dim` and `head_dim`.
-        q_rank, k_rank, v_rank (`int`, defaults to 6, 2, 2):
-            Ranks of TPA's queries, keys and values.
-        token_mixing_init (`str`, defaults to `"identity"`):
-            Start of Super attention's W^A: `"identity"` (as Efficient attention) or `"normal"`.
-        num_simulated_heads (`int`, *optional*):
-            Ĥ, a multiple of `num_attention_heads`: heads that the head simulation makes of them (equations 5-7).
-            `None`: no head simulation.
-        simulated_head_dim (`int`, *optional*):
-            D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
-            `None`: no feature simulation. (MLA: at least `qk_rope_head_dim + qk_nope_head_dim`.)
-        simulation_kernel_size (`int`, defaults to 1):
-            κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
-        simulation_act (`str`, defaults to `"relu"`):
-            Non-linearity of the simulation; `"identity"` is the linear ablation of §4.3.
-        simulation_init (`str`, defaults to `"near_identity"`):
-            `"near_identity"` starts every simulated head near a copy of its base head, `"pytorch"` as the modules of
-            the paper's Appendix L start.
-        simulation_cache (`str`, defaults to `"expanded"`):
-            What generation caches: `"expanded"` the simulated keys and values (fast), `"base"` the keys and values
-            before simulation, unrotated (small: expanded anew at every step).
-        query_pre_attn_scalar (`float`, *optional*):
-            Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
-            simulation; a converted model keeps its source's.
         attention_output_bias (`bool`, *optional*):
             Whether the output projection has a bias; as `attention_bias` says of all projections when `None`.
         is_causal (`bool`, defaults to `True`):
@@ -62,12 +27,22 @@ class SASGPTConfig(PreTrainedConfig):
         position_embedding_type (`str`, defaults to `"rope"`):
             `"rope"` or `"learned"` absolute positions. RoPE turns the leading
             `head_dim * rope_parameters["partial_rotary_factor"]` features of queries and keys, after simulation.
+        no_rope_layers (`list[int]`, *optional*):
+            One number per layer, as in [`~transformers.SmolLM3Config`]: 1 for a layer with RoPE, 0 for one without
+            positions. `None`: all layers have RoPE.
         norm_type (`str`, defaults to `"rms_norm"`):
             `"rms_norm"` (with `rms_norm_eps`) or `"layer_norm"` (with `layer_norm_eps`).
+        norm_position (`str`, defaults to `"pre"`):
+            `"pre"`: attention and feed-forward block read normed hidden states; `"post"`: their outputs are normed
+            (OLMo 2).
+        use_parallel_residual (`bool`, defaults to `False`):
+            The feed-forward block reads what attention reads, not what it writes (GPT-NeoX, Phi).
         mlp_type (`str`, defaults to `"gated"`):
             `"gated"` (gate, up and down projection) or `"plain"` (up and down projection).
         hidden_dropout (`float`, defaults to 0.0):
             Dropout of the embeddings and of each residual branch.
+        lm_head_bias (`bool`, defaults to `False`):
+            Whether the language-modelling head has a bias (Phi).
         classifier_pooling (`str`, defaults to `"last"`):
             What the sequence classifier reads: the `"last"` token or the `"mean"` of the tokens.
 
@@ -83,8 +58,6 @@ class SASGPTConfig(PreTrainedConfig):
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -97,38 +70,22 @@ class SASGPTConfig(PreTrainedConfig):
     attention_output_bias: bool | None = None
     attention_dropout: int | float = 0.0
 
-    attention_type: str = "mha"
-    num_simulated_heads: int | None = None
-    simulated_head_dim: int | None = None
-    simulation_kernel_size: int = 1
-    simulation_act: str = "relu"
-    simulation_init: str = "near_identity"
-    simulation_cache: str = "expanded"
-    query_pre_attn_scalar: int | float | None = None
     is_causal: bool = True
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_rope_head_dim: int | None = None
-    qk_nope_head_dim: int | None = None
-    v_head_dim: int | None = None
-    q_rank: int = 6
-    k_rank: int = 2
-    v_rank: int = 2
-    token_mixing_init: str = "identity"
-
     position_embedding_type: str = "rope"
     rope_parameters: RopeParameters | dict | None = None
+    no_rope_layers: list[int] | None = None
     norm_type: str = "rms_norm"
+    norm_position: str = "pre"
     rms_norm_eps: float = 1e-6
     layer_norm_eps: float = 1e-5
+    use_parallel_residual: bool = False
     mlp_type: str = "gated"
     mlp_bias: bool = False
     hidden_dropout: int | float = 0.0
+    lm_head_bias: bool = False
     classifier_pooling: str = "last"
 
     def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
-        resolve_attention_fields(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None
@@ -136,13 +93,6 @@ class SASGPTConfig(PreTrainedConfig):
             self.attention_output_bias = self.attention_bias
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
-
-    @property
-    def query_head_dim(self) -> int:
-        """Width of queries and keys as the base projection makes them, before feature simulation."""
-        if self.attention_type == "mla":
-            return self.qk_rope_head_dim + self.qk_nope_head_dim
-        return self.head_dim
 
     @property
     def projects_to_cached_heads(self) -> bool:
@@ -168,20 +118,27 @@ class SASGPTConfig(PreTrainedConfig):
         width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
         return width + width % 2
 
-    @property
-    def simulates(self) -> bool:
-        """Whether any simulation is on."""
-        return self.num_simulated_heads is not None or self.simulated_head_dim is not None
+    def rotates(self, layer_idx: int) -> bool:
+        """Whether RoPE turns queries and keys of this layer."""
+        if self.no_rope_layers is not None:
+            return self.no_rope_layers[layer_idx] == 1
+        return self.position_embedding_type == "rope"
 
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
-        validate_attention_fields(self)
+        super().validate_architecture()
         require_choice(self, "position_embedding_type", "rope", "learned")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")
         require_choice(self, "norm_type", "rms_norm", "layer_norm")
+        require_choice(self, "norm_position", "pre", "post")
         require_choice(self, "mlp_type", "gated", "plain")
         require_choice(self, "classifier_pooling", "last", "mean")
+        if self.use_parallel_residual and self.norm_position == "post":
+            raise ValueError(
+                "`use_parallel_residual` is written for `norm_position='pre'`, but it is 'post'; choose one of them."
+            )
+        self._validate_no_rope_layers()
         query_width = self.simulated_head_dim or self.query_head_dim
         whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
         if self.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
@@ -189,6 +146,21 @@ class SASGPTConfig(PreTrainedConfig):
                 f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
                 f"and keys have {query_width}; the factor is relative to {whole} features and must be at most "
                 f"{query_width / whole:g}."
+            )
+
+    def _validate_no_rope_layers(self):
+        layers = self.no_rope_layers
+        if layers is None:
+            return
+        if self.position_embedding_type != "rope":
+            raise ValueError(
+                f"`no_rope_layers` ({layers}) chooses layers with RoPE, but `position_embedding_type` is "
+                f"{self.position_embedding_type!r}; leave it out."
+            )
+        if len(layers) != self.num_hidden_layers or not set(layers) <= {0, 1}:
+            raise ValueError(
+                f"`no_rope_layers` is {layers}; it must hold `num_hidden_layers` ({self.num_hidden_layers}) numbers, "
+                "1 for a layer with RoPE and 0 for one without."
             )
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import ContinuousBatchingConfig, GenerationMixin
@@ -36,6 +37,7 @@ from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .sharing import CodeTravelsMixin, came_with_its_checkpoint
 
 
 def make_norm(config: SASGPTConfig) -> nn.Module:
@@ -62,24 +64,36 @@ class SASGPTMLP(nn.Module):
 
 
 class SASGPTDecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm residual block: attention, then the feed-forward block. Hidden states in and out: `[B, T, C]`."""
+    """Residual block: attention and the feed-forward block. Hidden states in and out: `[B, T, C]`.
+
+    Pre-norm, one after the other or both on the same input (`use_parallel_residual`); or post-norm, with OLMo 2's
+    names, where `post_attention_layernorm` norms what attention wrote.
+    """
 
     def __init__(self, config: SASGPTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = make_attention(config, layer_idx)
         self.mlp = SASGPTMLP(config)
-        self.input_layernorm = make_norm(config)
+        self.post_norm, self.parallel = config.norm_position == "post", config.use_parallel_residual
+        if not self.post_norm:
+            self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)
+        if self.post_norm:
+            self.post_feedforward_layernorm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        if self.post_norm:
+            attention_output, _ = self.self_attn(hidden_states, **kwargs)
+            hidden_states = hidden_states + self.dropout(self.post_attention_layernorm(attention_output))
+            return hidden_states + self.dropout(self.post_feedforward_layernorm(self.mlp(hidden_states)))
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attention_output)
-        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + self.dropout(mlp_output)
+        attended = hidden_states + self.dropout(attention_output)
+        mlp_input = hidden_states if self.parallel else attended
+        return attended + self.dropout(self.mlp(self.post_attention_layernorm(mlp_input)))
 
 
-class SASGPTPreTrainedModel(PreTrainedModel):
+class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS GPT and its heads."""
 
     config: SASGPTConfig
@@ -93,6 +107,12 @@ class SASGPTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": SASGPTDecoderLayer, "attentions": SASAttention}
+
+    def __init__(self, config: SASGPTConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # Transformers' generic heads make their body by AutoModel, which no `import sas_hf` has told of it here.
+        if came_with_its_checkpoint(type(self)):
+            AutoModel.register(type(config), SASGPTModel, exist_ok=True)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -188,12 +208,13 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=key_positions)
 
         hidden_states = self.dropout(inputs_embeds)
-        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
+        for index, decoder_layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            rotates = self.config.rotates(index)
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=mask,
-                position_embeddings=position_embeddings,
-                key_position_embeddings=key_position_embeddings,
+                position_embeddings=position_embeddings if rotates else None,
+                key_position_embeddings=key_position_embeddings if rotates else None,
                 token_mixing=token_mixing,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -248,7 +269,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = SASGPTModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

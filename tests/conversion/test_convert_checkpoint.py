@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import sas_hf
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, convert_checkpoint, fidelity
 
@@ -113,8 +113,43 @@ def damage_truncated(folder):
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def shard(folder):
+    model = LlamaForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    return next(folder.glob("model-00002-*"))
+
+
+def damage_missing_shard(folder):
+    shard(folder).unlink()
+
+
+def damage_truncated_shard(folder):
+    file = shard(folder)
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def damage_index(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {')
+
+
+def damage_index_entries(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text('{"model_type": "llama",')
+
+
+def damage_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 45}))
+
+
 def damage_architecture(folder):
-    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
+    BloomConfig(architectures=["BloomForCausalLM"]).save_pretrained(folder)
 
 
 def damage_head(folder):
@@ -130,6 +165,13 @@ def damage_layers(folder):
 def damage_nan(folder):
     model = LlamaForCausalLM.from_pretrained(folder)
     model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(folder)
+
+
+def damage_unused_row(folder):
+    """Of a token that the text it is verified on need not hold."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.model.embed_tokens.weight.data[0] = float("inf")
     model.save_pretrained(folder)
 
 
@@ -149,10 +191,17 @@ def damage_sas(folder):
         (damage_no_weights, FileNotFoundError, "no model.safetensors"),
         (damage_pickle, FileNotFoundError, "only a pickle"),
         (damage_truncated, ConversionError, "model.safetensors is damaged or truncated"),
-        (damage_architecture, ConversionError, "model_type.*gpt2.*llama"),
+        (damage_missing_shard, FileNotFoundError, "has no model-00002-of-0000"),
+        (damage_truncated_shard, ConversionError, "model-00002-of-0000.*is damaged or truncated"),
+        (damage_index, ConversionError, "model.safetensors.index.json is damaged"),
+        (damage_index_entries, ConversionError, "model.safetensors.index.json is damaged.*weight_map"),
+        (damage_config, OSError, "config.json.*not a valid JSON"),
+        (damage_shape, ConversionError, r"mlp.down_proj.weight as \[60, 44\].*\[60, 45\].*belong together"),
+        (damage_architecture, ConversionError, "model_type.*bloom.*gpt2, gpt_neox, llama"),
         (damage_head, ConversionError, "LlamaForSpeech"),
         (damage_layers, ConversionError, "lacks weights.*layers.3"),
-        (damage_nan, ValueError, "not finite"),
+        (damage_nan, ConversionError, "model.norm.weight holds NaN or infinite"),
+        (damage_unused_row, ConversionError, "embed_tokens.weight holds NaN or infinite"),
         (damage_sas, ConversionError, "SAS model already"),
     ],
 )
@@ -161,6 +210,38 @@ def test_a_bad_source_is_refused_and_nothing_is_left(llama_folder, tmp_path, dam
     with pytest.raises(error, match=message):
         convert_checkpoint(llama_folder, tmp_path / "sas", windows=1)
     assert files_in(tmp_path) == ["source"]
+
+
+MALICE = "import pathlib\npathlib.Path(__file__).with_name('executed').touch()\nclass Evil: pass\n"
+
+
+def plant_code(folder, file, auto_map):
+    """Python files beside the checkpoint, and a JSON file of it that names them."""
+    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        (folder / f"{name}.py").write_text(MALICE)
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | {"auto_map": auto_map}))
+
+
+def test_code_in_a_checkpoint_is_neither_executed_nor_carried_over(llama_folder, tmp_path):
+    maps = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
+    plant_code(llama_folder, "config.json", maps)
+    plant_code(llama_folder, "tokenizer_config.json", {"AutoTokenizer": [None, "tokenization_evil.Evil"]})
+    convert_checkpoint(llama_folder, tmp_path / "sas", windows=1)
+    assert not list(tmp_path.rglob("executed"))
+    assert not list((tmp_path / "sas").glob("*.py"))
+    for file in (tmp_path / "sas").glob("*.json"):
+        assert "evil" not in file.read_text(), file.name
+
+
+def test_an_architecture_that_needs_code_is_refused_without_executing_it(llama_folder, tmp_path):
+    plant_code(llama_folder, "config.json", {"AutoConfig": "configuration_evil.Evil"})
+    settings = json.loads((llama_folder / "config.json").read_text())
+    (llama_folder / "config.json").write_text(json.dumps(settings | {"model_type": "evil"}))
+    with pytest.raises(ConversionError, match="model_type.*'evil' is not supported"):
+        convert_checkpoint(llama_folder, tmp_path / "sas")
+    assert files_in(tmp_path) == ["source"]
+    assert not list(tmp_path.rglob("executed"))
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "has 0 tokens"), ("hi", "comparing models needs at least 32")])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_llama import AWKWARD, tiny_llama, tiny_llama_config
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
     LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
@@ -136,6 +136,6 @@ def test_deviations_cancel_exactly_and_fit_bfloat16(shape, num_heads, scale):
 
 
 def test_an_unsupported_class_is_refused():
-    source = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10, n_positions=8))
-    with pytest.raises(ConversionError, match="model_type.*gpt2.*llama"):
+    source = BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
+    with pytest.raises(ConversionError, match="model_type.*bloom.*gpt2, gpt_neox, llama, mistral"):
         convert_model(source)

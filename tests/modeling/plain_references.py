@@ -1,6 +1,6 @@
 """The attention kinds written from their papers' equations, head by head, with no thought of speed.
 
-Independent of the package: they take a state dict and plain numbers. Shapes: x `[T, C]`, one row, causal.
+Independent of the package: they take a state dict and plain numbers. Shapes: x `[T, C]`, one row.
 """
 
 import math
@@ -28,10 +28,10 @@ def rms_norm(weights: dict, name: str, x: torch.Tensor, eps: float) -> torch.Ten
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weights[f"{name}.weight"]
 
 
-def head(query, key, value, scale: float) -> torch.Tensor:
-    """softmax(q kᵀ · scale) v over the past."""
+def head(query, key, value, scale: float, causal: bool) -> torch.Tensor:
+    """softmax(q kᵀ · scale) v, of a causal model over the past."""
     scores = query @ key.T * scale
-    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1) & causal
     return scores.masked_fill(future, -math.inf).softmax(-1) @ value
 
 
@@ -89,7 +89,8 @@ def efficient(weights, x, c):
 
 def super_(weights, x, c):
     queries, keys, values, width = efficient(weights, x, c)
-    w_a = weights["token_mixing.weight"][: len(x), : len(x)].tril()
+    w_a = weights["token_mixing.weight"][: len(x), : len(x)]
+    w_a = w_a.tril() if c.is_causal else w_a
     return queries, keys, [w_a @ v + weights["token_mixing.bias"][: len(x), None] for v in values], width
 
 
@@ -134,11 +135,12 @@ def attention(weights: dict, x: torch.Tensor, config) -> torch.Tensor:
         if len(keys) < len(queries):  # no head simulation
             keys = [key for key in keys for _ in range(repeat)]
             values = [value for value in values for _ in range(repeat)]
-    if config.rope_parameters is None:
+    if getattr(config, "rope_parameters", None) is None:
         width = 0
     scale = config.query_pre_attn_scalar**-0.5
     outputs = [
-        head(rotate(q, width), rotate(k, width), v, scale) for q, k, v in zip(queries, keys, values, strict=True)
+        head(rotate(q, width), rotate(k, width), v, scale, config.is_causal)
+        for q, k, v in zip(queries, keys, values, strict=True)
     ]
     groups = [outputs[i : i + config.num_attention_heads] for i in range(0, len(outputs), config.num_attention_heads)]
     return sum(linear(weights, "o_proj", torch.cat(group, -1)) for group in groups) / len(groups)

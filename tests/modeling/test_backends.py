@@ -3,10 +3,14 @@
 import pytest
 import torch
 from helpers import SAS_VARIANTS, gpt, left_padded, token_ids
-from model_mixin import SASGPT, BackendTests
+from model_mixin import SASGPT, BackendTests, SASViT
 
 
 class TestSASGPT(SASGPT, BackendTests):
+    pass
+
+
+class TestSASViT(SASViT, BackendTests):
     pass
 
 

@@ -32,6 +32,24 @@ REFUSED = {  # fields: what the message must name
     "unknown positions": ({"position_embedding_type": "alibi"}, "position_embedding_type"),
     "unknown norm": ({"norm_type": "batch_norm"}, "norm_type"),
     "unknown MLP": ({"mlp_type": "moe"}, "mlp_type"),
+    "unknown norm position": ({"norm_position": "both"}, "norm_position.*both.*'pre', 'post'"),
+    "unknown norm of queries": ({"qk_norm": "head"}, "qk_norm.*'head'.*None, 'per_head', 'all_heads'"),
+    "norm of queries that MLA has not": ({"attention_type": "mla", "qk_norm": "per_head"}, "qk_norm.*'mla'"),
+    "norm of keys that are slices": (
+        {"attention_type": "efficient", "qk_norm": "all_heads"},
+        "qk_norm.*'efficient'",
+    ),
+    "parallel post-norm": (
+        {"norm_position": "post", "use_parallel_residual": True},
+        "use_parallel_residual.*norm_position",
+    ),
+    "RoPE for too few layers": ({"no_rope_layers": [1]}, r"no_rope_layers.*\[1\].*num_hidden_layers.*\(2\)"),
+    "RoPE by other numbers": ({"no_rope_layers": [1, 2]}, r"no_rope_layers.*\[1, 2\]"),
+    "RoPE layers without RoPE": (
+        {"no_rope_layers": [1, 0], "position_embedding_type": "learned"},
+        "no_rope_layers.*position_embedding_type.*'learned'",
+    ),
+    "misspelt parallel residual": ({"parallel_residual": True}, "use_parallel_residual"),
     "negative scale": ({"query_pre_attn_scalar": -1.0}, "query_pre_attn_scalar"),
     "zero scale": ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
     "rotary wider than the simulated head": (

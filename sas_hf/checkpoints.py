@@ -1,0 +1,162 @@
+"""Checkpoints: looked at before anything is loaded, read without running their code, written whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    cached_file,
+)
+
+
+REPORT_NAME = "fidelity.json"
+CARD_NAME = "README.md"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def read_settings(source: str | Path, revision: str | None = None) -> dict:
+    """What the `config.json` of the checkpoint in that folder or at that Hub id says.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
+    # What cannot be a Hub id ("name" or "owner/name") is a path.
+    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
+    if not folder.is_dir() and (folder.exists() or is_path):
+        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
+        ) from error
+    return settings
+
+
+def optional_file(source: str | Path, name: str, revision: str | None = None) -> Path | None:
+    """A file of the checkpoint (from the cache when the Hub cannot be reached), or `None` if it has no such file."""
+    found = cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise a `FileExistsError` unless `output` is free or an empty folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
+    """Save, with the source's generation configuration to the letter.
+
+    Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
+    them; what the source says is none of our business.
+    """
+    file = optional_file(source, GENERATION_CONFIG_NAME, revision)
+    if model.can_generate() and file is not None:
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(folder)
+    if file is not None:
+        shutil.copyfile(file, folder / GENERATION_CONFIG_NAME)
+
+
+def load_model(
+    model_class: type[PreTrainedModel],
+    source: str | Path,
+    revision: str | None,
+    error_class: type[ValueError] = ValueError,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model in its own dtype, and the names of weights in the checkpoint that are not the model's.
+
+    Raises:
+        ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite.
+        OSError: if there are no safetensors weights.
+    """
+    try:
+        model, loading = model_class.from_pretrained(
+            source,
+            revision=revision,
+            dtype="auto",
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
+    if loading["missing_keys"]:
+        absent = ", ".join(sorted(loading["missing_keys"])[:5])
+        raise error_class(f"{source} lacks weights of {model_class.__name__}: {absent}.")
+    if loading["mismatched_keys"]:
+        name, found, expected = min(loading["mismatched_keys"])
+        raise error_class(
+            f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
+            "belong together."
+        )
+    for name, weight in model.named_parameters():
+        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
+            raise error_class(f"{source} is damaged: {name} holds NaN or infinite numbers.")
+    return model, sorted(loading["unexpected_keys"])
+
+
+def load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer, or `None` if it has none."""
+    if not any(optional_file(source, name, revision) for name in TOKENIZER_FILES):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    return _without_code(tokenizer)
+
+
+def load_image_processor(source: str | Path, revision: str | None) -> BaseImageProcessor | None:
+    """The checkpoint's image processor, or `None` if it has none."""
+    if not any(optional_file(source, name, revision) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+        return None
+    return _without_code(AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False))
+
+
+def _without_code(processor):
+    """A checkpoint's `auto_map` names code of its own, which is not carried along."""
+    vars(processor).pop("auto_map", None)
+    return processor

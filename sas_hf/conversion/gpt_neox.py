@@ -1,0 +1,53 @@
+"""GPT-NeoX checkpoints (Pythia, GPT-NeoX-20B, ...): queries, keys and values of each head in one, partial RoPE."""
+
+from collections.abc import Iterable
+
+import torch
+from transformers import GPTNeoXConfig
+
+from .family import SourceFamily, same, text_architectures
+
+
+def tensors(name: str, weight: torch.Tensor, config: GPTNeoXConfig) -> Iterable[torch.Tensor]:
+    if ".query_key_value." not in name:
+        return (weight,)
+    by_head = weight.unflatten(0, (config.num_attention_heads, 3, -1))
+    return (by_head[:, side].flatten(0, 1) for side in range(3))
+
+
+GPT_NEOX = SourceFamily(
+    model_type="gpt_neox",
+    architectures=text_architectures("GPTNeoX"),
+    fields=same(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "attention_dropout",
+        "hidden_dropout",
+        "max_position_embeddings",
+        "initializer_range",
+        "layer_norm_eps",
+        "use_cache",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "tie_word_embeddings",
+        "use_parallel_residual",
+        "rope_parameters",
+        "attention_bias",
+    ),
+    constants={"norm_type": "layer_norm", "mlp_type": "plain", "mlp_bias": True},
+    names={
+        "embed_in": "embed_tokens",
+        "attention.query_key_value": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention.dense": "self_attn.o_proj",
+        "mlp.dense_h_to_4h": "mlp.up_proj",
+        "mlp.dense_4h_to_h": "mlp.down_proj",
+        "final_layer_norm": "norm",
+        "classifier": "score",
+    },
+    tensors=tensors,
+)

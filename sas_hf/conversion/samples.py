@@ -1,0 +1,55 @@
+"""What a conversion is verified on: windows of text for language models, batches of images for classifiers."""
+
+from pathlib import Path
+
+import torch
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..text import python_reference
+from .fidelity import text_windows
+
+
+IMAGES_AT_ONCE = 4
+
+
+def text_samples(
+    tokenizer: PreTrainedTokenizerBase | None, text: str | None, vocab_size: int, length: int, count: int, seed: int
+) -> tuple[list[torch.Tensor], str]:
+    """`count` windows `[1, length]` of token ids, and where they come from."""
+    if tokenizer is None:
+        generator = torch.Generator().manual_seed(seed)
+        samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
+        return samples, "random tokens (the source has no tokenizer)"
+    samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
+    return samples, "the Python language reference" if text is None else "the text given"
+
+
+def image_samples(
+    processor: BaseImageProcessor | None, folder: Path | None, config: PreTrainedConfig, count: int, seed: int
+) -> tuple[list[torch.Tensor], str]:
+    """`count` batches of pixels for a model of this configuration, and where they come from.
+
+    Args:
+        config: of the SAS model.
+        folder: images are searched in it, subfolders included; `None`: smooth random images.
+
+    Raises:
+        ValueError: if a folder is given, but the source has no processor for its images.
+        FileNotFoundError: if the folder holds no images.
+    """
+    if folder is None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (count, IMAGES_AT_ONCE, config.num_channels)
+        coarse = torch.randn(*shape, 8, 8, generator=generator).flatten(0, 1)
+        smooth = torch.nn.functional.interpolate(coarse, size=config.image_shape, mode="bicubic", antialias=True)
+        return list(smooth.clamp(-2, 2).split(IMAGES_AT_ONCE)), "random images"
+    if processor is None:
+        raise ValueError("`images` are given, but the source has no image processor (preprocessor_config.json).")
+    from ..image_files import find_images, open_image  # needs Pillow, which models of text do without
+
+    files = find_images(folder)
+    chosen = [
+        files[int(place)] for place in torch.linspace(0, len(files) - 1, min(len(files), count * IMAGES_AT_ONCE))
+    ]
+    pixels = processor([open_image(file, config.num_channels) for file in chosen], return_tensors="pt")["pixel_values"]
+    return list(pixels.split(IMAGES_AT_ONCE)), "the images given"

@@ -1,0 +1,196 @@
+"""`evaluate_images`: an image classifier and labelled images in; accuracy, top-5 accuracy and loss out."""
+
+import contextlib
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset
+from rich.progress import track
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..image_data import find_split, load_image_dataset
+from ..image_files import with_channels
+from ..version import __version__
+from .harness import default_device
+from .results import EvaluationResult, Metric, TaskResult
+
+
+def evaluate_images(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path,
+    *,
+    split: str | None = None,
+    image_processor: str | Path | BaseImageProcessor | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    output: str | Path | None = None,
+) -> EvaluationResult:
+    """
+    Score an image classifier. Code that a checkpoint brings along is never run.
+
+    Args:
+        model: a checkpoint's folder, a Hub id, or a live model, of any architecture with an image classification head.
+        dataset: see [`~sas_hf.image_data.load_image_dataset`].
+        split: `None`: "test", or else "validation".
+        image_processor: the model's own where `None`: beside its weights.
+        limit: how many images to score: of the split in an order shuffled with seed 0, since many are sorted by class.
+        batch_size: images at a time.
+        device: "cpu", "cuda", ...; `None`: the accelerator if there is one. Not for a live model.
+        dtype: as in `from_pretrained`; `None`: what the checkpoint holds. Not for a live model.
+        output: JSON file to write the result to.
+
+    Returns:
+        the metrics "accuracy", "top5_accuracy" (where there are more than five classes) and "loss" (mean
+        cross-entropy), with their standard errors.
+
+    Raises:
+        ValueError: for a model without image classification head or processor, classes that are not the dataset's,
+            an unknown split, or logits that are not numbers.
+        FileNotFoundError: for a missing or empty folder.
+        All but the last come before the first forward pass.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}; it must be positive.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; it must be positive.")
+    images = load_image_dataset(dataset)
+    if split is not None and split not in images:
+        raise ValueError(f"`split` is {split!r}; {dataset} has {', '.join(images)}.")
+    split = split or find_split(images, "test", "validation")
+    available = len(images[split])
+    rows = images[split]
+    if limit is not None and limit < available:
+        rows = rows.shuffle(seed=0).select(range(limit))
+
+    live = isinstance(model, PreTrainedModel)
+    name = type(model).__name__ if live else str(model)
+    if live and (device is not None or dtype is not None):
+        raise ValueError("`device` and `dtype` are not for a live model, which stays as it is; use `model.to`.")
+    if not live:
+        model = _load_classifier(name, dtype).to(device or default_device())
+    if not isinstance(image_processor, BaseImageProcessor):
+        image_processor = _load_processor(str(image_processor or (model.name_or_path if live else name)))
+    classes = torch.tensor(_class_numbers(model.config, rows))
+
+    start = time.perf_counter()
+    scores = _score(model, image_processor, rows, classes, batch_size)
+    task = TaskResult(
+        metrics={key: _mean(values) for key, values in scores.items()},
+        num_samples=len(rows),
+        num_available=available,
+        split=split,
+        data=str(dataset),
+        num_fewshot=0,
+        version=None,
+    )
+    sizes = {"requested": batch_size, "smallest": min(batch_size, len(rows)), "largest": min(batch_size, len(rows))}
+    versions = {"datasets": version("datasets"), "transformers": transformers.__version__}
+    result = EvaluationResult(
+        model=name,
+        num_parameters=model.num_parameters(),
+        tasks={"image_classification": task},
+        groups={},
+        limit=limit,
+        batch_size=sizes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        seconds=time.perf_counter() - start,
+        versions=versions | {"torch": torch.__version__, "sas_hf": __version__},
+    )
+    if output is not None:
+        result.save(output)
+    return result
+
+
+def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        name, config=config, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"{name} ({', '.join(config.architectures or ['?'])}) has no weights for "
+            f"{', '.join(loading['missing_keys'])}: it is no image classifier yet. Fine-tune it first."
+        )
+    return model.eval()
+
+
+def _load_processor(place: str) -> BaseImageProcessor:
+    try:
+        return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(f"There is no image processor in {place!r}; pass one as `image_processor`.") from error
+
+
+def _class_numbers(config: PreTrainedConfig, rows: Dataset) -> list[int]:
+    """The model's number of each class of the dataset: by name where the names are known, else by position."""
+    names = rows.features["label"].names
+    numbers = {label: number for number, label in config.id2label.items()}
+    if all(name in numbers for name in names):
+        return [numbers[name] for name in names]
+    if len(names) != config.num_labels:
+        raise ValueError(
+            f"The dataset has {len(names)} classes ({', '.join(names[:3])}, ...), but the model has "
+            f"{config.num_labels} ({', '.join(list(numbers)[:3])}, ...)."
+        )
+    return list(range(len(names)))
+
+
+@torch.inference_mode()
+def _score(
+    model: PreTrainedModel, processor: BaseImageProcessor, rows: Dataset, classes: torch.Tensor, batch_size: int
+) -> dict[str, torch.Tensor]:
+    """Per image: 1 or 0 for the accuracies, and the loss."""
+    channels = getattr(model.config, "num_channels", 3)
+
+    def collate(batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = processor([with_channels(row["image"], channels) for row in batch], return_tensors="pt")[
+            "pixel_values"
+        ]
+        return pixels, classes[[row["label"] for row in batch]]
+
+    scores = {"accuracy": [], "top5_accuracy": [], "loss": []}
+    with evaluation_mode(model):
+        for pixels, labels in track(
+            DataLoader(rows, batch_size, collate_fn=collate), "Scoring images", transient=True
+        ):
+            logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits.float().cpu()
+            if not logits.isfinite().all():
+                raise ValueError("Logits are not numbers (NaN or infinite): the weights are broken or overflow.")
+            hits = logits.argsort(dim=-1, descending=True) == labels[:, None]
+            scores["accuracy"].append(hits[:, 0].double())
+            scores["top5_accuracy"].append(hits[:, :5].any(dim=-1).double())
+            scores["loss"].append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double())
+    if model.config.num_labels <= 5:
+        del scores["top5_accuracy"]
+    return {name: torch.cat(values) for name, values in scores.items()}
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: PreTrainedModel):
+    """As it was found afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _mean(values: torch.Tensor) -> Metric:
+    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+    return Metric(values.mean().item(), error)

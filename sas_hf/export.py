@@ -1,0 +1,107 @@
+"""A SAS checkpoint in, a folder for the Hub out: weights, code and card, for readers with and without sas_hf."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME
+
+from . import modeling
+from .card import export_card, read_card
+from .checkpoints import (
+    CARD_NAME,
+    REPORT_NAME,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    new_folder,
+    optional_file,
+    read_settings,
+    refuse_existing,
+    save_model,
+)
+from .modeling.sharing import add_code, auto_classes
+
+
+def export_model(
+    source: str | Path,
+    output: str | Path,
+    *,
+    revision: str | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Write a folder from which `AutoModel*.from_pretrained(output, trust_remote_code=True)` works without sas_hf.
+
+    It holds the weights in the checkpoint's own dtype, the code of its architecture, tokenizer, image processor,
+    generation configuration, fidelity report and a model card, and is complete for `hf upload`. Where sas_hf is
+    imported, the installed classes are used and nothing of that code is run. The folder is written aside and renamed
+    when it is complete.
+
+    Args:
+        source: a SAS checkpoint folder or Hub id, with safetensors weights; code in it is neither run nor copied.
+        output: the new folder; must not exist, or be empty.
+        revision: branch, tag or commit of a Hub source.
+        progress: called with a line of text at each stage.
+
+    Raises:
+        FileExistsError: if `output` holds something.
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the source is no SAS model, or its weights, report or card are damaged or incomplete.
+        OSError: if it has no safetensors weights, or the disk is full. Nothing is left behind in any of these cases.
+    """
+    output = Path(output)
+    refuse_existing(output)
+    model_class = _find_class(source, revision)
+    card, report = read_card(source, revision), _read_report(source, revision)
+
+    with new_folder(output) as folder:
+        progress(f"Loading {source}")
+        model, unknown = load_model(model_class, source, revision)
+        if unknown:
+            raise ValueError(f"{source} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
+        tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
+
+        progress(f"Saving {output}")
+        save_model(model, folder, source, revision)
+        add_code(folder, model, auto_classes(model_class.config_class))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+            if _is_ours(type(processor)):  # one of Transformers' own needs no code
+                add_code(folder, processor, {"AutoImageProcessor": type(processor)}, IMAGE_PROCESSOR_NAME)
+        if report is not None:
+            shutil.copyfile(optional_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
+        name = Path(source).resolve().name if Path(source).is_dir() else str(source).rpartition("/")[2]
+        export_card(model, name, card, report).save(folder / CARD_NAME)
+
+
+def _is_ours(some_class: type) -> bool:
+    return some_class.__module__.startswith(modeling.__name__ + ".")
+
+
+def _find_class(source: str | Path, revision: str | None) -> type[PreTrainedModel]:
+    """The class named in the configuration, one that is registered with an Auto class; no weights are read."""
+    settings = read_settings(source, revision)
+    model_type, named = settings.get("model_type"), (settings.get("architectures") or [None])[0]
+    known = model_type in CONFIG_MAPPING
+    if not known or not _is_ours(CONFIG_MAPPING[model_type]):
+        raise ValueError(
+            f"{source} has `model_type` {model_type!r}; only SAS models are exported. Convert it first, with sas-hf "
+            "convert."
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    classes = {made.__name__: made for name, made in auto_classes(config_class).items() if name != "AutoConfig"}
+    if named not in classes:
+        raise ValueError(f"`architectures` of {source} names {named}; it must be one of {', '.join(classes)}.")
+    return classes[named]
+
+
+def _read_report(source: str | Path, revision: str | None) -> dict | None:
+    file = optional_file(source, REPORT_NAME, revision)
+    try:
+        return None if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error

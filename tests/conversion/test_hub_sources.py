@@ -1,0 +1,78 @@
+"""Sources by Hub id: what is there is converted, what is not is said in one line, before and without any output."""
+
+import json
+
+import pytest
+import torch
+from helpers import sas_hf
+from loopback_hub import loopback_hub
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+
+@pytest.fixture
+def hub(llama_folder, tmp_path, monkeypatch):
+    """A Hub with `team/llama`, a sharded bfloat16 checkpoint; commands that a test runs use it."""
+    repositories = tmp_path / "hub"
+    repository = repositories / "team" / "llama"
+    repository.parent.mkdir(parents=True)
+    model = LlamaForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
+    (llama_folder / "model.safetensors").unlink()
+    model.save_pretrained(llama_folder, max_shard_size="50KB")
+    llama_folder.rename(repository)
+    with loopback_hub(repositories) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield repositories
+
+
+def test_a_sharded_bfloat16_source_is_converted_by_its_id(hub, tmp_path):
+    run = sas_hf("convert", "team/llama", tmp_path / "sas", "--revision", "main")
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "sas" / "fidelity.json").read_text())
+    assert (report["source"], report["revision"]) == ("team/llama", "main")
+    assert (
+        report["fidelity"]["exact"] and report["dtype_saved"] == "bfloat16" and report["dtype_verified"] == "float32"
+    )
+    assert "the Python language reference" in report["verified_on"], "the tokenizer was not found"
+    source = LlamaForCausalLM.from_pretrained(hub / "team" / "llama", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sas", dtype=torch.float32)
+    ids = torch.randint(source.config.vocab_size, (2, 30))
+    torch.testing.assert_close(model(ids).logits, source(ids).logits, rtol=0, atol=1e-4)
+    assert model.generation_config.top_k == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["team/nothing"], "team/nothing is no folder here, nor a checkpoint that the Hub gives"),
+        (["team/gated"], "gated repo"),
+        (["team/llama", "--revision", "nowhere"], "nowhere is not a valid git identifier"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_said_in_a_line(hub, tmp_path, arguments, message):
+    run = sas_hf("convert", arguments[0], tmp_path / "sas", *arguments[1:])
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "sas").exists()
+
+
+def test_a_repository_of_pickles_is_refused(hub, tmp_path):
+    repository = hub / "team" / "llama"
+    for file in repository.glob("*.safetensors*"):
+        file.unlink()
+    torch.save({}, repository / "pytorch_model.bin")
+    run = sas_hf("convert", "team/llama", tmp_path / "sas")
+    assert run.returncode == 1
+    assert "only a pickle" in run.stderr and "safetensors" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_without_a_network_the_reason_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # HF_HUB_OFFLINE is set for all tests
+    run = sas_hf("convert", "team/llama", tmp_path / "sas")
+    assert run.returncode == 1
+    assert "team/llama is no folder here, nor a checkpoint that the Hub gives" in run.stderr
+    assert "Traceback" not in run.stderr

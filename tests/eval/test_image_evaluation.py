@@ -1,0 +1,227 @@
+"""Image classifiers through `sas-hf eval`: right numbers, any classifier and dataset, clear refusals."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import sas_hf, vit, write_idx
+from PIL import Image
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from sas_hf import SASViTForMaskedImageModeling
+from sas_hf.eval import evaluate_images
+from sas_hf.image_data import load_image_dataset, read_idx
+from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
+
+
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+@pytest.fixture(scope="module")
+def idx_folder(tmp_path_factory):
+    """Forty grey images of seven classes in MNIST's format."""
+    folder, random = tmp_path_factory.mktemp("idx"), np.random.default_rng(0)
+    for prefix, count in (("train", 20), ("t10k", 40)):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", random.integers(0, 256, (count, 28, 28)))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", np.arange(count) % 7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """The layout of `datasets`: test/<class>/<file>."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(21):
+        place = folder / "test" / NAMES[number % 7]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def grey_model(tmp_path):
+    model = vit("mean")
+    model.save_pretrained(tmp_path / "model")
+    SASViTImageProcessor(num_channels=1, size={"height": 12, "width": 12}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_numbers_are_right(grey_model, idx_folder):
+    result = evaluate_images(grey_model, idx_folder, batch_size=7)
+    task = result.tasks["image_classification"]
+    assert (task.split, task.num_samples, task.num_available) == ("test", 40, 40)
+
+    rows = load_image_dataset(idx_folder)["test"]
+    pixels = SASViTImageProcessor.from_pretrained(grey_model)(rows["image"][:], return_tensors="pt")["pixel_values"]
+    labels = torch.tensor(rows["label"][:])
+    with torch.no_grad():
+        logits = AutoModelForImageClassification.from_pretrained(grey_model)(pixels).logits
+    right = (logits.argmax(-1) == labels).double()
+    among_five = (logits.topk(5).indices == labels[:, None]).any(-1).double()
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").double()
+    for name, values in (("accuracy", right), ("top5_accuracy", among_five), ("loss", losses)):
+        assert task.metrics[name].value == pytest.approx(values.mean().item(), abs=1e-5)
+        assert task.metrics[name].stderr == pytest.approx(values.std().item() / 40**0.5, abs=1e-5)
+
+
+def test_any_classifier_and_classes_by_name(image_folder, tmp_path):
+    """Transformers' own ViT, whose classes are in another order, gives the same through names as in order."""
+    accuracies = []
+    model = ViTForImageClassification(
+        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, image_size=12,
+                  patch_size=4, num_labels=7, initializer_range=0.5)
+    )  # fmt: skip
+    weight, bias = (parameter.data.clone() for parameter in model.classifier.parameters())
+    processor = ViTImageProcessorPil(size={"height": 12, "width": 12})
+    for order in (list(range(7)), [3, 1, 4, 0, 6, 5, 2]):
+        model.classifier.weight.data, model.classifier.bias.data = weight[order], bias[order]
+        names = [NAMES[number] for number in order]
+        model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+        result = evaluate_images(model.train(), image_folder, image_processor=processor)
+        assert model.training  # left as it was found
+        accuracies.append(result.tasks["image_classification"].metrics["accuracy"].value)
+    assert accuracies[0] == accuracies[1] > 0
+
+
+def test_a_limit_takes_images_of_all_classes(grey_model, image_folder, tmp_path):
+    """Folders are sorted by class: the first images alone would be of one."""
+    result = evaluate_images(grey_model, image_folder, limit=14, output=tmp_path / "result.json")
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved["tasks"]["image_classification"]["num_samples"] == 14 and saved["limit"] == 14
+    again = evaluate_images(grey_model, image_folder, limit=14)
+    assert again.tasks["image_classification"].metrics == result.tasks["image_classification"].metrics
+    rows = load_image_dataset(image_folder)["test"].shuffle(seed=0).select(range(14))
+    assert len(set(rows["label"])) > 4
+
+
+def test_the_command(grey_model, idx_folder, tmp_path):
+    run = sas_hf("eval", grey_model, "--images", idx_folder, "--limit", 20, "--output", tmp_path / "result.json")
+    assert run.returncode == 0, run.stderr
+    assert "top5_accuracy" in run.stdout and (tmp_path / "result.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--tasks", "arc_easy", "--images", "there"]], ids=["neither", "both"])
+def test_tasks_or_images(arguments):
+    run = sas_hf("eval", "model", *arguments)
+    assert run.returncode == 1 and "either `--tasks`" in run.stderr
+
+
+def test_few_classes_have_no_top_five(idx_folder, tmp_path):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", np.zeros((6, 8, 8)))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(6) % 3)
+    model = vit("mean", num_labels=3)
+    processor = SASViTImageProcessor(num_channels=1, size={"height": 12, "width": 12})
+    result = evaluate_images(model, tmp_path, image_processor=processor)
+    assert set(result.tasks["image_classification"].metrics) == {"accuracy", "loss"}
+
+
+def test_a_checkpoint_of_another_task_is_refused(image_folder, tmp_path):
+    vit("vit", model_class=SASViTForMaskedImageModeling).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="SASViTForMaskedImageModeling.*classifier.*no image classifier yet"):
+        evaluate_images(tmp_path, image_folder)
+
+
+def test_a_model_without_processor_is_refused(image_folder, tmp_path):
+    vit("vit").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no image processor.*image_processor"):
+        evaluate_images(tmp_path, image_folder)
+
+
+def test_other_classes_are_refused(image_folder):
+    with pytest.raises(ValueError, match="has 7 classes .ant, bee, cat, .*but the model has 4"):
+        evaluate_images(vit("vit", num_labels=4), image_folder, image_processor=SASViTImageProcessor())
+
+
+def test_logits_that_are_no_numbers_are_refused(image_folder):
+    model = vit("vit")
+    model.classifier.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not numbers"):
+        evaluate_images(model, image_folder, image_processor=SASViTImageProcessor(size={"height": 12, "width": 12}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"limit": 0}, "`limit` is 0"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"split": "dev"}, "`split` is 'dev'.*test"),
+        ({"device": "cpu"}, "live model"),
+    ],
+)
+def test_unusable_arguments_are_refused(image_folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_images(vit("vit"), image_folder, image_processor=SASViTImageProcessor(), **arguments)
+
+
+# The data.
+
+
+def test_idx_files_are_read_as_they_are(idx_folder):
+    dataset = load_image_dataset(idx_folder, NAMES)
+    assert len(dataset["train"]) == 20 and len(dataset["test"]) == 40
+    assert dataset["test"].features["label"].names == NAMES
+    array = read_idx(idx_folder / "t10k-images-idx3-ubyte.gz")
+    assert np.array_equal(np.array(dataset["test"][5]["image"]), array[5])
+    assert dataset["test"]["label"][:8] == [0, 1, 2, 3, 4, 5, 6, 0]
+
+
+def cut_short(folder):
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def not_idx(folder):
+    with gzip.open(folder / "t10k-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(b"something else")
+
+
+def too_few_bytes(folder):
+    with gzip.open(folder / "t10k-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2]))
+
+
+def other_counts(folder):
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", np.zeros(5))
+
+
+def no_labels(folder):
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (cut_short, ValueError, "t10k-images.*damaged or truncated"),
+        (not_idx, ValueError, "t10k-labels.*no IDX file"),
+        (too_few_bytes, ValueError, "announces 9 bytes, but holds 2"),
+        (other_counts, ValueError, "different numbers of items"),
+        (no_labels, FileNotFoundError, "no t10k-labels-idx1-ubyte"),
+    ],
+)
+def test_damaged_idx_files_are_refused(tmp_path, damage, error, message):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", np.zeros((6, 28, 28)) + np.arange(28))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(6))
+    damage(tmp_path)
+    with pytest.raises(error, match=message):
+        load_image_dataset(tmp_path)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_image_dataset(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="holds no images"):
+        load_image_dataset(tmp_path)
+
+
+def test_images_without_classes_are_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="one of class labels"):
+        load_image_dataset(tmp_path)
+
+
+def test_a_wrong_number_of_names_is_refused(idx_folder):
+    with pytest.raises(ValueError, match="has 2 names, but .* has 7 classes"):
+        load_image_dataset(idx_folder, ["ant", "bee"])

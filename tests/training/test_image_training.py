@@ -1,0 +1,104 @@
+"""Image classifiers under the stock Trainer: exact under accumulation, and the example script learns and resumes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_all_close, assert_identical, python_environment, vit, write_idx
+from safetensors.torch import load_file
+from test_trainer import KeepGradients
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from sas_hf import SASViTForImageClassification
+
+
+def multi_label(row: int) -> list[float]:
+    return [float(row % number == 0) for number in range(1, 8)]
+
+
+TASKS = {
+    "single label": ({}, lambda row: row % 7),
+    "regression": ({"num_labels": 1, "problem_type": "regression"}, lambda row: row / 4 - 1),
+    "multi-label": ({"problem_type": "multi_label_classification"}, multi_label),
+}
+
+
+def first_gradients(task: str, folder, **options) -> dict[str, torch.Tensor]:
+    fields, label = TASKS[task]
+    torch.manual_seed(0)
+    model = vit("sas_k5_gqa", initializer_range=0.1, **fields)
+    data = [{"pixel_values": torch.randn(3, 12, 12), "labels": label(row)} for row in range(8)]
+    keep = KeepGradients()
+    arguments = TrainingArguments(
+        str(folder), max_steps=1, max_grad_norm=0.0, report_to="none", use_cpu=True, disable_tqdm=True, **options
+    )
+    Trainer(model, arguments, train_dataset=data, data_collator=default_data_collator, callbacks=[keep]).train()
+    return keep.gradients
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(4, 2), (3, 3)])
+@pytest.mark.parametrize("task", TASKS)
+def test_gradient_accumulation_changes_nothing(task, batch, steps, tmp_path):
+    expected = first_gradients(task, tmp_path / "a", per_device_train_batch_size=8)
+    found = first_gradients(task, tmp_path / "b", per_device_train_batch_size=batch, gradient_accumulation_steps=steps)
+    assert_all_close(found, expected, 1e-5)
+
+
+def train_example(data: Path, output: Path, *options: object) -> subprocess.CompletedProcess:
+    script = Path(__file__).parents[2] / "examples" / "train_image_classifier.py"
+    command = [sys.executable, script, "--dataset", data, "--output_dir", output, *options]
+    command += ["--per_device_train_batch_size", 20, "--learning_rate", 3e-3, "--lr_scheduler_type", "constant"]
+    command += ["--report_to", "none", "--use_cpu", "--disable_tqdm", "True"]
+    return subprocess.run([str(part) for part in command], env=python_environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Grey images whose class is the quarter that is bright."""
+    folder, random = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for prefix, count in (("train", 200), ("t10k", 60)):
+        labels = np.arange(count) % 4
+        pictures = random.integers(0, 100, (count, 28, 28))
+        for picture, label in zip(pictures, labels, strict=True):
+            picture[label // 2 * 14 :][:14, label % 2 * 14 :][:, :14] += 120
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pictures)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return folder
+
+
+def test_the_example_learns_and_fine_tunes(squares, tmp_path):
+    options = ("--augment", "False", "--class_names", "ul,ur,ll,lr")
+    run = train_example(squares, tmp_path / "new", "--model", "mnist-sas", "--max_steps", 30, *options)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert result["eval_accuracy"] > 0.9 and result["eval_top5_accuracy"] == 1.0
+    model = SASViTForImageClassification.from_pretrained(tmp_path / "new")
+    assert list(model.config.id2label.values()) == ["ul", "ur", "ll", "lr"]
+    # A checkpoint instead of a name is fine-tuned: after one step it is still far better than guessing.
+    run = train_example(squares, tmp_path / "tuned", "--model", tmp_path / "new", "--max_steps", 1, *options)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "tuned" / "result.json").read_text())["eval_accuracy"] > 0.5
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(squares, tmp_path):
+    options = ("--model", "mnist-super", "--augment", "False", "--save_steps", 3, "--max_steps")
+    assert train_example(squares, tmp_path / "whole", *options, 6).returncode == 0
+    assert train_example(squares, tmp_path / "part", *options, 3).returncode == 0
+    (tmp_path / "part" / "result.json").unlink()
+    assert train_example(squares, tmp_path / "part", *options, 6).returncode == 0
+    whole, part = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "part"))
+    assert_identical(part, whole)
+    assert [step["step"] for step in json.loads((tmp_path / "part" / "result.json").read_text())["history"]][-1] == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("mnist-sa", "mnist-sa"), ("imdb-super", "is no image classifier")],
+)
+def test_an_unknown_model_is_refused(squares, tmp_path, model, message):
+    run = train_example(squares, tmp_path / "out", "--model", model)
+    assert run.returncode != 0 and message in run.stderr
