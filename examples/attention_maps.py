@@ -76,6 +76,9 @@ def main() -> None:
     model = AutoModelForImageClassification.from_pretrained(arguments.model).eval()
     if not getattr(model.config, "num_simulated_heads", None):
         parser.error(f"{arguments.model} has no simulated heads; convert it, or train one with simulation")
+    layers = model.config.num_hidden_layers
+    if not -layers <= arguments.layer < layers:
+        parser.error(f"--layer is {arguments.layer}, but the model has {layers} layers, 0 to {layers - 1}")
     image = open_image(arguments.image, model.config.num_channels)
     pixels = AutoImageProcessor.from_pretrained(arguments.model)(image, return_tensors="pt")["pixel_values"]
     logits, base, simulated = attention_maps(model, pixels, arguments.layer)

@@ -1,11 +1,13 @@
-"""Train or fine-tune an image classifier with the stock Trainer: any attention of the package, any labelled images.
+r"""Train or fine-tune an image classifier with the stock Trainer: any attention of the package, any labelled images.
 
-    python examples/train_image_classifier.py --dataset FOLDER_OR_HUB_ID --model mnist-super --output_dir runs/super
+    python examples/train_image_classifier.py --dataset FOLDER_OR_HUB_ID --model mnist-super --output_dir runs/super \
+        --learning_rate 1e-3 --num_train_epochs 10 --per_device_train_batch_size 64
 
-`--model` is a named configuration ("mnist-standard", "cifar100-sas", ...; see `sas-hf info`), which starts anew,
-or a checkpoint, such as a converted ViT, which is fine-tuned. Every option of `TrainingArguments` may be given. Run
-again after an interruption: it goes on from its last checkpoint (to the same weights without `--augment`; the random
-numbers of a batch that was prepared ahead are not kept).
+`--model` is a named configuration ("mnist-standard", "cifar100-sas", ...; see `sas-hf info`), which starts anew, or a
+checkpoint, such as a converted ViT, which is fine-tuned. Every option of `TrainingArguments` may be given; its
+defaults, a learning rate of 5e-5 above all, are made for fine-tuning. Run again after an interruption: it goes on from
+its last checkpoint (to the same weights without `--augment`; the random numbers of a batch that was prepared ahead are
+not kept).
 """
 
 import json
@@ -26,9 +28,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from sas_hf import SASViTConfig, SASViTForImageClassification, named_config
+from sas_hf.cli import explain_errors
 from sas_hf.configurations import NAMED_CONFIGS
-from sas_hf.eval.files import write_atomically
+from sas_hf.files import write_atomically
 from sas_hf.image_data import find_split, load_image_dataset
+from sas_hf.image_files import with_channels
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 
@@ -62,11 +66,12 @@ def shift_and_flip(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
 
 
-def transform(processor, augment: bool):
+def transform(processor, num_channels: int, augment: bool):
     """What makes model inputs of a batch of rows when they are read; `datasets` calls it."""
 
     def inputs(rows: dict) -> dict:
-        images = [shift_and_flip(image) if augment else image for image in rows["image"]]
+        images = [with_channels(image, num_channels) for image in rows["image"]]
+        images = [shift_and_flip(image) for image in images] if augment else images
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": rows["label"]}
 
     return inputs
@@ -79,6 +84,7 @@ def accuracies(prediction) -> dict[str, float]:
     return {"accuracy": hits[:, 0].mean(), "top5_accuracy": hits[:, :5].any(axis=-1).mean()}
 
 
+@explain_errors
 def main() -> None:
     arguments, training = HfArgumentParser((ImageArguments, TrainingArguments)).parse_args_into_dataclasses()
     training.remove_unused_columns = False  # the images, which become the inputs when they are read
@@ -90,16 +96,20 @@ def main() -> None:
     if arguments.max_train_samples is not None:
         dataset[train] = dataset[train].select(range(min(arguments.max_train_samples, len(dataset[train]))))
 
+    channels = getattr(model.config, "num_channels", 3)
     trainer = Trainer(
         model,
         training,
-        train_dataset=dataset[train].with_transform(transform(processor, arguments.augment)),
-        eval_dataset=dataset[test].with_transform(transform(processor, augment=False)),
+        train_dataset=dataset[train].with_transform(transform(processor, channels, arguments.augment)),
+        eval_dataset=dataset[test].with_transform(transform(processor, channels, augment=False)),
         processing_class=processor,
         compute_metrics=accuracies,
     )
     output = Path(training.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    last = get_last_checkpoint(output) if output.is_dir() else None
+    if last is not None:
+        print(f"Going on from {last}; for a new run choose another --output_dir.")
+    trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     metrics = trainer.evaluate() | {"evaluated_split": test, "parameters": model.num_parameters()}
     result = {"model": arguments.model, "seed": training.seed, **metrics, "history": trainer.state.log_history}

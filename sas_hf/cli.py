@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -44,9 +45,9 @@ def explain_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-            Console(stderr=True, soft_wrap=True).print(
-                f"[red]error:[/red] {type(error).__name__}:", str(error), markup=True
-            )
+            # Messages may hold brackets, which are not meant as markup.
+            name, message = type(error).__name__, escape(str(error))
+            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
             sys.exit(1)
 
     return wrapped
@@ -152,6 +153,7 @@ def evaluate(
     images: Annotated[
         str | None, typer.Option(help="Labelled images for image classifiers: a folder or a Hub id.")
     ] = None,
+    image_split: Annotated[str | None, typer.Option(help="For --images. By default test, or validation.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
     ] = None,
@@ -173,7 +175,7 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. By default the task's.")
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand; 64 images.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... By default the accelerator, if any.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... By default the checkpoint's.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id. By default the model's own.")] = None,
@@ -203,9 +205,10 @@ def evaluate(
     if images is not None:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")
-        size = 64 if batch_size == "auto" else int(batch_size)
-        limit = None if limit is None else int(limit)
-        options = {"limit": limit, "batch_size": size, "device": device, "dtype": dtype, "output": output}
+        if num_fewshot is not None:
+            raise ValueError(f"`--num-fewshot` is {num_fewshot}, but images are classified without examples.")
+        options = {"split": image_split, "limit": limit, "batch_size": parse_batch_size(batch_size)}
+        options |= {"device": device, "dtype": dtype, "output": output}
         found = [evaluation.evaluate_images(model, images, **options) for model in models]
         show_report(evaluation.Report(found), report)
         return
@@ -230,7 +233,7 @@ def evaluate(
         perplexity=text,
         limit=limit,
         num_fewshot=num_fewshot,
-        batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
+        batch_size=parse_batch_size(batch_size),
         device=device,
         dtype=dtype,
         add_bos_token=add_bos_token,
@@ -269,6 +272,10 @@ def eval_data(
 
     paths = evaluation.prepare_data(folder, split_names(tasks), progress=lambda message: console.print(message))
     console.print(f"[green]{len(paths)} files[/green] below {folder}")
+
+
+def parse_batch_size(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:

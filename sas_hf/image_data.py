@@ -20,7 +20,7 @@ def load_image_dataset(source: str | Path, class_names: list[str] | None = None)
         class_names: of the classes, in their order; by default the dataset's own, for IDX files the numbers.
 
     Raises:
-        FileNotFoundError: for a folder without images.
+        FileNotFoundError: for a folder without images, or neither folder nor dataset.
         ValueError: for a dataset without images or classes, damaged IDX files, or a wrong number of names.
     """
     folder = Path(source).expanduser()
@@ -33,7 +33,13 @@ def load_image_dataset(source: str | Path, class_names: list[str] | None = None)
     elif isinstance(source, Path) or folder.is_absolute() or str(source).startswith((".", "~")):
         raise FileNotFoundError(f"{folder} does not exist.")
     else:
-        dataset = load_dataset(str(source))
+        try:
+            dataset = load_dataset(str(source))
+        except (OSError, ValueError) as error:  # not there, or the Hub cannot be reached
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(
+                f"{source} is no folder here, nor a dataset that the Hub gives: {reason}"
+            ) from error
     return DatasetDict({name: _with_standard_columns(split, source, class_names) for name, split in dataset.items()})
 
 

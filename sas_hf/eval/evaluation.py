@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..version import __version__
 from .answers import AnswerStore, model_identity
+from .arguments import check_arguments, check_output
 from .harness import SASHFLM
 from .models import Subject, inspect_model
 from .perplexity import PerplexityText, choose_lengths, read_documents, score_text
@@ -108,13 +108,19 @@ def evaluate(
     if output is not None:
         if not single:
             raise ValueError(f"`output` is {str(output)!r}, for one model; give several to `Report` and save that.")
-        _check_output(output)
+        check_output(output)
     if not names and perplexity is None:
         raise ValueError("`tasks` is empty; name at least one, for instance 'sas_table1', or a text for `perplexity`.")
     if perplexity is not None and not isinstance(perplexity, PerplexityText):
         perplexity = PerplexityText(perplexity)
     for model in models:
-        _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, cache)
+        check_arguments(model, limit, batch_size, device, dtype)
+        if cache is not None and isinstance(model, torch.nn.Module):
+            raise ValueError(f"`cache` is {str(cache)!r}, but nothing tells live models apart; save it first.")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ValueError(f"`num_fewshot` is {num_fewshot}; it must not be negative.")
+    if cache is not None and Path(cache).is_file():
+        raise ValueError(f"`cache` is {str(cache)!r}, a file; give the name of a folder.")
     check_task_names(names, columns)
     subjects = [inspect_model(model, tokenizer, adapter) for model in models]
     for subject in subjects:
@@ -270,37 +276,6 @@ def training_step(source: str | PreTrainedModel) -> int | None:
             return step
     found = re.fullmatch(r"(?:.*[-_])?(?:checkpoint|step)[-_]?(\d+)", Path(source).name)
     return int(found[1]) if found else None
-
-
-def _check_arguments(model, limit, num_fewshot, batch_size, device, dtype, cache) -> None:
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
-        raise ValueError(f"`limit` is {limit}; it must be a positive integer, a share between 0 and 1, or None.")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise ValueError(f"`num_fewshot` is {num_fewshot}; it must not be negative.")
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"`batch_size` is {batch_size!r}; it must be 'auto' or a positive integer.")
-    if isinstance(model, torch.nn.Module):
-        for field, value in (("device", device), ("dtype", dtype)):
-            if value is not None:
-                raise ValueError(f"`{field}` is {value!r}, but a live model stays as it is; use `model.to`.")
-        if cache is not None:
-            raise ValueError(f"`cache` is {str(cache)!r}, but nothing tells live models apart; save it first.")
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"`dtype` is {dtype!r}; it must be 'auto' or torch's name of one, for instance 'bfloat16'.")
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"`device` is {device!r}, which torch cannot use here: {error}") from error
-    if cache is not None and Path(cache).is_file():
-        raise ValueError(f"`cache` is {str(cache)!r}, a file; give the name of a folder.")
-
-
-def _check_output(output: str | Path) -> None:
-    if Path(output).is_dir():
-        raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=Path(output).parent).close()  # refused now rather than after the evaluation
 
 
 def _positions(subject: Subject) -> int | None:

@@ -1,6 +1,8 @@
 """`evaluate_images`: an image classifier and labelled images in; accuracy, top-5 accuracy and loss out."""
 
 import contextlib
+import hashlib
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +21,17 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..checkpoints import read_settings
+from ..configurations import NAMED_CONFIGS
 from ..image_data import find_split, load_image_dataset
 from ..image_files import with_channels
 from ..version import __version__
+from .arguments import check_arguments, check_output
 from .harness import default_device
 from .results import EvaluationResult, Metric, TaskResult
+
+
+AUTO_BATCH_SIZE = 64
 
 
 def evaluate_images(
@@ -32,8 +40,8 @@ def evaluate_images(
     *,
     split: str | None = None,
     image_processor: str | Path | BaseImageProcessor | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
+    limit: int | float | None = None,
+    batch_size: int | str = "auto",
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     output: str | Path | None = None,
@@ -46,8 +54,9 @@ def evaluate_images(
         dataset: see [`~sas_hf.image_data.load_image_dataset`].
         split: `None`: "test", or else "validation".
         image_processor: the model's own where `None`: beside its weights.
-        limit: how many images to score: of the split in an order shuffled with seed 0, since many are sorted by class.
-        batch_size: images at a time.
+        limit: how many images to score, or what share of them if below 1: of the split in an order shuffled with seed
+            0, since many are sorted by class.
+        batch_size: images at a time; "auto": 64.
         device: "cpu", "cuda", ...; `None`: the accelerator if there is one. Not for a live model.
         dtype: as in `from_pretrained`; `None`: what the checkpoint holds. Not for a live model.
         output: JSON file to write the result to.
@@ -62,23 +71,21 @@ def evaluate_images(
         FileNotFoundError: for a missing or empty folder.
         All but the last come before the first forward pass.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` is {limit}; it must be positive.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; it must be positive.")
+    check_arguments(model, limit, batch_size, device, dtype)
+    if output is not None:
+        check_output(output)
+    live = isinstance(model, PreTrainedModel)
+    name = type(model).__name__ if live else str(model)
+    if not live:
+        _require_classifier(name)
     images = load_image_dataset(dataset)
     if split is not None and split not in images:
         raise ValueError(f"`split` is {split!r}; {dataset} has {', '.join(images)}.")
     split = split or find_split(images, "test", "validation")
-    available = len(images[split])
-    rows = images[split]
-    if limit is not None and limit < available:
-        rows = rows.shuffle(seed=0).select(range(limit))
+    rows, available = images[split], len(images[split])
+    if limit is not None and (count := round(limit * available) if limit < 1 else int(limit)) < available:
+        rows = rows.shuffle(seed=0).select(range(max(1, count)))
 
-    live = isinstance(model, PreTrainedModel)
-    name = type(model).__name__ if live else str(model)
-    if live and (device is not None or dtype is not None):
-        raise ValueError("`device` and `dtype` are not for a live model, which stays as it is; use `model.to`.")
     if not live:
         model = _load_classifier(name, dtype).to(device or default_device())
     if not isinstance(image_processor, BaseImageProcessor):
@@ -86,25 +93,26 @@ def evaluate_images(
     classes = torch.tensor(_class_numbers(model.config, rows))
 
     start = time.perf_counter()
-    scores = _score(model, image_processor, rows, classes, batch_size)
+    size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, len(rows))
+    scores = _score(model, image_processor, rows, classes, size)
     task = TaskResult(
         metrics={key: _mean(values) for key, values in scores.items()},
         num_samples=len(rows),
         num_available=available,
         split=split,
         data=str(dataset),
-        num_fewshot=0,
+        num_fewshot=None,
         version=None,
+        scores={key: values.tolist() for key, values in scores.items()},
+        questions=_digest(dataset, split, rows),
     )
-    sizes = {"requested": batch_size, "smallest": min(batch_size, len(rows)), "largest": min(batch_size, len(rows))}
     versions = {"datasets": version("datasets"), "transformers": transformers.__version__}
     result = EvaluationResult(
         model=name,
         num_parameters=model.num_parameters(),
         tasks={"image_classification": task},
-        groups={},
         limit=limit,
-        batch_size=sizes,
+        batch_size={"requested": batch_size, "smallest": size, "largest": size},
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         seconds=time.perf_counter() - start,
@@ -113,6 +121,26 @@ def evaluate_images(
     if output is not None:
         result.save(output)
     return result
+
+
+def _require_classifier(name: str) -> None:
+    """Refuse what has no image classifier, or cannot have one, before images or weights are read."""
+    if name in NAMED_CONFIGS:
+        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
+    model_type = read_settings(name).get("model_type")
+    if not any(
+        config_class.model_type == model_type for config_class in AutoModelForImageClassification._model_mapping
+    ):
+        raise ValueError(
+            f"{name} has `model_type` {model_type!r}, which has no image classifier; score a language model with "
+            "`--tasks` or `--perplexity`."
+        )
+
+
+def _digest(dataset: str | Path, split: str, rows: Dataset) -> str:
+    """Equal for the same images of the same dataset, so that two models' scores can be paired."""
+    parts = [str(Path(dataset).name), split, *map(str, rows["label"])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
@@ -136,17 +164,19 @@ def _load_processor(place: str) -> BaseImageProcessor:
 
 
 def _class_numbers(config: PreTrainedConfig, rows: Dataset) -> list[int]:
-    """The model's number of each class of the dataset: by name where the names are known, else by position."""
+    """The model's number of each class of the dataset: by name, or by position where either side has no names."""
     names = rows.features["label"].names
     numbers = {label: number for number, label in config.id2label.items()}
     if all(name in numbers for name in names):
         return [numbers[name] for name in names]
-    if len(names) != config.num_labels:
-        raise ValueError(
-            f"The dataset has {len(names)} classes ({', '.join(names[:3])}, ...), but the model has "
-            f"{config.num_labels} ({', '.join(list(numbers)[:3])}, ...)."
-        )
-    return list(range(len(names)))
+    nameless = all(name.isdecimal() for name in names) or all(re.fullmatch(r"LABEL_\d+", name) for name in numbers)
+    if nameless and len(names) == config.num_labels:
+        return list(range(len(names)))
+    unknown = [name for name in names if name not in numbers]
+    raise ValueError(
+        f"The dataset has {len(names)} classes and the model {config.num_labels}; the model does not know "
+        f"{', '.join(unknown[:5])}. It knows {', '.join(list(numbers)[:5])}, ..."
+    )
 
 
 @torch.inference_mode()

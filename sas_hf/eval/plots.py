@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .files import write_atomically
+from ..files import write_atomically
 from .papers import TABLE_OF_SUITE, paper_tables
 from .report import Report, paper_label, perplexities
 from .results import EvaluationResult, Metric

@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from ..files import write_atomically
 from .comparison import METHOD, PairedDifference, compare
-from .files import write_atomically
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
 from .results import EvaluationResult, Metric, TaskResult, finite, save_json
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .files import write_atomically
+from ..files import write_atomically
 
 
 @dataclass

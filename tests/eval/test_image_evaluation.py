@@ -6,12 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import sas_hf, vit, write_idx
+import typer
+from helpers import gpt, sas_hf, vit, write_idx
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from typer.testing import CliRunner
 
 from sas_hf import SASViTForMaskedImageModeling
+from sas_hf.cli import app, explain_errors
 from sas_hf.eval import evaluate_images
 from sas_hf.image_data import load_image_dataset, read_idx
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
@@ -131,8 +134,57 @@ def test_a_model_without_processor_is_refused(image_folder, tmp_path):
 
 
 def test_other_classes_are_refused(image_folder):
-    with pytest.raises(ValueError, match="has 7 classes .ant, bee, cat, .*but the model has 4"):
+    with pytest.raises(ValueError, match="has 7 classes and the model 4; the model does not know ant, bee"):
         evaluate_images(vit("vit", num_labels=4), image_folder, image_processor=SASViTImageProcessor())
+
+
+def test_classes_of_other_names_are_refused(image_folder):
+    """As many classes, but others: by position they would be scored against each other."""
+    model = vit("vit", id2label=dict(enumerate([*NAMES[:6], "hen"])))
+    with pytest.raises(ValueError, match="does not know gnu"):
+        evaluate_images(model, image_folder, image_processor=SASViTImageProcessor(size={"height": 12, "width": 12}))
+
+
+def test_a_share_of_the_images(grey_model, image_folder):
+    task = evaluate_images(grey_model, image_folder, limit=0.5).tasks["image_classification"]
+    assert (task.num_samples, task.num_available) == (10, 21)
+
+
+def test_two_models_can_be_compared_image_by_image(grey_model, image_folder):
+    first, second = (evaluate_images(grey_model, image_folder, limit=9).tasks["image_classification"] for _ in "ab")
+    assert first.questions == second.questions and first.scores == second.scores
+    assert len(first.scores["accuracy"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", "--images", "nothere"], "nothere is no folder here, nor a dataset"),
+        (["mnist-sas", "--images", "IMAGES"], "is a named configuration, which has no weights"),
+        (["./nothing", "--images", "IMAGES"], "nothing does not exist"),
+        (["TEXT", "--images", "IMAGES"], "'sas_gpt', which has no image classifier; score a language model"),
+        (["MODEL", "--images", "IMAGES", "--num-fewshot", "2"], "`--num-fewshot` is 2, but images"),
+        (["MODEL", "--images", "IMAGES", "--batch-size", "x"], "`batch_size` is 'x'"),
+        (["MODEL", "--images", "IMAGES", "--device", "hopper"], "`device` is 'hopper'"),
+        (["MODEL", "--images", "IMAGES", "--image-split", "dev"], "`split` is 'dev'"),
+    ],
+)
+def test_the_command_explains_mistakes(grey_model, image_folder, tmp_path, arguments, message):
+    gpt("sas").save_pretrained(tmp_path / "text")
+    places = {"MODEL": grey_model, "IMAGES": image_folder, "TEXT": tmp_path / "text"}
+    run = CliRunner().invoke(app, ["eval", *(str(places.get(argument, argument)) for argument in arguments)])
+    assert run.exit_code == 1
+    assert message in run.stderr and "Traceback" not in run.stderr
+
+
+def test_brackets_in_messages_are_shown():
+    @explain_errors
+    def command():
+        raise ImportError("pip install sas_hf[eval]")
+
+    cli = typer.Typer()
+    cli.command()(command)
+    assert "pip install sas_hf[eval]" in CliRunner().invoke(cli).stderr
 
 
 def test_logits_that_are_no_numbers_are_refused(image_folder):

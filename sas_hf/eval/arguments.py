@@ -1,0 +1,40 @@
+"""Checks of what every evaluation is given, before anything is loaded."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+def check_arguments(
+    model: object,
+    limit: int | float | None,
+    batch_size: int | str,
+    device: str | None,
+    dtype: str | torch.dtype | None,
+) -> None:
+    """Raise a `ValueError` that names the field, its value and what would be right."""
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+        raise ValueError(f"`limit` is {limit}; it must be a positive integer, a share between 0 and 1, or None.")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"`batch_size` is {batch_size!r}; it must be 'auto' or a positive integer.")
+    if isinstance(model, torch.nn.Module):
+        for field, value in (("device", device), ("dtype", dtype)):
+            if value is not None:
+                raise ValueError(f"`{field}` is {value!r}, but a live model stays as it is; use `model.to`.")
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"`dtype` is {dtype!r}; it must be 'auto' or torch's name of one, for instance 'bfloat16'.")
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"`device` is {device!r}, which torch cannot use here: {error}") from error
+
+
+def check_output(output: str | Path) -> None:
+    """Raise a `ValueError` for a folder and an `OSError` for a file that cannot be written, now rather than after the
+    evaluation."""
+    if Path(output).is_dir():
+        raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=Path(output).parent).close()
