@@ -23,24 +23,28 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import (
+    CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_NAME,
     cached_file,
+    extract_commit_hash,
     has_file,
 )
 
 from ..dtypes import parse_dtype
+from ..text import python_reference
 from ..version import __version__
 from .card import model_card
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import compare_models
+from .fidelity import compare_models, text_windows
 from .samples import image_samples, text_samples
 
 
 REPORT_NAME = "fidelity.json"
+TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
 SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
@@ -53,6 +57,7 @@ def convert_checkpoint(
     dtype: str | None = None,
     text: str | None = None,
     images: Path | None = None,
+    calibration: str | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
@@ -63,6 +68,7 @@ def convert_checkpoint(
 
     Tokenizer, chat template, generation configuration and image processor are carried along; the folder also gets a
     fidelity report (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
+    A lossy conversion (`options.lossy`) is measured in the same way, but need not be exact.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
@@ -72,6 +78,8 @@ def convert_checkpoint(
         dtype: of the saved weights, such as "bfloat16"; the source's own by default.
         text: to verify on; the Python reference by default, random tokens if the source has no tokenizer.
         images: folder of images to verify on; smooth random ones by default.
+        calibration: text that a lossy conversion is fitted on; by default the first nine tenths of `text`, of which
+            then only the last tenth is measured on.
         windows, window_length: how many stretches of the text are compared, and their length in tokens; or how many
             batches of four images.
         progress: called with a line of text at each stage.
@@ -88,41 +96,62 @@ def convert_checkpoint(
     """
     started = time.monotonic()
     options, output = options or ConversionOptions(), Path(output)
+    if calibration is not None and options.lossy is None:
+        raise ValueError("`calibration` is what a lossy conversion is fitted on; give `lossy` in the options too.")
     config, family = _check_before_loading(source, output, options, revision, dtype)
 
     progress(f"Loading {source}")
-    model = _load(_source_class(config, family), source, revision)
+    model = load_model(_source_class(config, family), source, revision)
     of_images = "image" in model.input_modalities
-    processor = (_load_image_processor if of_images else _load_tokenizer)(source, revision)
+    processor = (load_image_processor if of_images else load_tokenizer)(source, revision)
+
+    length = min(window_length, getattr(config, "max_position_embeddings", window_length))
+    fitted_on = calibration_windows = None
+    if options.lossy is not None:
+        if processor is None:
+            raise ConversionError("A lossy conversion is fitted on text, but the source has no tokenizer.")
+        fitted_on = "the calibration text given"
+        if calibration is None:
+            fitted_on = "the first nine tenths of the text verified on"
+            text = python_reference() if text is None else text
+            calibration, text = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+        wanted = TOKENS_PER_FEATURE * config.hidden_size
+        calibration_windows = text_windows(calibration, processor, length, -(-wanted // length))
 
     progress("Converting")
-    converted = convert(model, options, share=True)
+    converted = convert(model, options, share=True, calibration=calibration_windows)
 
     progress("Comparing source and SAS model")
     if of_images:
         samples, verified_on = image_samples(processor, images, converted.config, windows, options.seed)
     else:
-        length = min(window_length, config.max_position_embeddings)
         samples, verified_on = text_samples(processor, text, config.vocab_size, length, windows, options.seed)
     fidelity = compare_models(model, converted, samples)
+    measured = fidelity.to_dict()
+    if options.lossy is not None:
+        measured["exact"] = False  # not even by chance
 
     report = {
         "source": str(source),
         "revision": revision,
+        "commit": find_commit(source, revision),
         "source_architecture": type(model).__name__,
         "architecture": type(converted).__name__,
         "options": asdict(options),
+        "lossy": options.lossy,
+        "fitted_on": fitted_on,
         "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
         "dtype_saved": dtype or str(model.dtype).removeprefix("torch."),
         "dtype_verified": "float32",
         "verified_on": verified_on,
-        "fidelity": fidelity.to_dict(),
+        "fidelity": measured,
         "parameters_source": model.num_parameters(),
         "parameters": converted.num_parameters(),
-        "versions": {"sas_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
+        "source_config": _recorded(config),
     }
-    if not fidelity.is_exact:
+    if options.lossy is None and not fidelity.is_exact:
         raise ConversionError(
             f"The conversion is not exact: max |difference| is {fidelity.max_abs_difference:.3g}, but at most "
             f"{report['fidelity']['tolerance']:.3g} is allowed (source eager against SDPA: "
@@ -132,15 +161,29 @@ def convert_checkpoint(
     progress(f"Saving {output}")
     del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        _save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
+        save_model(own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
         if processor is not None:
-            # A source's `auto_map` names code of its own, which is not carried along.
-            for attributes in (vars(processor), getattr(processor, "init_kwargs", {})):
-                attributes.pop("auto_map", None)
-            processor.save_pretrained(folder)
+            save_processor(processor, folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         model_card(report, Path(source).is_dir()).save(folder / "README.md")
     return report
+
+
+def find_commit(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
+    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
+
+
+def versions() -> dict[str, str]:
+    """Of what made a report."""
+    return {"sas_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def _recorded(config: PreTrainedConfig) -> dict:
+    """The source's configuration as JSON, from which `restore_checkpoint` makes it again; without names of code."""
+    settings = json.loads(config.to_json_string())
+    settings.pop("auto_map", None)
+    return settings
 
 
 @contextmanager
@@ -175,6 +218,17 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ConversionError: if the architecture is not supported.
     """
+    settings = read_settings(source, revision)
+    if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
+        find_family(str(settings["model_type"]))
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    family = find_family(config.model_type)
+    _source_class(config, family)
+    return config, family
+
+
+def read_settings(source: str | Path, revision: str | None) -> dict:
+    """The config.json of a folder or Hub repository; a `FileNotFoundError` says what is missing."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; it is not a checkpoint folder.")
@@ -183,27 +237,20 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     if not folder.is_dir() and (folder.exists() or is_path):
         raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-        if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
-            find_family(str(settings["model_type"]))
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return PreTrainedConfig.get_config_dict(source, revision=revision)[0]
     except OSError as error:
         if folder.is_dir():
             raise
         raise FileNotFoundError(
             f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
         ) from error
-    family = find_family(config.model_type)
-    _source_class(config, family)
-    return config, family
 
 
 def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
     """Everything that can be refused before weights are read."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
+    nearest = check_output(output)
     if dtype is not None:
         parse_dtype(dtype)
     if options.perturbation < 0:
@@ -211,6 +258,15 @@ def _check_before_loading(
 
     config, family = find_source(source, revision)
     sas_config(config, family, options, _source_class(config, family).__name__)
+    check_weights(source, revision, nearest)
+    return config, family
+
+
+def check_output(output: Path) -> Path:
+    """The folder that exists and in which `output`, which must not, will be made; a `FileExistsError` or a
+    `PermissionError` if it cannot."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; choose another output.")
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
@@ -218,6 +274,11 @@ def _check_before_loading(
         raise PermissionError(
             f"{output} cannot be written: {nearest} refuses new files ({error.strerror})."
         ) from error
+    return nearest
+
+
+def check_weights(source: str | Path, revision: str | None, nearest: Path) -> None:
+    """Raise an error if the weights are missing, damaged or pickles, or if `nearest` has no room for as many."""
     if Path(source).is_dir():
         size = _check_weight_files(Path(source))
         free = shutil.disk_usage(nearest).free
@@ -225,7 +286,6 @@ def _check_before_loading(
             raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")
     elif not any(has_file(source, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise _no_weights(source, SAFE_WEIGHTS_NAME, has_file(source, WEIGHTS_NAME, revision))
-    return config, family
 
 
 def _no_weights(source: str | Path, file: str, pickled: bool) -> FileNotFoundError:
@@ -256,7 +316,7 @@ def _check_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
+def load_model(model_class: type[PreTrainedModel], source: str | Path, revision: str | None) -> PreTrainedModel:
     """The source model in its own dtype; a `ConversionError` if weights are missing, misshapen or not finite."""
     try:
         model, loading = model_class.from_pretrained(
@@ -287,7 +347,7 @@ def _load(model_class: type[PreTrainedModel], source: str | Path, revision: str 
     return model
 
 
-def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
     saving would copy them all at once."""
     for parameter in model.parameters():
@@ -298,7 +358,7 @@ def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
+def save_model(model: PreTrainedModel, folder: Path, source: str | Path, revision: str | None) -> None:
     """Save, with the source's generation configuration to the letter.
 
     Transformers loads generation configurations with contradictions, of which the Hub has many, but refuses to save
@@ -312,13 +372,20 @@ def _save_model(model: PreTrainedModel, folder: Path, source: str | Path, revisi
         shutil.copyfile(file, folder / GENERATION_CONFIG_NAME)
 
 
-def _load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
+def save_processor(processor: PreTrainedTokenizerBase | BaseImageProcessor, folder: Path) -> None:
+    """Save it; its `auto_map`, which names code of the source's own, is not carried along."""
+    for attributes in (vars(processor), getattr(processor, "init_kwargs", {})):
+        attributes.pop("auto_map", None)
+    processor.save_pretrained(folder)
+
+
+def load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
     if Path(source).is_dir() and not any(Path(source).glob("*token*")):
         return None
     return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
-def _load_image_processor(source: str | Path, revision: str | None) -> BaseImageProcessor | None:
+def load_image_processor(source: str | Path, revision: str | None) -> BaseImageProcessor | None:
     if Path(source).is_dir() and not any(Path(source).glob("*processor_config.json")):
         return None
     return AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)

@@ -1,7 +1,7 @@
 """The conversion itself: a loaded source model in, a SAS model that computes the same (or near it, if lossy) out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -104,6 +104,12 @@ def convert(
     if (options.lossy is None) != (not calibration):
         wrong = "is fitted on `calibration`, which is missing" if options.lossy else "has nothing to do with it"
         raise ValueError(f"`calibration`: a conversion with `lossy={options.lossy!r}` {wrong}.")
+    tokens = sum(ids.numel() for ids in calibration or ())
+    if options.lossy is not None and tokens < config.hidden_size:
+        raise ValueError(
+            f"`calibration` has {tokens} tokens; to fit maps of {config.hidden_size} features takes at least as many, "
+            "better thirty times as many."
+        )
     with torch.device("meta"):
         model = family.architectures[type(source).__name__](config)
     weights = family.sas_weights(source)

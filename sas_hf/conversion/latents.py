@@ -104,7 +104,9 @@ def mean_rotation(old: SASAttention, query, key, tables, width: int) -> torch.Te
     return (turn * (weights.to(turn.dtype) @ turn.conj())).mean(dim=1)
 
 
-def shared_key(second: torch.Tensor, energy: torch.Tensor, heads: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def shared_key(
+    second: torch.Tensor, energy: torch.Tensor, heads: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The shared RoPE key as a map of all heads' keys `[R, heads·width]`, and the keys as a map of it, its converse.
 
     Args:
@@ -116,8 +118,11 @@ def shared_key(second: torch.Tensor, energy: torch.Tensor, heads: int, width: in
     spread = second.new_zeros(heads * width, 2 * half)
     for j in range(half):
         real, imaginary = (torch.arange(heads, device=second.device) * width + j + part for part in (0, half))
-        table = {(a, b): second[rows][:, columns] for a, rows in enumerate((real, imaginary))
-                 for b, columns in enumerate((real, imaginary))}
+        table = {
+            (a, b): second[rows][:, columns]
+            for a, rows in enumerate((real, imaginary))
+            for b, columns in enumerate((real, imaginary))
+        }
         products = torch.complex(table[0, 0] + table[1, 1], table[1, 0] - table[0, 1])
         scale = energy[:, j]
         principal = torch.linalg.eigh(products * torch.outer(scale, scale))[1][:, -1]
@@ -156,9 +161,7 @@ def project_queries(old, new, queries: Moments, spread: torch.Tensor, turns: tor
     new.q_b_proj.weight.copy_(_padded(parts.flatten(0, 1), rank))
 
 
-def project_keys_and_values(
-    old, new, keys_and_values: Moments, share: torch.Tensor, rest: torch.Tensor
-) -> None:
+def project_keys_and_values(old, new, keys_and_values: Moments, share: torch.Tensor, rest: torch.Tensor) -> None:
     heads, kv_heads, width = old.num_heads, old.config.num_key_value_heads, old.head_dim
     keys = len(rest)
     both = nn.Linear(old.k_proj.in_features, 2 * keys)
@@ -178,9 +181,7 @@ def project_keys_and_values(
     kept = directions[:, -(rank - 1) :]
 
     mean = keys_and_values.mean
-    set_latent(
-        new.kv_a_proj_with_mqa, new.kv_a_layernorm, rank, both, change.T @ kept, mean, values[-(rank - 1) :]
-    )
+    set_latent(new.kv_a_proj_with_mqa, new.kv_a_layernorm, rank, both, change.T @ kept, mean, values[-(rank - 1) :])
     new.kv_a_proj_with_mqa.weight[rank:].copy_(share @ both.weight[:keys])
     new.kv_a_proj_with_mqa.bias[rank:].copy_(share @ both.bias[:keys])
     affine = torch.cat((kept, (change @ mean)[:, None]), dim=1)
@@ -190,7 +191,12 @@ def project_keys_and_values(
 
 
 def set_latent(
-    projection: nn.Linear, norm: SASRMSNorm, rank: int, inner: nn.Linear, kept: torch.Tensor, mean: torch.Tensor,
+    projection: nn.Linear,
+    norm: SASRMSNorm,
+    rank: int,
+    inner: nn.Linear,
+    kept: torch.Tensor,
+    mean: torch.Tensor,
     variances: torch.Tensor,
 ) -> None:
     """Let the first `rank` outputs of `projection`, normed by `norm`, be keptᵀ(inner(x) - mean), zeros, and a one."""

@@ -178,10 +178,15 @@ class Stream:
 
 @torch.no_grad()
 def fit_attention(
-    source: PreTrainedModel, model: PreTrainedModel, conversion: LossyConversion, texts: Sequence[torch.Tensor],
-    follow: str = "converted",
+    source: PreTrainedModel,
+    model: PreTrainedModel,
+    conversion: LossyConversion,
+    texts: Sequence[torch.Tensor],
 ) -> None:
     """Set the attention layers of `model` one after the other so that they do on `texts` what `source`'s do.
+
+    A layer of `model` is fitted on what the layers before it really give, and to what `source`'s own layer gives for
+    the same text, so that it also mends what they changed.
 
     Args:
         source: an exact conversion without simulation.
@@ -194,15 +199,7 @@ def fit_attention(
             old, new = old_layer.self_attn, new_layer.self_attn
             inputs = list(given.inputs(index))
             outputs = [given.attend(index, states) for states in inputs]
-            if follow == "source":
-                pairs = [(x, x) for x in inputs]
-            else:
-                pairs = list(zip(inputs, own.inputs(index), strict=True))
-                if follow == "local":
-                    outputs = [given.attend(index, x) for _, x in pairs]
-                    pairs = [(x, x) for _, x in pairs]
-                if follow == "residual":
-                    outputs = [y + a - b for y, a, b in zip(outputs, given.hidden_states, own.hidden_states)]
+            pairs = list(zip(inputs, own.inputs(index), strict=True))
             conversion.fit(old, new, pairs, lambda states, index=index: given.rotation(index, states))
             fit_output(old, new, conversion, own, index, [x for _, x in pairs], outputs)
             given.advance(index)
@@ -210,8 +207,13 @@ def fit_attention(
 
 
 def fit_output(
-    old: SASAttention, new: SASAttention, conversion: LossyConversion, stream: Stream, index: int,
-    inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
+    old: SASAttention,
+    new: SASAttention,
+    conversion: LossyConversion,
+    stream: Stream,
+    index: int,
+    inputs: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
 ) -> None:
     """Fit W^O of `new` so that it gives `outputs` for `inputs`; as a correction of the source's, or anew."""
     for name, parameter in new.o_proj.named_parameters():
