@@ -18,7 +18,7 @@ def windows(count: int, seed: int, length: int = 40) -> list[torch.Tensor]:
     return [torch.randint(300, (1, length), generator=generator) for _ in range(count)]
 
 
-CALIBRATION, HELD_OUT = windows(60, seed=0), windows(4, seed=1)
+CALIBRATION, HELD_OUT = windows(40, seed=0), windows(4, seed=1)
 TEXTS = {"calibration": CALIBRATION[:4], "held out": HELD_OUT}
 
 
@@ -33,12 +33,6 @@ CONVERSIONS = {  # shape of the source (C = 60), options
     "efficient of learned positions": ("gpt2", ConversionOptions(lossy="efficient")),
     "efficient of layers with and without RoPE": ("smollm3", ConversionOptions(lossy="efficient")),
     "efficient with partial rotation": ("phi-partial", ConversionOptions(lossy="efficient")),
-    "gqa with norms of each head": ("qwen3", gqa(1)),
-    "gqa with norms of all heads": ("olmo2-biases", gqa(3)),
-    "gqa of mha": ("mistral", gqa(1)),
-    "mla of kv heads": ("mistral", ConversionOptions(lossy="mla")),
-    "mla of layers with and without RoPE": ("smollm3", ConversionOptions(lossy="mla", kv_lora_rank=30)),
-    "mla with partial rotation, biases": ("phi-partial", ConversionOptions(lossy="mla")),
 }
 
 
@@ -57,9 +51,9 @@ def unfitted(source, converted):
 
 @pytest.mark.parametrize(("shape", "options"), CONVERSIONS.values(), ids=CONVERSIONS)
 def test_the_fit_helps_on_the_calibration_and_beyond(shape, options):
-    source = tiny_source(shape)
+    source = tiny_source(shape, num_hidden_layers=2)
     converted = convert_model(source, options, CALIBRATION)
-    assert converted.config.attention_type == ("mha" if options.lossy == "gqa" else options.lossy)
+    assert converted.config.attention_type == options.lossy
     assert not converted.config.simulates
     fitted = {name: compare_models(source, converted, text).mean_kl for name, text in TEXTS.items()}
     naive = unfitted(source, converted)
