@@ -71,7 +71,7 @@ def latent_fields(config: PreTrainedConfig, options) -> dict:
         )
     _refuse_qk_norm(config, options)
     hidden_size, width = config.hidden_size, config.head_dim
-    full = min(hidden_size, 2 * config.num_key_value_heads * width + 1)
+    full = min(hidden_size, 2 * config.num_key_value_heads * width + 1, 2 * config.num_attention_heads * width)
     rank = min(hidden_size // 3, full) if options.kv_lora_rank is None else options.kv_lora_rank
     if not 2 <= rank <= full:
         raise ValueError(
