@@ -69,13 +69,22 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
         f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{source}`{at} "
         f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
         f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
-        f"{simulation['simulation_kernel_size']}. When it was converted, it computed what its "
-        "source computes.\n\n"
+        f"{simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
         f"Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n"
     )
     _set_section(card, LOADING, _loading_with_package(model_class))
     _set_section(card, FIDELITY, _fidelity(report))
     return card
+
+
+def _promise(report: dict) -> str:
+    lossy = report.get("lossy")
+    if lossy is None:
+        return "When it was converted, it computed what its source computes."
+    return (
+        f"Its attention was replaced ({lossy}), fitted on {report['fitted_on']}: it does not compute what its source "
+        "computes. How far it is off stands below; it is meant to be fine-tuned."
+    )
 
 
 def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, report: dict | None) -> ModelCard:

@@ -79,6 +79,16 @@ def convert(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
     ] = None,
+    lossy: Annotated[
+        str | None,
+        typer.Option(help="Another attention near the source's, not equal: optimised, efficient, gqa or mla."),
+    ] = None,
+    num_key_value_heads: Annotated[int | None, typer.Option(help="Of --lossy gqa: how many remain.")] = None,
+    kv_lora_rank: Annotated[int | None, typer.Option(help="Of --lossy mla. By default hidden size / 3.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text to fit --lossy on; by default 9/10 of the other text."),
+    ] = None,
 ) -> None:
     """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
     from .conversion import ConversionOptions, convert_checkpoint
@@ -86,38 +96,93 @@ def convert(
     report = convert_checkpoint(
         source,
         output,
-        ConversionOptions(num_simulated_heads, simulated_head_dim, kernel_size, perturbation, seed),
+        ConversionOptions(
+            num_simulated_heads,
+            simulated_head_dim,
+            kernel_size,
+            perturbation,
+            seed,
+            lossy,
+            num_key_value_heads,
+            kv_lora_rank,
+        ),
         revision=revision,
         dtype=dtype,
-        text=None if text is None else text.read_text(encoding="utf-8"),
+        text=read_text(text),
         images=images,
+        calibration=read_text(calibration),
         progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
     )
     console.print(conversion_table(report))
     console.print(f"[green]Saved[/green] {output}")
 
 
+def read_text(file: Path | None) -> str | None:
+    return None if file is None else file.read_text(encoding="utf-8")
+
+
+@app.command()
+@explain_errors
+def restore(
+    checkpoint: Annotated[str, typer.Argument(help="Converted checkpoint folder or Hub id.")],
+    output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
+    ] = None,
+) -> None:
+    """Bring a conversion whose simulation is untrained back to its source's architecture, and verify it."""
+    from .conversion import restore_checkpoint
+
+    report = restore_checkpoint(
+        checkpoint,
+        output,
+        revision=revision,
+        text=read_text(text),
+        images=images,
+        progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
+    )
+    console.print(conversion_table(report))
+    console.print(f"[green]Saved[/green] {output}, a {report['architecture']}")
+
+
 def conversion_table(report: dict) -> Table:
-    """The fidelity report of `convert_checkpoint` as a table for the terminal."""
-    fidelity, simulation = report["fidelity"], report["simulation"]
+    """The report of `convert_checkpoint` or `restore_checkpoint` as a table for the terminal."""
+    fidelity, simulation = report["fidelity"], report.get("simulation")
+    lossy = report.get("lossy")
     growth = report["parameters"] / report["parameters_source"] - 1
     amount = f"{fidelity['images']} images" if fidelity["images"] else f"{fidelity['tokens']} tokens"
     table = Table(title=f"{report['source']}: verified on {amount} ({report['verified_on']})")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    for name, value in {
+    rows = {
+        "source": report["source"] + (f" ({report['commit'][:12]})" if report["commit"] else ""),
+        "lossy conversion to, fitted on": f"{lossy}, {report['fitted_on']}" if lossy else None,
         "max |difference| of the outputs": f"{fidelity['max_abs_difference']:.2e}",
-        "allowed (1e-5 of max |output|)": f"{fidelity['tolerance']:.2e}",
+        "allowed (1e-5 of max |output|)": None if lossy else f"{fidelity['tolerance']:.2e}",
+        "max |output|": f"{fidelity['max_abs_output']:.4g}",
         "source's own difference, eager against SDPA": f"{fidelity['source_eager_sdpa_difference']:.2e}",
         "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.2e}",
         "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
+        "perplexity before, after": (
+            f"{fidelity['perplexity_source']:.4g}, {fidelity['perplexity']:.4g}" if fidelity["perplexity"] else None
+        ),
         "simulated heads, features per head": (
             f"{simulation['num_simulated_heads'] or '-'}, {simulation['simulated_head_dim'] or '-'}"
+            if simulation
+            else None
         ),
         "parameters": f"{report['parameters']:,} ({growth:+.2%})",
         "seconds": f"{report['seconds']}",
-    }.items():
-        table.add_row(name, value)
+    }
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, value)
     return table
 
 

@@ -3,6 +3,7 @@
 from .checkpoint import convert_checkpoint, find_source
 from .convert import ConversionError, ConversionOptions, convert_model
 from .fidelity import Fidelity, compare_models, gradient_differences
+from .restore import restore_checkpoint
 
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "convert_model",
     "find_source",
     "gradient_differences",
+    "restore_checkpoint",
 ]

@@ -12,7 +12,15 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, has_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    extract_commit_hash,
+    has_file,
+)
 
 from ..card import conversion_card, read_card
 from ..checkpoints import (
@@ -27,13 +35,15 @@ from ..checkpoints import (
     save_model,
 )
 from ..dtypes import parse_dtype
+from ..text import python_reference
 from ..version import __version__
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import compare_models
+from .fidelity import compare_models, text_windows
 from .samples import image_samples, text_samples
 
 
+TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
 SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
@@ -46,6 +56,7 @@ def convert_checkpoint(
     dtype: str | None = None,
     text: str | None = None,
     images: Path | None = None,
+    calibration: str | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
@@ -56,6 +67,7 @@ def convert_checkpoint(
 
     Tokenizer, chat template, generation configuration and image processor are carried along; the folder also gets a
     fidelity report (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
+    A lossy conversion (`options.lossy`) is measured in the same way, but need not be exact.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
@@ -65,6 +77,8 @@ def convert_checkpoint(
         dtype: of the saved weights, such as "bfloat16"; the source's own by default.
         text: to verify on; the Python reference by default, random tokens if the source has no tokenizer.
         images: folder of images to verify on; smooth random ones by default.
+        calibration: text that a lossy conversion is fitted on; by default the first nine tenths of `text`, of which
+            then only the last tenth is measured on.
         windows, window_length: how many stretches of the text are compared, and their length in tokens; or how many
             batches of four images.
         progress: called with a line of text at each stage.
@@ -81,6 +95,8 @@ def convert_checkpoint(
     """
     started = time.monotonic()
     options, output = options or ConversionOptions(), Path(output)
+    if calibration is not None and options.lossy is None:
+        raise ValueError("`calibration` is what a lossy conversion is fitted on; give `lossy` in the options too.")
     config, family = _check_before_loading(source, output, options, revision, dtype)
     source_card = read_card(source, revision)
 
@@ -89,34 +105,53 @@ def convert_checkpoint(
     of_images = "image" in model.input_modalities
     processor = (load_image_processor if of_images else load_tokenizer)(source, revision)
 
+    length = min(window_length, getattr(config, "max_position_embeddings", window_length))
+    fitted_on = calibration_windows = None
+    if options.lossy is not None:
+        if processor is None:
+            raise ConversionError("A lossy conversion is fitted on text, but the source has no tokenizer.")
+        fitted_on = "the calibration text given"
+        if calibration is None:
+            fitted_on = "the first nine tenths of the text verified on"
+            text = python_reference() if text is None else text
+            calibration, text = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+        wanted = TOKENS_PER_FEATURE * config.hidden_size
+        calibration_windows = text_windows(calibration, processor, length, -(-wanted // length))
+
     progress("Converting")
-    converted = convert(model, options, share=True)
+    converted = convert(model, options, share=True, calibration=calibration_windows)
 
     progress("Comparing source and SAS model")
     if of_images:
         samples, verified_on = image_samples(processor, images, converted.config, windows, options.seed)
     else:
-        length = min(window_length, config.max_position_embeddings)
         samples, verified_on = text_samples(processor, text, config.vocab_size, length, windows, options.seed)
     fidelity = compare_models(model, converted, samples)
+    measured = fidelity.to_dict()
+    if options.lossy is not None:
+        measured["exact"] = False  # not even by chance
 
     report = {
         "source": str(source),
         "revision": revision,
+        "commit": find_commit(source, revision),
         "source_architecture": type(model).__name__,
         "architecture": type(converted).__name__,
         "options": asdict(options),
+        "lossy": options.lossy,
+        "fitted_on": fitted_on,
         "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
         "dtype_saved": dtype or str(model.dtype).removeprefix("torch."),
         "dtype_verified": "float32",
         "verified_on": verified_on,
-        "fidelity": fidelity.to_dict(),
+        "fidelity": measured,
         "parameters_source": model.num_parameters(),
         "parameters": converted.num_parameters(),
-        "versions": {"sas_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
+        "source_config": _recorded(config),
     }
-    if not fidelity.is_exact:
+    if options.lossy is None and not fidelity.is_exact:
         raise ConversionError(
             f"The conversion is not exact: max |difference| is {fidelity.max_abs_difference:.3g}, but at most "
             f"{report['fidelity']['tolerance']:.3g} is allowed (source eager against SDPA: "
@@ -126,12 +161,29 @@ def convert_checkpoint(
     progress(f"Saving {output}")
     del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        save_model(_own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
+        save_model(own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
         if processor is not None:
             processor.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
+
+
+def find_commit(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
+    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
+
+
+def versions() -> dict[str, str]:
+    """Of what made a report."""
+    return {"sas_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def _recorded(config: PreTrainedConfig) -> dict:
+    """The source's configuration as JSON, from which `restore_checkpoint` makes it again; without names of code."""
+    settings = json.loads(config.to_json_string())
+    settings.pop("auto_map", None)
+    return settings
 
 
 def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTrainedModel]:
@@ -165,7 +217,7 @@ def _check_before_loading(
     source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
 ) -> tuple[PreTrainedConfig, SourceFamily]:
     """Everything that can be refused before weights are read."""
-    refuse_existing(output)
+    nearest = check_output(output)
     if dtype is not None:
         parse_dtype(dtype)
     if options.perturbation < 0:
@@ -173,6 +225,14 @@ def _check_before_loading(
 
     config, family = find_source(source, revision)
     sas_config(config, family, options, _source_class(config, family).__name__)
+    check_weights(source, revision, nearest)
+    return config, family
+
+
+def check_output(output: Path) -> Path:
+    """The folder that exists and in which `output`, which must not, will be made; a `FileExistsError` or a
+    `PermissionError` if it cannot."""
+    refuse_existing(output)
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
@@ -180,6 +240,11 @@ def _check_before_loading(
         raise PermissionError(
             f"{output} cannot be written: {nearest} refuses new files ({error.strerror})."
         ) from error
+    return nearest
+
+
+def check_weights(source: str | Path, revision: str | None, nearest: Path) -> None:
+    """Raise an error if the weights are missing, damaged or pickles, or if `nearest` has no room for as many."""
     if Path(source).is_dir():
         size = _check_weight_files(Path(source))
         free = shutil.disk_usage(nearest).free
@@ -187,7 +252,6 @@ def _check_before_loading(
             raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")
     elif not any(has_file(source, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise _no_weights(source, SAFE_WEIGHTS_NAME, has_file(source, WEIGHTS_NAME, revision))
-    return config, family
 
 
 def _no_weights(source: str | Path, file: str, pickled: bool) -> FileNotFoundError:
@@ -218,7 +282,7 @@ def _check_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
     saving would copy them all at once."""
     for parameter in model.parameters():

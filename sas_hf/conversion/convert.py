@@ -1,5 +1,6 @@
-"""The conversion itself: a loaded source model in, a SAS model that computes the same out."""
+"""The conversion itself: a loaded source model in, a SAS model that computes the same (or near it, if lossy) out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from .family import ConversionError, SourceFamily
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .llama import LLAMA
+from .lossy import LOSSY, fit_attention, lossy_fields
 from .mistral import MISTRAL
 from .olmo2 import OLMO2
 from .phi import PHI
@@ -35,6 +37,11 @@ class ConversionOptions:
         perturbation: size of the simulated value heads' deviations, relative to their base head. They cancel in the
             output whatever their size; the larger, the sooner the copies of a head part in training.
         seed: of those deviations.
+        lossy: name of a lossy conversion, which computes something near its source: "optimised" or "efficient"
+            attention, "gqa" (key/value heads merged) or "mla"; it has no simulation unless sizes are given. `None`:
+            exact.
+        num_key_value_heads: of "gqa".
+        kv_lora_rank: of "mla"; by default a third of the hidden size.
     """
 
     num_simulated_heads: int | None = None
@@ -42,10 +49,15 @@ class ConversionOptions:
     simulation_kernel_size: int = 1
     perturbation: float = 1.0
     seed: int = 0
+    lossy: str | None = None
+    num_key_value_heads: int | None = None
+    kv_lora_rank: int | None = None
 
     def fields(self, num_heads: int, head_dim: int) -> dict:
         """The simulation fields of the SAS configuration for a source with heads of this number and size."""
         heads, features = self.num_simulated_heads, self.simulated_head_dim
+        if self.lossy is not None:
+            heads, features = heads or 0, features or 0
         return {
             "num_simulated_heads": 3 * num_heads if heads is None else heads or None,
             "simulated_head_dim": head_dim * 3 // 2 if features is None else features or None,
@@ -53,19 +65,35 @@ class ConversionOptions:
         }
 
 
-def convert_model(source: PreTrainedModel, options: ConversionOptions | None = None) -> PreTrainedModel:
+NO_SIMULATION = ConversionOptions(num_simulated_heads=0, simulated_head_dim=0)
+
+
+def convert_model(
+    source: PreTrainedModel,
+    options: ConversionOptions | None = None,
+    calibration: Sequence[torch.Tensor] | None = None,
+) -> PreTrainedModel:
     """Make a SAS model that computes the function of a loaded `source`, in its dtype and on its device.
 
     The weights are copied; `source` is left as it is.
 
+    Args:
+        calibration: for a lossy conversion, token ids `[1, T]` of the texts that it is fitted on; some ten times as
+            many tokens as the source has hidden features.
+
     Raises:
         ConversionError: if the architecture is not supported.
-        ValueError: if the options do not fit the source.
+        ValueError: if the options do not fit the source; if `calibration` is missing, or given for nothing.
     """
-    return convert(source, options or ConversionOptions(), share=False)
+    return convert(source, options or ConversionOptions(), share=False, calibration=calibration)
 
 
-def convert(source: PreTrainedModel, options: ConversionOptions, share: bool) -> PreTrainedModel:
+def convert(
+    source: PreTrainedModel,
+    options: ConversionOptions,
+    share: bool,
+    calibration: Sequence[torch.Tensor] | None = None,
+) -> PreTrainedModel:
     """As [`convert_model`]; with `share`, source weights are shared with the result, not copied."""
     family = find_family(source.config.model_type)
     if type(source).__name__ not in family.architectures:
@@ -73,17 +101,31 @@ def convert(source: PreTrainedModel, options: ConversionOptions, share: bool) ->
             f"{type(source).__name__} has no SAS counterpart; convertible are {', '.join(family.architectures)}."
         )
     config = sas_config(source.config, family, options, type(source).__name__)
+    if (options.lossy is None) != (not calibration):
+        wrong = "is fitted on `calibration`, which is missing" if options.lossy else "has nothing to do with it"
+        raise ValueError(f"`calibration`: a conversion with `lossy={options.lossy!r}` {wrong}.")
+    tokens = sum(ids.numel() for ids in calibration or ())
+    if options.lossy is not None and tokens < config.hidden_size:
+        raise ValueError(
+            f"`calibration` has {tokens} tokens; to fit maps of {config.hidden_size} features takes at least as many, "
+            "better thirty times as many."
+        )
     with torch.device("meta"):
         model = family.architectures[type(source).__name__](config)
     weights = family.sas_weights(source)
+    if options.lossy is not None:
+        weights = {name: weight for name, weight in weights.items() if ".self_attn." not in name}
     if not share:
         weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     absent, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    if unexpected or any("_simulation." not in name for name in absent):
+    made = ".self_attn." if options.lossy is not None else "_simulation."
+    if unexpected or any(made not in name for name in absent):
         raise ConversionError(f"Weights do not match: missing {absent[:5]}, unexpected {unexpected[:5]}.")
     _materialise(model, source)
     start_as_source(model, options.perturbation, options.seed)
     model.tie_weights()
+    if options.lossy is not None:
+        fit_attention(convert(source, NO_SIMULATION, share=True), model, LOSSY[options.lossy], calibration)
     if model.can_generate():
         model.generation_config = source.generation_config
     return model.eval()
@@ -118,6 +160,7 @@ def sas_config(
     kept = {name: getattr(config, name) for name in shared if getattr(config, name, None) is not None}
     fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
     config_class = next(iter(family.architectures.values())).config_class
+    fields |= lossy_fields(config_class(**fields), options)
     return config_class(**fields, **options.fields(heads, head_dim))
 
 

@@ -1,7 +1,7 @@
 """What a source family says of itself, as tables: each has a module with an instance, convert.py does the rest."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,11 @@ def one_tensor(name: str, weight: torch.Tensor, config: PreTrainedConfig) -> Ite
     return (weight,)
 
 
+def first_tensor(name: str, weights: Sequence[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
+    """The converse of [`one_tensor`]."""
+    return weights[0]
+
+
 @dataclass(frozen=True)
 class SourceFamily:
     """
@@ -40,6 +45,8 @@ class SourceFamily:
             that becomes several. What is not listed keeps its name. The body's own prefix ("transformer." and the
             like) is not part of it.
         tensors: name and weight in the source, source configuration → the SAS weights, in the order of their names.
+        join: the converse of `tensors`: name in the source, SAS weights, source configuration → the source's weight;
+            raises a [`ConversionError`] for weights that the source cannot have.
     """
 
     model_type: str
@@ -50,6 +57,7 @@ class SourceFamily:
     of_architecture: Mapping[str, dict] = field(default_factory=dict)
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     tensors: Callable[[str, torch.Tensor, PreTrainedConfig], Iterable[torch.Tensor]] = one_tensor
+    join: Callable[[str, Sequence[torch.Tensor], PreTrainedConfig], torch.Tensor] = first_tensor
 
     def sas_fields(self, config: PreTrainedConfig, architecture: str) -> dict:
         """The fields of the SAS configuration that make the source's function without simulation."""
@@ -63,6 +71,27 @@ class SourceFamily:
             names = self.sas_names(name, source.base_model_prefix)
             weights |= zip(names, self.tensors(name, weight, source.config), strict=True)
         return weights
+
+    def source_fields(self, config: PreTrainedConfig) -> dict:
+        """The fields of a source's configuration that a SAS configuration holds."""
+        return {name: getattr(config, sas) for name, sas in self.fields.items()}
+
+    def source_weights(
+        self, weights: Mapping[str, torch.Tensor], names: Iterable[str], body: str, config: PreTrainedConfig
+    ) -> dict[str, torch.Tensor]:
+        """The weights of a source, all whose names are given, from those of a SAS model without its simulation.
+
+        Raises:
+            ConversionError: if the SAS model lacks some, has others, or has some that the source cannot have.
+        """
+        tables = {name: self.sas_names(name, body) for name in names}
+        used = {name for sas_names in tables.values() for name in sas_names}
+        if used != weights.keys():
+            raise ConversionError(
+                "The weights are not those of the conversion: missing "
+                f"{sorted(used - weights.keys())[:5]}, unexpected {sorted(weights.keys() - used)[:5]}."
+            )
+        return {name: self.join(name, [weights[sas] for sas in tables[name]], config) for name in tables}
 
     def sas_names(self, name: str, body: str) -> list[str]:
         """The SAS names of a weight in a model whose body is the attribute `body`."""

@@ -1,5 +1,6 @@
 """How far a converted model is from its source: logits on text, and whether every simulated head can learn."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ class Fidelity:
     source_eager_sdpa_difference: float
     tokens: int
     images: int
+    perplexity_source: float | None = None
+    perplexity: float | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -59,17 +62,18 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
     """Run both models on every sample and measure the difference of their outputs. A sample is a window `[1, T]` of
     token ids or a batch `[B, channels, height, width]` of images.
 
-    The outputs are logits, or for other models hidden states or reconstructed images (then there is no
-    KL). The source's own difference between its eager and SDPA attention is measured on the same samples as a
-    yardstick. Weights of less
-    than float32 are used as they are, but computed with in float32.
+    The outputs are logits, or for other models hidden states or reconstructed images (then there is no KL); of causal
+    language models the perplexity is measured too. The source's own difference between its eager and SDPA attention
+    is measured on the same samples as a yardstick. Weights of less than float32 are used as they are, but computed
+    with in float32.
 
     Raises:
         ValueError: if an output is not finite.
     """
-    difference = largest = yardstick = divergence = 0.0
-    agreements = positions = tokens = images = 0
+    difference = largest = yardstick = divergence = loss_source = loss = 0.0
+    agreements = positions = tokens = images = followed = 0
     predicts = source is not source.base_model and not type(source).__name__.endswith("ForMaskedImageModeling")
+    writes = type(source).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     for sample in samples:
         expected = _outputs(source, sample, "sdpa")
         yardstick = max(yardstick, (_outputs(source, sample, "eager") - expected).abs().max().item())
@@ -88,6 +92,9 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
             agreements += (q.argmax(-1) == p.argmax(-1)).sum().item()
             log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
             divergence += (log_p.exp() * (log_p - log_q)).sum().item()
+        if writes:
+            loss_source, loss = loss_source + _loss(expected, sample), loss + _loss(actual, sample)
+            followed += sample[:, 1:].numel()
     return Fidelity(
         max_abs_difference=difference,
         max_abs_output=largest,
@@ -96,6 +103,8 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
         images=images,
+        perplexity_source=math.exp(loss_source / followed) if followed else None,
+        perplexity=math.exp(loss / followed) if followed else None,
     )
 
 
@@ -173,6 +182,13 @@ def _linear_in_float32(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     for part, weight in zip(outputs.split(rows, dim=-1), linear.weight.split(rows), strict=True):
         part.copy_(nn.functional.linear(inputs, weight.float()))
     return outputs if linear.bias is None else outputs + linear.bias.float()
+
+
+def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """Sum of the negative log-likelihoods of the tokens after the first."""
+    targets = ids[:, 1:].flatten().to(logits.device)
+    rows = zip(logits[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
+    return sum(nn.functional.cross_entropy(part.double(), goal, reduction="sum").item() for part, goal in rows)
 
 
 def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """GPT-2 checkpoints: learned positions, transposed weights, and queries, keys and values in one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import GPT2Config
@@ -27,6 +27,11 @@ def tensors(name: str, weight: torch.Tensor, config: GPT2Config) -> Iterable[tor
     if ".c_" in name:  # Conv1D keeps its weight as [in, out]
         weight = weight.T if weight.ndim == 2 else weight
     return weight.chunk(3) if ".c_attn." in name else (weight,)
+
+
+def join(name: str, weights: Sequence[torch.Tensor], config: GPT2Config) -> torch.Tensor:
+    weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+    return weight.T if ".c_" in name and weight.ndim == 2 else weight
 
 
 GPT2 = SourceFamily(
@@ -72,4 +77,5 @@ GPT2 = SourceFamily(
         "classifier": "score",
     },
     tensors=tensors,
+    join=join,
 )

@@ -1,6 +1,6 @@
 """GPT-NeoX checkpoints (Pythia, GPT-NeoX-20B, ...): queries, keys and values of each head in one, partial RoPE."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import GPTNeoXConfig
@@ -13,6 +13,13 @@ def tensors(name: str, weight: torch.Tensor, config: GPTNeoXConfig) -> Iterable[
         return (weight,)
     by_head = weight.unflatten(0, (config.num_attention_heads, 3, -1))
     return (by_head[:, side].flatten(0, 1) for side in range(3))
+
+
+def join(name: str, weights: Sequence[torch.Tensor], config: GPTNeoXConfig) -> torch.Tensor:
+    if ".query_key_value." not in name:
+        return weights[0]
+    by_head = [weight.unflatten(0, (config.num_attention_heads, -1)) for weight in weights]
+    return torch.stack(by_head, dim=1).flatten(0, 2)
 
 
 GPT_NEOX = SourceFamily(
@@ -50,4 +57,5 @@ GPT_NEOX = SourceFamily(
         "classifier": "score",
     },
     tensors=tensors,
+    join=join,
 )

@@ -3,7 +3,7 @@
 Attention and the feed-forward block share one norm there; here each has its own, which start equal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PhiConfig
@@ -24,6 +24,15 @@ def derive(config: PhiConfig) -> dict:
 
 def tensors(name: str, weight: torch.Tensor, config: PhiConfig) -> Iterable[torch.Tensor]:
     return (weight, weight.clone()) if ".input_layernorm." in name else (weight,)
+
+
+def join(name: str, weights: Sequence[torch.Tensor], config: PhiConfig) -> torch.Tensor:
+    if not all(torch.equal(weight, weights[0]) for weight in weights):
+        raise ConversionError(
+            f"Attention and feed-forward block share one norm in Phi ({name}), but here theirs were trained apart, by "
+            f"up to {(weights[0] - weights[1]).abs().max().item():.3g}."
+        )
+    return weights[0]
 
 
 PHI = SourceFamily(
@@ -64,4 +73,5 @@ PHI = SourceFamily(
         "final_layernorm": "norm",
     },
     tensors=tensors,
+    join=join,
 )

@@ -60,8 +60,9 @@ def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
         if hasattr(layer.v_simulation, "heads"):
             _perturb_values(layer.v_simulation.heads, layer.num_heads, perturbation, generator)
         if hasattr(layer.k_simulation, "features"):
-            extra = layer.k_simulation.features.expansion.weight[layer.head_dim :]
-            extra.copy_(torch.randn(extra.shape, generator=generator) / layer.head_dim**0.5)
+            expansion = layer.k_simulation.features.expansion
+            extra = expansion.weight[expansion.in_features :]
+            extra.copy_(torch.randn(extra.shape, generator=generator) / expansion.in_features**0.5)
 
 
 def _perturb_values(heads: HeadSimulation, num_heads: int, scale: float, generator: torch.Generator) -> None:
