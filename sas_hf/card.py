@@ -170,6 +170,7 @@ def _fidelity(report: dict) -> str:
         "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.3g}",
         "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
         "source, eager against SDPA attention": f"{fidelity['source_eager_sdpa_difference']:.3g}",
+        "perplexity": _perplexities(fidelity),
         "parameters": f"{report['parameters']:,} (source: {report['parameters_source']:,})",
     }
     amount = f"{fidelity['images']} images" if fidelity.get("images") else f"{fidelity['tokens']} tokens"
@@ -178,6 +179,11 @@ def _fidelity(report: dict) -> str:
         f"When it was converted, measured against its source in float32 on {amount} "
         f"({report['verified_on']}).\n\n| measure | value |\n|---|---|\n{table}"
     )
+
+
+def _perplexities(fidelity: dict) -> str:
+    found = (fidelity.get("perplexity"), fidelity.get("perplexity_source"))
+    return "-" if None in found else f"{found[0]:.4g} (source: {found[1]:.4g})"
 
 
 def _section(heading: str) -> re.Pattern:
