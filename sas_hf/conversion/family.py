@@ -114,26 +114,28 @@ def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-# Fields of every decoder in Llama's manner.
-LLAMA_FIELDS = same(
+# Fields of every language model.
+TEXT_FIELDS = same(
     "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
     "initializer_range",
-    "rms_norm_eps",
     "use_cache",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
     "tie_word_embeddings",
-    "rope_parameters",
-    "attention_dropout",
 )
+# Of every decoder with RoPE.
+ROPE_FIELDS = TEXT_FIELDS | same(
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rope_parameters",
+)
+# Of every one in Llama's manner.
+LLAMA_FIELDS = ROPE_FIELDS | same("num_key_value_heads", "rms_norm_eps", "attention_dropout")
 
 
 def text_architectures(
@@ -159,6 +161,12 @@ def refuse_sliding_window(config: PreTrainedConfig, active: bool) -> None:
             f"would. If texts of up to {config.sliding_window} tokens are enough, set `max_position_embeddings` to "
             "that in the source's config.json."
         )
+
+
+def full_attention_only(config: PreTrainedConfig) -> dict:
+    """`derive` of a family whose `layer_types` say which layers have a window: nothing, or a [`ConversionError`]."""
+    refuse_sliding_window(config, active="sliding_attention" in config.layer_types)
+    return {}
 
 
 def common_dropout(config: PreTrainedConfig, *names: str) -> float:

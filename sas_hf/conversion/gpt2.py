@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import GPT2Config
 
-from .family import ConversionError, SourceFamily, common_dropout, same, text_architectures
+from .family import TEXT_FIELDS, ConversionError, SourceFamily, common_dropout, text_architectures
 
 
 def derive(config: GPT2Config) -> dict:
@@ -37,7 +37,8 @@ def join(name: str, weights: Sequence[torch.Tensor], config: GPT2Config) -> torc
 GPT2 = SourceFamily(
     model_type="gpt2",
     architectures=text_architectures("GPT2", causal="LMHeadModel"),
-    fields={
+    fields=TEXT_FIELDS
+    | {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
@@ -45,16 +46,7 @@ GPT2 = SourceFamily(
         "activation_function": "hidden_act",
         "layer_norm_epsilon": "layer_norm_eps",
         "attn_pdrop": "attention_dropout",
-    }
-    | same(
-        "vocab_size",
-        "initializer_range",
-        "use_cache",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "tie_word_embeddings",
-    ),
+    },
     constants={
         "position_embedding_type": "learned",
         "norm_type": "layer_norm",

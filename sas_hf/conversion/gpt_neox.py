@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import GPTNeoXConfig
 
-from .family import SourceFamily, same, text_architectures
+from .family import ROPE_FIELDS, SourceFamily, same, text_architectures
 
 
 def tensors(name: str, weight: torch.Tensor, config: GPTNeoXConfig) -> Iterable[torch.Tensor]:
@@ -25,27 +25,8 @@ def join(name: str, weights: Sequence[torch.Tensor], config: GPTNeoXConfig) -> t
 GPT_NEOX = SourceFamily(
     model_type="gpt_neox",
     architectures=text_architectures("GPTNeoX"),
-    fields=same(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_act",
-        "attention_dropout",
-        "hidden_dropout",
-        "max_position_embeddings",
-        "initializer_range",
-        "layer_norm_eps",
-        "use_cache",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "tie_word_embeddings",
-        "use_parallel_residual",
-        "rope_parameters",
-        "attention_bias",
-    ),
+    fields=ROPE_FIELDS
+    | same("layer_norm_eps", "attention_dropout", "hidden_dropout", "use_parallel_residual", "attention_bias"),
     constants={"norm_type": "layer_norm", "mlp_type": "plain", "mlp_bias": True},
     names={
         "embed_in": "embed_tokens",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PhiConfig
 
-from .family import ConversionError, SourceFamily, common_dropout, same, text_architectures
+from .family import ROPE_FIELDS, ConversionError, SourceFamily, common_dropout, same, text_architectures
 
 
 def derive(config: PhiConfig) -> dict:
@@ -38,24 +38,7 @@ def join(name: str, weights: Sequence[torch.Tensor], config: PhiConfig) -> torch
 PHI = SourceFamily(
     model_type="phi",
     architectures=text_architectures("Phi", without=("ForQuestionAnswering",)),
-    fields=same(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_act",
-        "max_position_embeddings",
-        "initializer_range",
-        "layer_norm_eps",
-        "use_cache",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "tie_word_embeddings",
-        "rope_parameters",
-    ),
+    fields=ROPE_FIELDS | same("num_key_value_heads", "layer_norm_eps"),
     constants={
         "use_parallel_residual": True,
         "norm_type": "layer_norm",

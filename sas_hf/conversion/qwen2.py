@@ -1,13 +1,6 @@
 """Qwen2 and Qwen2.5 checkpoints: Llama's weights, with biases on queries, keys and values alone."""
 
-from transformers import Qwen2Config
-
-from .family import LLAMA_FIELDS, SourceFamily, refuse_sliding_window, text_architectures
-
-
-def derive(config: Qwen2Config) -> dict:
-    refuse_sliding_window(config, active="sliding_attention" in config.layer_types)
-    return {}
+from .family import LLAMA_FIELDS, SourceFamily, full_attention_only, text_architectures
 
 
 QWEN2 = SourceFamily(
@@ -15,5 +8,5 @@ QWEN2 = SourceFamily(
     architectures=text_architectures("Qwen2"),
     fields=LLAMA_FIELDS,
     constants={"attention_bias": True, "attention_output_bias": False},
-    derive=derive,
+    derive=full_attention_only,
 )

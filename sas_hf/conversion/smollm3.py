@@ -2,12 +2,12 @@
 
 from transformers import SmolLM3Config
 
-from .family import LLAMA_FIELDS, SourceFamily, refuse_sliding_window, same, text_architectures
+from .family import LLAMA_FIELDS, SourceFamily, full_attention_only, same, text_architectures
 
 
 def derive(config: SmolLM3Config) -> dict:
-    refuse_sliding_window(config, active="sliding_attention" in config.layer_types)
-    return {"no_rope_layers": config.no_rope_layers[: config.num_hidden_layers]}  # the list may be longer
+    # The list may be longer than the model.
+    return full_attention_only(config) | {"no_rope_layers": config.no_rope_layers[: config.num_hidden_layers]}
 
 
 SMOLLM3 = SourceFamily(
