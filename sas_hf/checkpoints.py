@@ -140,6 +140,14 @@ def load_model(
     return model, sorted(loading["unexpected_keys"])
 
 
+def load_processor(
+    model: PreTrainedModel, source: str | Path, revision: str | None
+) -> PreTrainedTokenizerBase | BaseImageProcessor | None:
+    """What makes inputs for this model: its image processor or its tokenizer, or `None` if it has none."""
+    load = load_image_processor if "image" in model.input_modalities else load_tokenizer
+    return load(source, revision)
+
+
 def load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:
     """The checkpoint's tokenizer, or `None` if it has none."""
     if not any(optional_file(source, name, revision) for name in TOKENIZER_FILES):

@@ -37,6 +37,20 @@ def options(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+TextToVerify = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
+]
+ImagesToVerify = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
+]
+
+
+def show_progress(message: str) -> None:
+    console.print(f"[cyan]{message}[/cyan] ...")
+
+
 def explain_errors(command: Callable) -> Callable:
     """Show what the user can mend as one line instead of a traceback, and exit with status 1."""
 
@@ -71,14 +85,8 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of the random part of the start.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Saved dtype. By default the source's.")] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
-    ] = None,
+    text: TextToVerify = None,
+    images: ImagesToVerify = None,
     lossy: Annotated[
         str | None,
         typer.Option(help="Another attention near the source's, not equal: optimised, efficient, gqa or mla."),
@@ -111,7 +119,7 @@ def convert(
         text=read_text(text),
         images=images,
         calibration=read_text(calibration),
-        progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
+        progress=show_progress,
     )
     console.print(conversion_table(report))
     console.print(f"[green]Saved[/green] {output}")
@@ -127,14 +135,8 @@ def restore(
     checkpoint: Annotated[str, typer.Argument(help="Converted checkpoint folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder of images to verify on; by default random ones."),
-    ] = None,
+    text: TextToVerify = None,
+    images: ImagesToVerify = None,
 ) -> None:
     """Bring a conversion whose simulation is untrained back to its source's architecture, and verify it."""
     from .conversion import restore_checkpoint
@@ -145,7 +147,7 @@ def restore(
         revision=revision,
         text=read_text(text),
         images=images,
-        progress=lambda message: console.print(f"[cyan]{message}[/cyan] ..."),
+        progress=show_progress,
     )
     console.print(conversion_table(report))
     console.print(f"[green]Saved[/green] {output}, a {report['architecture']}")
@@ -196,9 +198,7 @@ def export(
     """Write a folder for the Hub, with code: it loads without sas_hf too, with trust_remote_code=True."""
     from .export import export_model
 
-    export_model(
-        model, output, revision=revision, progress=lambda message: console.print(f"[cyan]{message}[/cyan] ...")
-    )
+    export_model(model, output, revision=revision, progress=show_progress)
     console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
 
 

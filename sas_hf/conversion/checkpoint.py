@@ -26,9 +26,8 @@ from ..card import conversion_card, read_card
 from ..checkpoints import (
     CARD_NAME,
     REPORT_NAME,
-    load_image_processor,
     load_model,
-    load_tokenizer,
+    load_processor,
     new_folder,
     read_settings,
     refuse_existing,
@@ -36,11 +35,11 @@ from ..checkpoints import (
 )
 from ..dtypes import parse_dtype
 from ..text import python_reference
-from ..version import __version__
+from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import compare_models, text_windows
-from .samples import image_samples, text_samples
+from .fidelity import Fidelity, compare_models, text_windows
+from .samples import verification_samples
 
 
 TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
@@ -102,10 +101,8 @@ def convert_checkpoint(
 
     progress(f"Loading {source}")
     model, _ = load_model(_source_class(config, family), source, revision, ConversionError)
-    of_images = "image" in model.input_modalities
-    processor = (load_image_processor if of_images else load_tokenizer)(source, revision)
+    processor = load_processor(model, source, revision)
 
-    length = min(window_length, getattr(config, "max_position_embeddings", window_length))
     fitted_on = calibration_windows = None
     if options.lossy is not None:
         if processor is None:
@@ -116,52 +113,38 @@ def convert_checkpoint(
             text = python_reference() if text is None else text
             calibration, text = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
         wanted = TOKENS_PER_FEATURE * config.hidden_size
+        length = min(window_length, config.max_position_embeddings)
         calibration_windows = text_windows(calibration, processor, length, -(-wanted // length))
 
     progress("Converting")
     converted = convert(model, options, share=True, calibration=calibration_windows)
 
     progress("Comparing source and SAS model")
-    if of_images:
-        samples, verified_on = image_samples(processor, images, converted.config, windows, options.seed)
-    else:
-        samples, verified_on = text_samples(processor, text, config.vocab_size, length, windows, options.seed)
+    samples, verified_on = verification_samples(
+        converted, processor, text, images, windows, window_length, options.seed
+    )
     fidelity = compare_models(model, converted, samples)
-    measured = fidelity.to_dict()
-    if options.lossy is not None:
-        measured["exact"] = False  # not even by chance
-
-    report = {
-        "source": str(source),
-        "revision": revision,
-        "commit": find_commit(source, revision),
-        "source_architecture": type(model).__name__,
-        "architecture": type(converted).__name__,
+    dtype = dtype or str(model.dtype).removeprefix("torch.")
+    report = comparison_report(source, revision, model, converted, fidelity, verified_on, dtype, started) | {
         "options": asdict(options),
         "lossy": options.lossy,
         "fitted_on": fitted_on,
         "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
-        "dtype_saved": dtype or str(model.dtype).removeprefix("torch."),
-        "dtype_verified": "float32",
-        "verified_on": verified_on,
-        "fidelity": measured,
-        "parameters_source": model.num_parameters(),
-        "parameters": converted.num_parameters(),
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
         "source_config": _recorded(config),
     }
+    if options.lossy is not None:
+        report["fidelity"]["exact"] = False  # not even by chance
     if options.lossy is None and not fidelity.is_exact:
         raise ConversionError(
             f"The conversion is not exact: max |difference| is {fidelity.max_abs_difference:.3g}, but at most "
-            f"{report['fidelity']['tolerance']:.3g} is allowed (source eager against SDPA: "
+            f"{fidelity.tolerance:.3g} is allowed (source eager against SDPA: "
             f"{fidelity.source_eager_sdpa_difference:.3g}). No checkpoint was written."
         )
 
     progress(f"Saving {output}")
     del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        save_model(own_weights(converted, parse_dtype(report["dtype_saved"])), folder, source, revision)
+        save_model(own_weights(converted, parse_dtype(dtype)), folder, source, revision)
         if processor is not None:
             processor.save_pretrained(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
@@ -174,9 +157,39 @@ def find_commit(source: str | Path, revision: str | None) -> str | None:
     return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
 
 
-def versions() -> dict[str, str]:
-    """Of what made a report."""
-    return {"sas_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+def comparison_report(
+    source: str | Path,
+    revision: str | None,
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    fidelity: Fidelity,
+    verified_on: str,
+    dtype: str,
+    started: float,
+) -> dict:
+    """What the reports of both directions say: what was made of what, and how far the two are apart.
+
+    Args:
+        source: folder or Hub id that `before` was loaded from.
+        verified_on: where the samples came from that `fidelity` was measured on.
+        dtype: of the saved weights.
+        started: `time.monotonic()` of the beginning.
+    """
+    return {
+        "source": str(source),
+        "revision": revision,
+        "commit": find_commit(source, revision),
+        "source_architecture": type(before).__name__,
+        "architecture": type(after).__name__,
+        "dtype_saved": dtype,
+        "dtype_verified": "float32",
+        "verified_on": verified_on,
+        "fidelity": fidelity.to_dict(),
+        "parameters_source": before.num_parameters(),
+        "parameters": after.num_parameters(),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _recorded(config: PreTrainedConfig) -> dict:

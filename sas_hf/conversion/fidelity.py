@@ -35,12 +35,17 @@ class Fidelity:
     perplexity: float | None = None
 
     @property
+    def tolerance(self) -> float:
+        """The difference up to which the outputs count as equal."""
+        return TOLERANCE * self.max_abs_output
+
+    @property
     def is_exact(self) -> bool:
         """Whether the outputs agree to `TOLERANCE` times their largest value."""
-        return self.max_abs_difference <= TOLERANCE * self.max_abs_output
+        return self.max_abs_difference <= self.tolerance
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"tolerance": TOLERANCE * self.max_abs_output, "exact": self.is_exact}
+        return asdict(self) | {"tolerance": self.tolerance, "exact": self.is_exact}
 
 
 def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[torch.Tensor]:

@@ -14,18 +14,17 @@ from transformers.utils import cached_file
 from .. import modeling
 from ..checkpoints import (
     REPORT_NAME,
-    load_image_processor,
     load_model,
-    load_tokenizer,
+    load_processor,
     new_folder,
     read_settings,
     save_model,
 )
-from .checkpoint import check_output, check_weights, find_commit, own_weights, versions
+from .checkpoint import check_output, check_weights, comparison_report, own_weights
 from .convert import FAMILIES
 from .family import ConversionError
 from .fidelity import compare_models
-from .samples import image_samples, text_samples
+from .samples import verification_samples
 
 
 LABELS = ("id2label", "label2id", "problem_type")  # fine-tuning may have given other ones
@@ -71,42 +70,23 @@ def restore_checkpoint(
 
     progress(f"Loading {checkpoint}")
     model, _ = load_model(sas_class, checkpoint, revision, ConversionError)
-    of_images = "image" in model.input_modalities
-    processor = (load_image_processor if of_images else load_tokenizer)(checkpoint, revision)
+    processor = load_processor(model, checkpoint, revision)
 
     progress("Removing the simulation")
     restored = restore_model(model, record["source_config"], record["source_architecture"])
 
     progress("Comparing both models")
-    if of_images:
-        samples, verified_on = image_samples(processor, images, model.config, windows, seed=0)
-    else:
-        length = min(window_length, model.config.max_position_embeddings)
-        samples, verified_on = text_samples(processor, text, model.config.vocab_size, length, windows, seed=0)
+    samples, verified_on = verification_samples(model, processor, text, images, windows, window_length, seed=0)
     fidelity = compare_models(model, restored, samples)
-    measured = fidelity.to_dict()
     if not fidelity.is_exact:
         divergence = "" if fidelity.mean_kl is None else f", mean KL {fidelity.mean_kl:.3g}"
         raise ConversionError(
             f"The simulation of {checkpoint} has been trained: without it the outputs differ by up to "
-            f"{fidelity.max_abs_difference:.3g} (allowed: {measured['tolerance']:.3g}{divergence}, arg-max agreement "
+            f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}{divergence}, arg-max agreement "
             f"{fidelity.argmax_agreement:.2%}). {type(restored).__name__} has no place for it. Nothing was written."
         )
-    report = {
-        "source": str(checkpoint),
-        "revision": revision,
-        "commit": find_commit(checkpoint, revision),
-        "source_architecture": type(model).__name__,
-        "architecture": type(restored).__name__,
-        "dtype_saved": str(model.dtype).removeprefix("torch."),
-        "dtype_verified": "float32",
-        "verified_on": verified_on,
-        "fidelity": measured,
-        "parameters_source": model.num_parameters(),
-        "parameters": restored.num_parameters(),
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    dtype = str(model.dtype).removeprefix("torch.")
+    report = comparison_report(checkpoint, revision, model, restored, fidelity, verified_on, dtype, started)
     progress(f"Saving {output}")
     with new_folder(output) as folder:
         save_model(own_weights(restored, model.dtype), folder, checkpoint, revision)

@@ -3,13 +3,35 @@
 from pathlib import Path
 
 import torch
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..text import python_reference
 from .fidelity import text_windows
 
 
 IMAGES_AT_ONCE = 4
+
+
+def verification_samples(
+    model: PreTrainedModel,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor | None,
+    text: str | None,
+    images: Path | None,
+    windows: int,
+    window_length: int,
+    seed: int,
+) -> tuple[list[torch.Tensor], str]:
+    """What a SAS `model` is compared with its counterpart on, and where it comes from.
+
+    Args:
+        processor: the image processor or tokenizer of the two.
+        text, images, windows, window_length: as in `convert_checkpoint`.
+        seed: of random samples.
+    """
+    if "image" in model.input_modalities:
+        return image_samples(processor, images, model.config, windows, seed)
+    length = min(window_length, model.config.max_position_embeddings)
+    return text_samples(processor, text, model.config.vocab_size, length, windows, seed)
 
 
 def text_samples(

@@ -8,10 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-import transformers
-
-from ..version import __version__
+from ..version import versions
 
 
 # Log-likelihood of the continuation, and whether it is what greedy decoding would give.
@@ -34,8 +31,7 @@ class AnswerStore:
     def __init__(self, folder: str | Path, identity: dict, process_index: int = 0):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__, "sas_hf": __version__}
-        text = json.dumps(identity | versions, sort_keys=True)
+        text = json.dumps(identity | versions(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.path = folder / f"{digest}.{process_index}.sqlite"
         self._answers: dict[bytes, Answer] = {}

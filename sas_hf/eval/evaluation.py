@@ -1,33 +1,28 @@
 """`evaluate`: a model and the names of tasks in, scores out. All that can be checked early is checked first."""
 
 import functools
-import hashlib
 import json
 import math
-import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from lm_eval import simple_evaluate
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..version import __version__
+from ..version import versions
 from .answers import AnswerStore, model_identity
 from .arguments import check_arguments, check_output
 from .harness import SASHFLM
-from .models import Subject, inspect_model
+from .models import Subject, inspect_model, left_as_found
 from .perplexity import PerplexityText, choose_lengths, read_documents, score_text
-from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
+from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult, digest
 from .suites import SuiteGroup
 from .task_loading import check_task_names, load_tasks, stock_config, stock_splits, task_manager
 
@@ -166,7 +161,7 @@ def _evaluate_one(
 ) -> EvaluationResult | None:
     """One model's result, with samples; `None` in a process of several other than the first."""
     report, texts = None, {}
-    with _left_as_found(subject.source if subject.live else None):
+    with left_as_found(subject.source if subject.live else None):
         # Anew for each model: a task keeps its requests, and draws its examples from generators.
         items, loaded = load_tasks(names, data, columns) if names else ([], {})
         _check_fewshot(loaded, num_fewshot)
@@ -245,12 +240,7 @@ def _result(subject: Subject, model: SASHFLM, tasks: dict[str, TaskResult], seco
         device="cpu" if model.device.type == "cpu" else str(model.device),  # accelerate numbers CPUs
         batch_size={"requested": model.batch_size, "smallest": min(sizes), "largest": max(sizes)},
         seconds=seconds,
-        versions={
-            "lm_eval": version("lm_eval"),
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "sas_hf": __version__,
-        },
+        versions=versions("lm_eval"),
         adapter=subject.adapter,
         beginning_of_text={
             "token": tokenizer.decode(model.prefix_token_id),
@@ -307,21 +297,6 @@ def _used_splits(task: Task) -> tuple[str | None, str]:
     return fewshot.split or config.training_split or config.validation_split or evaluated, evaluated
 
 
-@contextmanager
-def _left_as_found(model: torch.nn.Module | None) -> Iterator[None]:
-    """The harness seeds every generator and sets a model to evaluation; undo both, for evaluating during training."""
-    training = [module for module in model.modules() if module.training] if model is not None else []
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for module in training:
-            module.training = True
-
-
 def _refuse_nan(samples: dict[str, list[dict]]) -> None:
     for name, rows in samples.items():
         numbers = [value for row in rows for response in _responses(row) for value in np.atleast_1d(response).tolist()]
@@ -348,7 +323,7 @@ def _task_result(name: str, task: Task, report: dict) -> TaskResult:
         fewshot_split=fewshot_split if shots else None,
         notes=_differences(name, split, fewshot_split, shots) if isinstance(files, dict) else [],
         scores=_question_scores(task, rows),
-        questions=_digest(row["doc_hash"] + row["prompt_hash"] for row in rows),
+        questions=digest(row["doc_hash"] + row["prompt_hash"] for row in rows),
         samples=[_sample(row) for row in rows],
     )
 
@@ -372,10 +347,6 @@ def _question_scores(task: Task, rows: list[dict]) -> dict[str, list[float]]:
         return {}
     means = [metric for metric, aggregation in task.aggregation().items() if aggregation is mean]
     return {metric: [float(row[metric]) for row in rows] for metric in means if all(metric in row for row in rows)}
-
-
-def _digest(parts: Iterator[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _suite_result(suite: SuiteGroup, report: dict, tasks: dict[str, TaskResult]) -> SuiteResult:

@@ -1,34 +1,30 @@
 """`evaluate_images`: an image classifier and labelled images in; accuracy, top-5 accuracy and loss out."""
 
-import contextlib
-import hashlib
 import re
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from datasets import Dataset
 from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from ..checkpoints import read_settings
+from ..checkpoints import load_image_processor, read_settings
 from ..configurations import NAMED_CONFIGS
 from ..image_data import find_split, load_image_dataset
 from ..image_files import with_channels
-from ..version import __version__
+from ..version import versions
 from .arguments import check_arguments, check_output
 from .harness import default_device
-from .results import EvaluationResult, Metric, TaskResult
+from .models import left_as_found
+from .results import EvaluationResult, Metric, TaskResult, digest
 
 
 AUTO_BATCH_SIZE = 64
@@ -104,9 +100,8 @@ def evaluate_images(
         num_fewshot=None,
         version=None,
         scores={key: values.tolist() for key, values in scores.items()},
-        questions=_digest(dataset, split, rows),
+        questions=digest([Path(dataset).name, split, *map(str, rows["label"])]),
     )
-    versions = {"datasets": version("datasets"), "transformers": transformers.__version__}
     result = EvaluationResult(
         model=name,
         num_parameters=model.num_parameters(),
@@ -116,7 +111,7 @@ def evaluate_images(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         seconds=time.perf_counter() - start,
-        versions=versions | {"torch": torch.__version__, "sas_hf": __version__},
+        versions=versions("datasets"),
     )
     if output is not None:
         result.save(output)
@@ -137,12 +132,6 @@ def _require_classifier(name: str) -> None:
         )
 
 
-def _digest(dataset: str | Path, split: str, rows: Dataset) -> str:
-    """Equal for the same images of the same dataset, so that two models' scores can be paired."""
-    parts = [str(Path(dataset).name), split, *map(str, rows["label"])]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
 def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     model, loading = AutoModelForImageClassification.from_pretrained(
@@ -157,10 +146,10 @@ def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedMo
 
 
 def _load_processor(place: str) -> BaseImageProcessor:
-    try:
-        return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
-    except OSError as error:
-        raise ValueError(f"There is no image processor in {place!r}; pass one as `image_processor`.") from error
+    processor = load_image_processor(place, None) if place else None
+    if processor is None:
+        raise ValueError(f"There is no image processor in {place!r}; pass one as `image_processor`.")
+    return processor
 
 
 def _class_numbers(config: PreTrainedConfig, rows: Dataset) -> list[int]:
@@ -193,7 +182,8 @@ def _score(
         return pixels, classes[[row["label"] for row in batch]]
 
     scores = {"accuracy": [], "top5_accuracy": [], "loss": []}
-    with evaluation_mode(model):
+    with left_as_found(model):
+        model.eval()
         for pixels, labels in track(
             DataLoader(rows, batch_size, collate_fn=collate), "Scoring images", transient=True
         ):
@@ -207,18 +197,6 @@ def _score(
     if model.config.num_labels <= 5:
         del scores["top5_accuracy"]
     return {name: torch.cat(values) for name, values in scores.items()}
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: PreTrainedModel):
-    """As it was found afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _mean(values: torch.Tensor) -> Metric:

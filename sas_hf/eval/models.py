@@ -3,9 +3,13 @@
 import copy
 import importlib.util
 import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -100,6 +104,21 @@ def inspect_model(
     _require_files(model, "weights", WEIGHTS)
     _require_head(model, config)
     return Subject(name, model, config, _load_tokenizer(tokenizer, [adapter, model], config), adapter)
+
+
+@contextmanager
+def left_as_found(model: torch.nn.Module | None) -> Iterator[None]:
+    """Evaluation seeds every generator and sets a model to evaluation; undo both, for evaluating during training."""
+    training = [module for module in model.modules() if module.training] if model is not None else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for module in training:
+            module.training = True
 
 
 def _check_place(field: str, place: str | Path) -> str:

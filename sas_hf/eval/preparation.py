@@ -1,11 +1,11 @@
 """A folder of data for later evaluations without a network: the splits that tasks need, as Parquet files."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import load_dataset
 
+from ..files import new_file
 from .task_loading import check_parquet, check_task_names, leaf_names, stock_config, stock_splits
 
 
@@ -56,13 +56,8 @@ def prepare_data(
             paths += [path] if path not in paths else []
             if _is_whole(path):
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-            try:
+            with new_file(path) as unfinished:
                 dataset[split].to_parquet(unfinished)
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
     return paths
 
 

@@ -3,9 +3,11 @@
 Not all of it comes from lm-evaluation-harness: perplexities and image classification are tasks of the same form.
 """
 
+import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,8 @@ class TaskResult:
 
     Attributes:
         metrics: by the harness's name ("acc", "acc_norm"), with the filter where there is one ("exact_match,strict").
-        num_samples: how many samples were scored, of `num_available` in the split. The first ones, where fewer.
+        num_samples: how many samples were scored, of `num_available` in the split. The first ones, where fewer; images
+            in a shuffled order.
         split: the split evaluated.
         data: the file or the dataset on the Hub that it was read from.
         num_fewshot: examples shown before each question.
@@ -170,6 +173,11 @@ def save_json(path: Path, content: dict | list) -> None:
     # A line break inside a string is written \n, so real ones are the layout's.
     text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, (text + "\n").encode())
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Short, and equal for equal parts: by it two results know that they are of the same questions."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def finite(value):

@@ -269,6 +269,11 @@ def with_boolean_masks(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def as_boolean(mask: torch.Tensor) -> torch.Tensor:
+    """True where one may see the other, also for a mask that the caller prepared to be added to scores."""
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
 ATTENTION_CLASSES: dict[str, type[SASAttention]] = {
     "mha": MultiHeadAttention,
     "mqa": MultiHeadAttention,

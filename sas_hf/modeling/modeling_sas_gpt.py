@@ -31,7 +31,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import initialize_attention, make_attention, with_boolean_masks
+from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
@@ -183,9 +183,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
         if attention.mixes_tokens:
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
-            mixing_mask = self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False)
-            if mixing_mask.dtype != torch.bool:  # prepared by the caller, to be added to scores
-                mixing_mask = mixing_mask == 0
+            mixing_mask = as_boolean(self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False))
         # After the masks: beside a cache, Transformers would not look for packed documents.
         if use_cache and past_key_values is None and self.config.is_causal:
             past_key_values = DynamicCache(config=self.config)

@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import initialize_attention, make_attention, with_boolean_masks
+from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .configuration_sas_vit import SASViTConfig
 from .losses import classification_loss
 from .sharing import CodeTravelsMixin
@@ -262,8 +262,7 @@ class SASViTModel(SASViTPreTrainedModel):
                 visible = create_bidirectional_mask(
                     with_boolean_masks(self.config), hidden_states, attention_mask, allow_is_bidirectional_skip=False
                 )
-                if visible.dtype != torch.bool:  # prepared by the caller, to be added to scores
-                    visible = visible == 0
+                visible = as_boolean(visible)
             token_mixing = (positions, positions, visible)
 
         for layer in self.layers[: self.config.num_hidden_layers]:
