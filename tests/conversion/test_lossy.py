@@ -62,6 +62,23 @@ def test_the_fit_helps_on_the_calibration_and_beyond(shape, options):
     assert fitted["held out"] < 1.5 * fitted["calibration"]
 
 
+def test_optimised_attention_scores_as_its_source():
+    """Queries and keys are the source's, each key head in the place of the query heads it serves."""
+    source = tiny_source("qwen2")
+    converted = convert_model(source, ConversionOptions(lossy="optimised"), CALIBRATION)
+    for old, new in zip(source.model.layers, converted.model.layers, strict=True):
+        states, width = torch.randn(1, 9, 60), source.config.hidden_size // source.config.num_attention_heads
+        query, key, expected_query, expected_key = (
+            projection(states).unflatten(-1, (-1, width))
+            for attention in (new.self_attn, old.self_attn)
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        groups = expected_query.shape[2] // expected_key.shape[2]
+        assert groups > 1 and expected_key.shape[2] > 1
+        torch.testing.assert_close(query, expected_query)
+        torch.testing.assert_close(key, expected_key.repeat_interleave(groups, dim=2))
+
+
 def with_equal_kv_heads(shape: str, groups: int):
     """A source whose neighbouring key/value heads are copies."""
     source = tiny_source(shape)

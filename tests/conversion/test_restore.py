@@ -9,7 +9,7 @@ from test_vit_families import ARCHITECTURES
 from test_vit_families import source as vit_source
 from tiny_llama import AWKWARD, tiny_llama
 from tiny_sources import FAMILY_NAMES, SHAPES, source_classes, tiny_source, tiny_source_config
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, convert_checkpoint, restore_checkpoint
 from sas_hf.conversion.convert import FAMILIES
@@ -138,6 +138,19 @@ def test_a_resized_vocabulary_comes_back(converted, tmp_path):
     model.save_pretrained(converted)
     restore_checkpoint(converted, tmp_path / "back", windows=1)
     assert LlamaForCausalLM.from_pretrained(tmp_path / "back").config.vocab_size == model.config.vocab_size
+
+
+def test_labels_given_after_the_conversion_come_back(tmp_path):
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    source = source_classes("qwen2")["Qwen2ForSequenceClassification"](tiny_source_config("qwen2", **names))
+    source.save_pretrained(tmp_path / "source")
+    convert_checkpoint(tmp_path / "source", tmp_path / "sas", windows=1)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "sas")
+    model.config.id2label, model.config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    model.config.save_pretrained(tmp_path / "sas")
+    restore_checkpoint(tmp_path / "sas", tmp_path / "back", windows=1)
+    restored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "back")
+    assert restored.config.id2label == {0: "no", 1: "yes"}
 
 
 def test_norms_of_phi_that_were_trained_apart_are_refused(tmp_path):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sas_hf import SASViTForMaskedImageModeling
 from sas_hf.cli import app, explain_errors
 from sas_hf.eval import evaluate_images
+from sas_hf.eval.results import digest
 from sas_hf.image_data import load_image_dataset, read_idx
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
@@ -98,6 +99,8 @@ def test_a_limit_takes_images_of_all_classes(grey_model, image_folder, tmp_path)
     assert again.tasks["image_classification"].metrics == result.tasks["image_classification"].metrics
     rows = load_image_dataset(image_folder)["test"].shuffle(seed=0).select(range(14))
     assert len(set(rows["label"])) > 4
+    questions = digest([image_folder.name, "test", *map(str, rows["label"])])
+    assert result.tasks["image_classification"].questions == questions
 
 
 def test_the_command(grey_model, idx_folder, tmp_path):

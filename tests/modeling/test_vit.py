@@ -288,6 +288,12 @@ def test_the_processor_gives_every_image_the_models_channels(channels):
         assert torch.equal(result, results[0])  # a grey image comes back from RGB unchanged
 
 
+def test_a_grey_image_fills_three_channels_without_conversion_too():
+    processor = SASViTImageProcessor(num_channels=3, do_convert_rgb=False, size={"height": 32, "width": 32})
+    expected = SASViTImageProcessor(num_channels=3, size={"height": 32, "width": 32})(random_image("L"))
+    assert np.array_equal(processor(random_image("L"))["pixel_values"], expected["pixel_values"])
+
+
 def test_colours_become_grey_as_pil_does_it():
     processor = SASViTImageProcessor(num_channels=1, do_resize=False, do_rescale=False, do_normalize=False)
     image = random_image("RGB")
