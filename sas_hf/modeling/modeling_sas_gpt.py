@@ -227,12 +227,11 @@ class SASGPTModel(SASGPTPreTrainedModel):
     def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, past_key_values, skip=True):
         """The mask for the attention implementation of `config`; without `skip`, never `None`."""
         if config.is_causal:
-            # By position: Transformers 5.24 renamed `past_key_values` to `cache`.
             return create_causal_mask(
-                config,
-                inputs_embeds,
-                attention_mask,
-                past_key_values,
+                config=config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
                 position_ids=position_ids,
                 allow_is_causal_skip=skip,
             )
