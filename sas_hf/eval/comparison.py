@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .results import EvaluationResult
+from .results import EvaluationResult, is_text
 
 
 METHOD = (
@@ -22,7 +22,8 @@ class PairedDifference:
         difference: mean of second minus first, in the metric's unit.
         stderr: of the difference; `None` for one question.
         low, high: ends of its 95 % confidence interval.
-        num_samples: questions that both answered.
+        num_samples: questions that both answered, or windows of a text that both read.
+        unit: of the three numbers: "share" of one, or "bits per byte".
     """
 
     name: str
@@ -31,6 +32,7 @@ class PairedDifference:
     low: float | None
     high: float | None
     num_samples: int
+    unit: str = "share"
 
     @property
     def significant(self) -> bool:
@@ -42,13 +44,16 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
     """
     Paired differences, second minus first, for every suite's column and average and every other task's metrics.
 
-    Tasks that only one has, and those without a score per question, are left out.
+    Tasks that only one has, those without a score per question, and texts that the models cut into different windows
+    or tokens are left out.
 
     Raises:
         ValueError: when a task of both did not ask the same questions in the same words.
     """
-    for name in (name for name in first.tasks if name in second.tasks):
-        if first.tasks[name].questions != second.tasks[name].questions:
+    shared = {name: task for name, task in first.tasks.items() if name in second.tasks}
+    different = {name for name, task in shared.items() if task.questions != second.tasks[name].questions}
+    for name in different:
+        if not is_text(shared[name]):
             raise ValueError(
                 f"{first.model} and {second.model} were asked different questions in task {name!r} (data, limit or "
                 "examples differ); evaluate them alike to compare them."
@@ -64,10 +69,9 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
         found += cells
         if cells and len(cells) == len(first.suites[name].columns) == len(second.suites[name].columns):
             found.append(_average(name, cells))
-    for name in first.tasks:
-        if name in second.tasks and name not in in_suites:
-            metrics = [metric for metric in first.tasks[name].scores if metric in second.tasks[name].scores]
-            found += [_difference(f"{name}: {metric}", first, second, [name], metric) for metric in metrics]
+    for name in (name for name in shared if name not in different | in_suites):
+        metrics = [metric for metric in first.tasks[name].scores if metric in second.tasks[name].scores]
+        found += [_difference(f"{name}: {metric}", first, second, [name], metric) for metric in metrics]
     return found
 
 
@@ -84,7 +88,8 @@ def _difference(
     stderr = None
     if count > 1:
         stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (count - 1) / count)
-    return _interval(name, mean, stderr, count)
+    unit = "bits per byte" if metric == "bits_per_byte" else "share"
+    return _interval(name, mean, stderr, count, unit)
 
 
 def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:
@@ -94,7 +99,7 @@ def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:
     return _interval(f"{suite}: average", mean, stderr, sum(cell.num_samples for cell in cells))
 
 
-def _interval(name: str, mean: float, stderr: float | None, count: int) -> PairedDifference:
+def _interval(name: str, mean: float, stderr: float | None, count: int, unit: str = "share") -> PairedDifference:
     reach = None if stderr is None else NORMAL_97_5 * stderr
     low, high = (None, None) if reach is None else (mean - reach, mean + reach)
-    return PairedDifference(name, mean, stderr, low, high, count)
+    return PairedDifference(name, mean, stderr, low, high, count, unit)

@@ -8,7 +8,7 @@ import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from .harness import SASHFLM
-from .results import Metric, TaskResult
+from .results import Metric, TaskResult, digest
 
 
 # The context lengths of the SAS paper's perplexity tables and figures.
@@ -153,14 +153,18 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
             requests = [(None, *make_disjoint_window(window)) for window in windows]
             answers = model._loglikelihood_tokens(requests)
             counts = [len(predicted) for _, predicted in windows]
+            losses = [-value for value, _ in answers]
+            bits = len(windows) / num_bytes / math.log(2)  # scales a window's loss so that the mean is bits per byte
             results[f"perplexity@{length}"] = TaskResult(
-                metrics=_metrics([-value for value, _ in answers], counts, num_bytes),
+                metrics=_metrics(losses, counts, num_bytes),
                 num_samples=len(windows),
                 num_available=len(windows),
                 split=text.split if _is_dataset(text) else "",
                 data=text.name,
                 num_fewshot=None,
                 version=None,
+                scores={"bits_per_byte": [loss * bits for loss in losses]},
+                questions=digest(map(str, requests)),
                 details={
                     "context_length": length,
                     "stride": stride,

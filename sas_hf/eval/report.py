@@ -15,7 +15,7 @@ from rich.table import Table
 from ..files import write_atomically
 from .comparison import METHOD, PairedDifference, compare
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
-from .results import EvaluationResult, Metric, TaskResult, finite, save_json
+from .results import EvaluationResult, Metric, TaskResult, finite, is_text, save_json
 
 
 # How a printed row is marked.
@@ -210,19 +210,27 @@ class Report:
         return Grid("Perplexity by context length", header, rows, "; ".join(notes) + ".", text_columns=2)
 
     def _differences(self, label: str) -> Grid:
-        rows = [
-            [
-                each.name,
-                f"{100 * each.difference:+.2f}",
-                "" if each.stderr is None else f"{100 * each.stderr:.2f}",
-                "" if each.low is None else f"[{100 * each.low:+.2f}, {100 * each.high:+.2f}]",
-                f"{each.num_samples:,}",
-                "yes" if each.significant else "no",
-            ]
-            for each in self.comparisons[label]
-        ]
-        header = ["", "difference", "± stderr", "95 % interval", "questions", "beyond chance"]
-        return Grid(f"{label} minus {self.labels[0]}, in points", header, rows, f"Paired: {METHOD}.")
+        rows = []
+        for each in self.comparisons[label]:
+            # Points are per cent of one; bits per byte differ in the fourth decimal.
+            scale, places, unit = (100, 2, "points") if each.unit == "share" else (1, 5, each.unit)
+            difference, stderr, low, high = (
+                None if value is None else f"{scale * value:+.{places}f}"
+                for value in (each.difference, each.stderr, each.low, each.high)
+            )
+            rows.append(
+                [
+                    each.name,
+                    difference,
+                    "" if stderr is None else stderr.removeprefix("+"),
+                    "" if low is None else f"[{low}, {high}]",
+                    unit,
+                    f"{each.num_samples:,}",
+                    "yes" if each.significant else "no",
+                ]
+            )
+        header = ["", "difference", "± stderr", "95 % interval", "in", "questions or windows", "beyond chance"]
+        return Grid(f"{label} minus {self.labels[0]}", header, rows, f"Paired: {METHOD}.")
 
     def _numbers(self) -> Grid:
         rows: list[list[str]] = []
@@ -314,7 +322,7 @@ def _labels(results: list[EvaluationResult]) -> list[str]:
 
 def perplexities(result: EvaluationResult) -> dict[int, TaskResult]:
     """Tasks of perplexity by context length."""
-    return {task.details["context_length"]: task for task in result.tasks.values() if "perplexity" in task.metrics}
+    return {task.details["context_length"]: task for task in result.tasks.values() if is_text(task)}
 
 
 def _percent(score: Metric) -> str:

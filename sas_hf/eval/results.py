@@ -59,6 +59,11 @@ class TaskResult:
     samples: list[dict] | None = None
 
 
+def is_text(task: TaskResult) -> bool:
+    """Whether it is a text's perplexity at one context length."""
+    return "perplexity" in task.metrics
+
+
 @dataclass
 class SuiteColumn:
     """A column of a suite: the metric it shows, its value in per cent of one, and the tasks that it is made of."""

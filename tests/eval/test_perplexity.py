@@ -7,7 +7,8 @@ import torch
 
 import sas_hf.eval.evaluation
 from sas_hf import SASGPTForCausalLM
-from sas_hf.eval import PerplexityText, evaluate
+from sas_hf.eval import PerplexityText, Report, evaluate
+from sas_hf.eval.comparison import compare
 from sas_hf.eval.perplexity import choose_lengths
 
 
@@ -57,6 +58,29 @@ def test_against_a_plain_loop(stride, checkpoint, tokenizer, text_file):
             }
             assert task.num_samples == 1 + math.ceil((tokens - length) / (stride or length))
             assert 0 < task.metrics["nll"].stderr < task.metrics["nll"].value
+
+
+def test_two_models_are_compared_window_by_window(checkpoint, text_file, tmp_path):
+    perturbed = SASGPTForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        perturbed.get_input_embeddings().weight *= 1.05
+    perturbed.save_pretrained(tmp_path / "perturbed")
+    models = [checkpoint, tmp_path / "perturbed"]
+    first, second = evaluate(
+        models, tokenizer=checkpoint, perplexity=PerplexityText(text_file, (32, 64)), device="cpu"
+    )
+    for found in compare(first, second):
+        name = found.name.removesuffix(": bits_per_byte")
+        a, b = first.tasks[name], second.tasks[name]
+        gain = b.metrics["bits_per_byte"].value - a.metrics["bits_per_byte"].value
+        assert found.difference == pytest.approx(gain, rel=1e-9, abs=1e-12) and gain != 0
+        assert (found.unit, found.num_samples) == ("bits per byte", a.num_samples)
+        # The windows' own difficulty, shared by both, is not in it.
+        assert 0 < found.stderr < 0.5 * a.metrics["bits_per_byte"].stderr
+        assert f"| {found.name} | {gain:+.5f} |" in Report([first, second]).markdown()
+    other = evaluate(checkpoint, perplexity=PerplexityText(text_file, (32, 64), stride=16), device="cpu")
+    assert compare(first, second)[0].name == "perplexity@32: bits_per_byte"
+    assert compare(first, other) == []  # other windows: left out, and no reason to refuse the tasks
 
 
 def test_documents_are_one_stream(checkpoint, tokenizer, text, text_file, tmp_path):
