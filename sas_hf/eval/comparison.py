@@ -3,15 +3,18 @@
 import math
 from dataclasses import dataclass
 
+from scipy.stats import t as student_t
+
 from .results import EvaluationResult, is_text
 
 
 METHOD = (
-    "difference of the two models' scores question by question; standard error from their sample variance, 95 % "
-    "confidence interval by the normal approximation (1.96 standard errors); an average over columns has the root of "
-    "the columns' summed squares over their number"
+    "difference of the two models' scores question by question (window by window); standard error from their sample "
+    "variance, 95 % confidence interval by Student's t; an average over columns has the root of the columns' summed "
+    "squares over their number, and the t of the column with the fewest questions"
 )
-NORMAL_97_5 = 1.959963984540054
+# Bits per byte that two models must differ by in a window: less is the rounding of float32.
+BITS_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -83,23 +86,28 @@ def _difference(
         for task in tasks
         for a, b in zip(first.tasks[task].scores[metric], second.tasks[task].scores[metric], strict=True)
     ]
+    unit = "bits per byte" if metric == "bits_per_byte" else "share"
+    if unit != "share":
+        differences = [value if abs(value) > BITS_ROUNDING else 0.0 for value in differences]
     count = len(differences)
     mean = math.fsum(differences) / count
     stderr = None
     if count > 1:
         stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (count - 1) / count)
-    unit = "bits per byte" if metric == "bits_per_byte" else "share"
-    return _interval(name, mean, stderr, count, unit)
+    return _interval(name, mean, stderr, count, count, unit)
 
 
 def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:
     stderrs = [cell.stderr for cell in cells]
     stderr = None if None in stderrs else math.sqrt(math.fsum(value**2 for value in stderrs)) / len(cells)
     mean = math.fsum(cell.difference for cell in cells) / len(cells)
-    return _interval(f"{suite}: average", mean, stderr, sum(cell.num_samples for cell in cells))
+    counts = [cell.num_samples for cell in cells]
+    return _interval(f"{suite}: average", mean, stderr, sum(counts), min(counts))
 
 
-def _interval(name: str, mean: float, stderr: float | None, count: int, unit: str = "share") -> PairedDifference:
-    reach = None if stderr is None else NORMAL_97_5 * stderr
+def _interval(
+    name: str, mean: float, stderr: float | None, count: int, fewest: int, unit: str = "share"
+) -> PairedDifference:
+    reach = None if stderr is None else float(student_t.ppf(0.975, fewest - 1)) * stderr
     low, high = (None, None) if reach is None else (mean - reach, mean + reach)
     return PairedDifference(name, mean, stderr, low, high, count, unit)

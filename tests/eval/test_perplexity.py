@@ -78,6 +78,9 @@ def test_two_models_are_compared_window_by_window(checkpoint, text_file, tmp_pat
         # The windows' own difficulty, shared by both, is not in it.
         assert 0 < found.stderr < 0.5 * a.metrics["bits_per_byte"].stderr
         assert f"| {found.name} | {gain:+.5f} |" in Report([first, second]).markdown()
+    task = second.tasks["perplexity@32"]  # what rounding alone would do is no difference
+    task.scores["bits_per_byte"] = [value + 1e-8 for value in first.tasks["perplexity@32"].scores["bits_per_byte"]]
+    assert (compare(first, second)[0].difference, compare(first, second)[0].significant) == (0.0, False)
     other = evaluate(checkpoint, perplexity=PerplexityText(text_file, (32, 64), stride=16), device="cpu")
     assert compare(first, second)[0].name == "perplexity@32: bits_per_byte"
     assert compare(first, other) == []  # other windows: left out, and no reason to refuse the tasks

@@ -121,7 +121,8 @@ def test_paired_differences(pair):
     each = by_name["sas_table1: ARC-E"]
     assert each.difference == pytest.approx((b - a).mean()) == pytest.approx(0.15)
     assert each.stderr == pytest.approx(np.std(b - a, ddof=1) / math.sqrt(200))
-    assert (each.low, each.high) == pytest.approx((0.15 - 1.96 * each.stderr, 0.15 + 1.96 * each.stderr), abs=1e-5)
+    reach = 1.97196 * each.stderr  # Student's t of 199 degrees of freedom
+    assert (each.low, each.high) == pytest.approx((0.15 - reach, 0.15 + reach), abs=1e-6)
     assert each.significant and each.num_samples == 200
     # Far tighter than two independent means would be.
     assert each.stderr < 0.6 * math.hypot(*(result.tasks["arc_easy"].metrics["acc_norm"].stderr for result in pair))
@@ -129,7 +130,7 @@ def test_paired_differences(pair):
     average = by_name["sas_table1: average"]
     assert (average.difference, average.stderr) == pytest.approx((0.075, each.stderr / 2))
     text = Report(pair).markdown()
-    assert "| sas_table1: ARC-E | +15.00 |" in text and "1.96 standard errors" in text
+    assert "| sas_table1: ARC-E | +15.00 |" in text and "Student's t" in text
 
 
 def test_a_small_gain_is_not_sold_as_one():
@@ -138,6 +139,14 @@ def test_a_small_gain_is_not_sold_as_one():
     second = [1.0] * 52 + [0.0] * 48 + [1.0] * 900
     found = compare(made_up("a", [first, [0.0, 1.0]]), made_up("b", [second, [0.0, 1.0]]))[0]
     assert found.difference == pytest.approx(0.004) and not found.significant
+
+
+def test_few_samples_need_a_larger_difference():
+    """Four questions whose differences are 2.5 standard errors from zero: beyond 1.96, within 3.18 of Student's t."""
+    first = [0.0, 0.0, 0.0, 0.0]
+    second = [0.05, 0.15, 0.2, 0.4]
+    found = compare(made_up("a", [first, [0.0, 1.0]]), made_up("b", [second, [0.0, 1.0]]))[0]
+    assert 1.96 < found.difference / found.stderr < 3.18 and not found.significant
 
 
 def test_different_questions_are_not_compared(pair):
