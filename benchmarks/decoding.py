@@ -43,7 +43,7 @@ class Step:
         positions = torch.arange(past + tokens, device=weight.device)[None]
         all_keys = self.rotary(hidden_states, positions)
         new = tuple(table[:, past:] for table in all_keys)
-        self.layer(hidden_states, new, all_keys if self.base else new, past_key_values=self.cache)
+        self.layer(hidden_states, new, all_keys if self.base else new, cache=self.cache)
 
     def cached_numbers(self) -> int:
         layer = self.cache.layers[0]

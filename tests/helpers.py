@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASViTConfig, SASViTForImageClassification
+from sas_hf.modeling.cache_name import CACHE_NAME
 
 
 GPT_BASE = {
@@ -130,6 +131,11 @@ VIT_VARIANTS = {
     "super": {"attention_type": "super", "token_mixing_init": "normal"},
     "super_mean": {"attention_type": "super", "token_mixing_init": "normal"} | WITHOUT_CLASS_TOKEN,
 }
+
+
+def returned_cache(output):
+    """The cache in a model's output, under the name that the installed version of Transformers gives it."""
+    return getattr(output, CACHE_NAME)
 
 
 def gpt_config(variant: str = "sas_k5_gqa", **overrides) -> SASGPTConfig:

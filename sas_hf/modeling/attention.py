@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .cache_name import either_cache_name
 from .positions import rotate_leading_features
 from .simulation import aggregate_heads, make_simulation
 
@@ -98,7 +99,7 @@ class SASAttention(nn.Module):
         return rotate_leading_features(first, position_embeddings), second
 
     def mix_tokens(
-        self, first: torch.Tensor, past_key_values: Cache | None, token_mixing: tuple[torch.Tensor, ...]
+        self, first: torch.Tensor, cache: Cache | None, token_mixing: tuple[torch.Tensor, ...]
     ) -> list[torch.Tensor]:
         """The state of a kind that mixes tokens, from what `project` gave and the tokens already cached."""
         raise NotImplementedError
@@ -113,13 +114,14 @@ class SASAttention(nn.Module):
         """Whether keys are cached before rotation, so that their positions must be known at every step."""
         return self.caches_state and (self.config.simulates or not self.rotates_state)
 
+    @either_cache_name
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         key_position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -130,7 +132,7 @@ class SASAttention(nn.Module):
             key_position_embeddings: cos and sin `[B, S, R]` of all keys; differs from `position_embeddings` only where
                 keys are rotated at use.
             attention_mask: as `create_causal_mask` makes it.
-            past_key_values: cache to read and extend.
+            cache: to read and extend, also the pool of continuous batching.
             token_mixing: for kinds that mix tokens: positions `[B, T]` of the tokens and `[B, S]` of all keys, and
                 which key each token may see, boolean `[B, 1, T, S]`.
 
@@ -142,28 +144,31 @@ class SASAttention(nn.Module):
         """
         query, *state = self.project(hidden_states)
         if self.mixes_tokens:
-            state = self.mix_tokens(state[0], past_key_values, token_mixing)
+            state = self.mix_tokens(state[0], cache, token_mixing)
         rotated = self.rotates_state and not self.config.simulates
         if rotated:
             state = self.rotate_state(*state, position_embeddings)
 
-        implementation = self.config._attn_implementation
-        if self.rotates_at_use:
-            state = self._update_unrotated(state, past_key_values, kwargs)
-            implementation = implementation.removeprefix("paged|")
-        else:
+        if not self.rotates_at_use:
             key_position_embeddings = position_embeddings
-            if self.caches_state and past_key_values is not None:
-                state = _update_state(past_key_values, self.layer_idx, *state)
+        elif kwargs.get("block_table") is not None:
+            raise ValueError(
+                "Continuous batching asks the attention kernel to read keys from its block table, but this model "
+                "simulates them after the cache. Pass `ContinuousBatchingConfig(max_blocks_per_request=0)`."
+            )
+        if self.caches_state and cache is not None:
+            state = _update_state(cache, self.layer_idx, *state, kwargs)
 
         key, value = self.expand(*state)
         query = rotate_leading_features(self.q_simulation(query), position_embeddings).transpose(1, 2)
         key = self.k_simulation(key)
         key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
         value = self.v_simulation(value).transpose(1, 2)
-        if not self.caches_state and past_key_values is not None:
-            key, value = _update(past_key_values, self.layer_idx, key, value)
+        if not self.caches_state and cache is not None:
+            key, value = _update(cache, self.layer_idx, key, value, kwargs)
 
+        # Every cache was extended above, the pool of continuous batching too: "paged|" asks for nothing more.
+        implementation = self.config._attn_implementation.removeprefix("paged|")
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention_interface(
             self,
@@ -177,40 +182,26 @@ class SASAttention(nn.Module):
         )
         return self.o_proj(aggregate_heads(output, self.num_heads)), weights
 
-    def _update_unrotated(
-        self, state: list[torch.Tensor], past_key_values: Cache | None, kwargs: dict
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Extend the cache by a state that is rotated at use, and return all of it.
 
-        Continuous batching passes its pool as `cache` for the attention function to write to; what that function
-        would receive are simulated heads, which do not fit the pool, so the pool is served here.
-        """
-        pool = kwargs.pop("cache", None)
-        if pool is None:
-            return state if past_key_values is None else _update_state(past_key_values, self.layer_idx, *state)
-        if kwargs.get("block_table") is not None:
-            raise ValueError(
-                "Continuous batching asks the attention kernel to read keys from its block table, but this model "
-                "simulates them after the cache. Pass `ContinuousBatchingConfig(max_blocks_per_request=0)`."
-            )
-        first, second = (tensor.transpose(1, 2) for tensor in state)
-        first, second = pool.update(key_states=first, value_states=second, layer_idx=self.layer_idx, kwargs=kwargs)
-        return first.transpose(1, 2), second.transpose(1, 2)
-
-
-def _update_state(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+def _update_state(
+    cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor, kwargs: dict
+) -> list[torch.Tensor]:
     """Caches hold heads before tokens, states tokens before heads."""
-    states = _update(cache, layer_idx, first.transpose(1, 2), second.transpose(1, 2))
+    states = _update(cache, layer_idx, first.transpose(1, 2), second.transpose(1, 2), kwargs)
     return [tensor.transpose(1, 2) for tensor in states]
 
 
-def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor):
-    """Extend the cache and return all of it; a `ValueError` if it holds something of another form."""
-    held = cache.layers[layer_idx].keys if layer_idx < len(cache.layers) else None
+def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor, kwargs: dict):
+    """Extend the cache and return all of it; a `ValueError` if it holds something of another form.
+
+    The pool of continuous batching takes what it needs from `kwargs`, and leaves there what attention needs.
+    """
+    layers = getattr(cache, "layers", ())  # a pool has none, and its form is checked when it is made
+    held = layers[layer_idx].keys if layer_idx < len(layers) else None
     if held is not None and held.numel() and (held.shape[1], held.shape[3]) != (first.shape[1], first.shape[3]):
         raise ValueError(
-            f"`past_key_values` holds {held.shape[1]} heads of {held.shape[3]} features, but this model caches "
+            f"The cache holds {held.shape[1]} heads of {held.shape[3]} features, but this model caches "
             f"{first.shape[1]} of {first.shape[3]}. Caches that are made from the configuration alone (prefix tuning, "
             "ExecuTorch) need `simulation_cache='base'`, and the form must not change during a generation."
         )
-    return cache.update(first, second, layer_idx)
+    return cache.update(first, second, layer_idx, kwargs=kwargs)

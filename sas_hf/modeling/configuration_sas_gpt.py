@@ -51,7 +51,7 @@ class SASGPTConfig(SASAttentionConfig):
     """
 
     model_type = "sas_gpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     vocab_size: int = 50304
     hidden_size: int = 768

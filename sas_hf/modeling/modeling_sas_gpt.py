@@ -32,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
 from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
+from .cache_name import CACHE_NAME, either_cache_name
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
@@ -100,7 +101,7 @@ class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SASGPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -136,6 +137,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @either_cache_name
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -143,7 +145,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -154,7 +156,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             attention_mask: `[B, S]`, 0 for padding, S counting cached tokens too; or a prepared 4-D mask.
             position_ids: `[B, T]`. Without mask and cache, a position that does not follow its neighbour starts a
                 new packed document, which sees only itself.
-            past_key_values: cache to read and extend.
+            cache: keys and values to read and extend.
             use_cache: return a cache.
 
         Raises:
@@ -171,7 +173,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         attention = self.layers[0].self_attn
         absolute = self.embed_positions is not None or attention.mixes_tokens
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
             if absolute and attention_mask is not None and attention_mask.ndim == 2:
                 # Count real tokens only, so that padding on the left does not move them.
@@ -179,21 +181,21 @@ class SASGPTModel(SASGPTPreTrainedModel):
         if absolute:
             self._check_positions(position_ids)
 
-        mask_inputs = (inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask_inputs = (inputs_embeds, attention_mask, position_ids, cache)
         mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
         if attention.mixes_tokens:
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
             mixing_mask = as_boolean(self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False))
         # After the masks: beside a cache, Transformers would not look for packed documents.
-        if use_cache and past_key_values is None and self.config.is_causal:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None and self.config.is_causal:
+            cache = DynamicCache(config=self.config)
 
         key_positions = position_ids
         rotates_at_use = attention.rotates_at_use and self.rotary_emb is not None
         if rotates_at_use or attention.mixes_tokens:
-            if past_key_values is not None:
-                key_positions = record_key_positions(past_key_values, position_ids.expand(batch_size, -1))
-            elif kwargs.get("cache") is not None:  # the pool of continuous batching
+            if isinstance(cache, Cache):
+                key_positions = record_key_positions(cache, position_ids.expand(batch_size, -1))
+            elif cache is not None:  # the pool of continuous batching
                 key_positions = paged_key_positions(position_ids, **kwargs)
         token_mixing = None if mixing_mask is None else (position_ids, key_positions, mixing_mask)
 
@@ -215,23 +217,20 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 key_position_embeddings=key_position_embeddings if rotates else None,
                 token_mixing=token_mixing,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
-        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
-    def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, past_key_values, skip=True):
+    def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, cache, skip=True):
         """The mask for the attention implementation of `config`; without `skip`, never `None`."""
         if config.is_causal:
             return create_causal_mask(
-                config=config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                config,
+                inputs_embeds,
+                attention_mask,
+                cache if isinstance(cache, Cache) else None,  # the pool of continuous batching comes with its masks
                 position_ids=position_ids,
                 allow_is_causal_skip=skip,
             )
@@ -270,13 +269,14 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @either_cache_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -292,7 +292,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -304,7 +304,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -342,13 +342,14 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPreTrainedModel):
     """The SAS GPT with a linear classifier on the last token or the mean of each row: logits `[B, num_labels]`."""
 
+    @either_cache_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -365,7 +366,7 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -378,7 +379,7 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -405,13 +406,14 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
 class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrainedModel):
     """The SAS GPT with a linear classifier on every token: logits `[B, T, num_labels]`."""
 
+    @either_cache_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -425,7 +427,7 @@ class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrain
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from helpers import MHA_VARIANTS, PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, token_ids
+from helpers import MHA_VARIANTS, PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, returned_cache, token_ids
 from transformers import DynamicCache, StaticCache
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
@@ -49,9 +49,9 @@ def cached(model, cache, ids, cuts, mask=None, positions=None):
             ids[:, piece],
             attention_mask=None if mask is None else mask[:, :stop],
             position_ids=None if positions is None else positions[:, piece],
-            past_key_values=cache,
+            cache=cache,
         )
-        assert output.past_key_values is cache
+        assert returned_cache(output) is cache
         logits.append(output.logits)
         start = stop
     return torch.cat(logits, dim=1)
@@ -158,14 +158,14 @@ def test_cached_shapes(model, new_cache):
 )
 def test_numbers_per_token_at_125m(fields, numbers):
     model = SASGPTForCausalLM(SASGPTConfig(vocab_size=67, num_hidden_layers=1, intermediate_size=8, **fields))
-    cache = model(token_ids(1, 1), use_cache=True).past_key_values
+    cache = returned_cache(model(token_ids(1, 1), use_cache=True))
     assert cache.layers[0].keys.numel() + cache.layers[0].values.numel() == numbers
 
 
 def test_use_cache_decides_whether_a_cache_is_returned():
     model, ids = gpt("sas"), token_ids(1, 5)
-    assert isinstance(model(ids, use_cache=True).past_key_values, DynamicCache)
-    assert model(ids, use_cache=False).past_key_values is None
+    assert isinstance(returned_cache(model(ids, use_cache=True)), DynamicCache)
+    assert returned_cache(model(ids, use_cache=False)) is None
 
 
 ROPE_TYPES = {
@@ -293,6 +293,17 @@ def test_a_cache_of_another_form_is_refused():
     for layer in range(2):
         cache.update(torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8), layer)
     with pytest.raises(ValueError, match=r"holds 4 heads of 8 features.*caches 12 of 12.*simulation_cache='base'"):
-        model(token_ids(1, 2), past_key_values=cache)
+        model(token_ids(1, 2), cache=cache)
     model.config.simulation_cache = "base"
-    model(token_ids(1, 2), past_key_values=cache)
+    model(token_ids(1, 2), cache=cache)
+
+
+def test_the_cache_is_taken_under_both_of_its_names():
+    """As Transformers 5.23's `generate` and older code pass it, and as 5.24's; neither warns."""
+    model, ids = gpt(**SAS), token_ids(1, 4)
+    caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
+    with torch.no_grad():
+        first = model(ids, cache=caches[0]).logits
+        second = model(ids, past_key_values=caches[1]).logits
+    assert torch.equal(first, second)
+    assert [cache.get_seq_length() for cache in caches] == [4, 4]

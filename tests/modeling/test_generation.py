@@ -5,7 +5,7 @@ What was generated is judged by its logits: each step's must equal those of one 
 
 import pytest
 import torch
-from helpers import GPT_VARIANTS, PLAIN_VARIANTS, SAS_VARIANTS, gpt, left_padded, token_ids
+from helpers import CACHE_NAME, GPT_VARIANTS, PLAIN_VARIANTS, SAS_VARIANTS, gpt, left_padded, returned_cache, token_ids
 from transformers import DynamicCache
 
 
@@ -105,8 +105,8 @@ def test_generation_continues_from_a_cache(model):
     ids = token_ids(1, 8)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :5], past_key_values=cache)
-    assert_judged(model, generate(model, ids, do_sample=False, past_key_values=cache))
+        model(ids[:, :5], cache=cache)
+    assert_judged(model, generate(model, ids, do_sample=False, **{CACHE_NAME: cache}))
 
 
 def test_inputs_embeds(model):
@@ -156,7 +156,7 @@ def test_bidirectional_encoder(variant, implementation):
     changed[0, 6] = (changed[0, 6] + 1) % 67
     with torch.no_grad():
         assert (model(ids).logits - model(changed).logits).abs().amax(dim=(0, 2)).min() > 1e-3
-        assert model(ids, use_cache=True).past_key_values is None
+        assert returned_cache(model(ids, use_cache=True)) is None
         for side in (1, -1):
             padded, mask = (tensor[:, ::1] if side == 1 else tensor.flip(1) for tensor in left_padded(10, 6))
             positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import GPT_BASE, scramble
+from helpers import GPT_BASE, returned_cache, scramble
 from plain_references import attention
 from transformers import DynamicCache, StaticCache
 
@@ -105,7 +105,7 @@ def test_cached_logits_equal_uncached_ones_with_left_padding(kind, simulation, f
                 ids[:, start:stop],
                 attention_mask=mask[:, :stop],
                 position_ids=positions[:, start:stop],
-                past_key_values=past,
+                cache=past,
             ).logits
             for start, stop in ((0, 5), (5, 8), (8, 9), (9, 10), (10, 11), (11, 12))
         ]
@@ -138,7 +138,7 @@ def test_cached_numbers_are_the_formulas_and_what_is_really_cached(kind, simulat
             value_width = config.v_head_dim if kind == "mla" else config.head_dim
             expected = heads * ((config.simulated_head_dim or config.query_head_dim) + value_width)
         assert cache_numbers_per_token(config) == expected
-        layer = model(torch.ones(1, 7, dtype=torch.long), use_cache=True).past_key_values.layers[0]
+        layer = returned_cache(model(torch.ones(1, 7, dtype=torch.long), use_cache=True)).layers[0]
         assert (layer.keys.numel() + layer.values.numel()) / 7 == expected
 
 
