@@ -239,4 +239,5 @@ def sas_hf(*arguments) -> subprocess.CompletedProcess:
 
 def python_environment() -> dict[str, str]:
     """The environment of a fresh interpreter on one thread that finds this directory's helpers."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}

@@ -22,7 +22,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(folder: str, kill: bool = False, resume: bool = False) -> Trainer:
+def run(folder: str, kill: bool = False, resume: bool = False, trainer_class=Trainer, **options) -> Trainer:
     torch.set_num_threads(1)
     set_seed(7)
     tokenizer = train_tokenizer()
@@ -30,7 +30,7 @@ def run(folder: str, kill: bool = False, resume: bool = False) -> Trainer:
     config = gpt_config(
         "sas_k5_gqa", vocab_size=len(tokenizer), initializer_range=0.02, hidden_dropout=0.1, attention_dropout=0.1
     )
-    trainer = Trainer(
+    trainer = trainer_class(
         SASGPTForCausalLM(config),
         TrainingArguments(
             folder,
@@ -43,6 +43,7 @@ def run(folder: str, kill: bool = False, resume: bool = False) -> Trainer:
             seed=11,
             disable_tqdm=True,
             report_to="none",
+            **options,
         ),
         train_dataset=[tokenizer(text, truncation=True, max_length=24) for text in real_text()[:50]],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),

@@ -1,0 +1,141 @@
+"""The stock `Trainer`, whose checkpoints are whole or not there.
+
+Killed at any moment, also inside a save, the same command goes on from the last whole checkpoint.
+"""
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+
+
+# Holds a checkpoint while it is written; no reader takes it for one.
+UNFINISHED = ".unfinished"
+
+
+class DurableTrainer(Trainer):
+    """
+    A `Trainer` that loses no work. Arguments as the stock one's.
+
+    - A checkpoint is written aside and renamed when complete; what a killed save left is removed by the next `train`.
+    - `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet, so that the same
+      command serves every start.
+    - SIGTERM (pre-emption) ends the training after the step at hand, with a checkpoint.
+    - A loss that is not finite raises before it can be logged or saved.
+
+    The output folder must be on one file system, as it is unless a checkpoint's folder is a mount of its own.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._saves_aside = False
+        self._finite: torch.Tensor | None = None
+        self.add_callback(SaveOnTermination(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As in `Trainer`.
+
+        Raises:
+            FloatingPointError: when a loss is not finite; names the step and the last whole checkpoint.
+            OSError: when a checkpoint cannot be written (a full disk); those before it stay.
+        """
+        output = Path(self.args.output_dir)
+        if self.args.should_save:
+            shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+        if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):
+            resume_from_checkpoint = None
+        with self._terminating_gently():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _terminating_gently(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: self.accelerator.set_trigger())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # Read only where the device is waited for anyway: to log and to save.
+        finite = torch.isfinite(loss)
+        self._finite = finite if self._finite is None else self._finite & finite
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        if self.control.should_log or self.control.should_save:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _require_finite(self) -> None:
+        finite, self._finite = self._finite, None
+        if finite is None or finite.item():
+            return
+        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        raise FloatingPointError(
+            f"The loss became NaN or infinite by step {self.state.global_step}. "
+            + (f"The last whole checkpoint is {last}. " if last else "There is no checkpoint yet. ")
+            + "A smaller `learning_rate`, a longer warm-up or a smaller `max_grad_norm` may help."
+        )
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._saves_aside else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial) -> None:
+        run = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        unfinished, whole = run / UNFINISHED, run / name
+        self._saves_aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        finally:
+            self._saves_aside = False
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(whole)
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))  # with the name it will have
+            self._finish(unfinished, whole)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, unfinished: Path, whole: Path) -> None:
+        if whole.exists():  # of this step, whole as well
+            shutil.rmtree(unfinished)
+            return
+        os.rename(unfinished / whole.name, whole)
+        unfinished.rmdir()
+
+
+class SaveOnTermination(TrainerCallback):
+    """Once any process was told to end: a checkpoint after the step at hand, then the end of the training."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # All processes must save and stop at the same step, whichever got the signal first.
+        if self.trainer.accelerator.check_trigger():
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,119 @@
+"""Whatever interrupts a training: the same command again ends with the weights of an uninterrupted one."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import interrupted
+import pytest
+import resumable
+import torch
+from helpers import python_environment
+
+from sas_hf import SASGPTForCausalLM
+from sas_hf.training import DurableTrainer
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = resumable.run(str(folder), trainer_class=DurableTrainer, resume=True)
+    assert checkpoints(folder) == ["checkpoint-4", "checkpoint-8", "checkpoint-9"]
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def assert_resumes(folder, whole):
+    resumable.run(str(folder), trainer_class=DurableTrainer, resume=True)
+    resumed = dict(SASGPTForCausalLM.from_pretrained(folder).named_parameters())
+    assert all(torch.equal(resumed[name], parameter) for name, parameter in whole.items())
+    assert not list(folder.glob(".*"))
+
+
+def start(folder, moment, **options):
+    command = [sys.executable, str(Path(interrupted.__file__)), str(folder), moment]
+    return subprocess.run(command, env=python_environment(), check=False, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("moment", interrupted.MOMENTS)
+def test_killed_inside_a_save(moment, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert start(folder, moment).returncode == -signal.SIGKILL
+    renamed = ["checkpoint-8"] if moment == "_finish" else []
+    assert checkpoints(folder) == ["checkpoint-4", *renamed]
+    assert (folder / ".unfinished").exists() != bool(renamed)
+    assert_resumes(folder, whole)
+
+
+def test_told_to_end_it_saves_first(whole, tmp_path):
+    folder = tmp_path / "run"
+    assert start(folder, "SIGTERM").returncode == 0
+    assert checkpoints(folder) == ["checkpoint-4", "checkpoint-7"]  # the step at hand was the seventh
+    assert_resumes(folder, whole)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(whole, tmp_path):
+    """Files may grow to 100 bytes from the second save on, as `ulimit -f` allows."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    class Full(DurableTrainer):
+        def _save_optimizer_and_scheduler(self, output_dir):
+            if self.state.global_step == interrupted.KILLED_SAVE:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write fails as on a full disk
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            resumable.run(str(folder), trainer_class=Full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, before)
+    assert checkpoints(folder) == ["checkpoint-4"] and not (folder / ".unfinished").exists()
+    assert_resumes(folder, whole)
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
+    class Breaking(DurableTrainer):
+        def training_step(self, model, *args, **kwargs):
+            if self.state.global_step == resumable.KILLED_AFTER:
+                with torch.no_grad():
+                    model.get_input_embeddings().weight.fill_(float("nan"))
+            return super().training_step(model, *args, **kwargs)
+
+    with pytest.raises(FloatingPointError, match=r"by step 8\. The last whole checkpoint is .*checkpoint-4"):
+        resumable.run(str(tmp_path), trainer_class=Breaking)
+    assert checkpoints(tmp_path) == ["checkpoint-4"]
+
+
+def test_the_best_checkpoint_is_known_by_the_name_it_got(tmp_path):
+    class Judged(DurableTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, eval_dataset=kwargs["train_dataset"], **kwargs)
+
+        def evaluate(self, *args, **kwargs):
+            metrics = {"eval_loss": 1.0 if self.state.global_step == 4 else 2.0}
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    trainer = resumable.run(
+        str(tmp_path),
+        trainer_class=Judged,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+    assert "checkpoint-4" in checkpoints(tmp_path) and "checkpoint-8" not in checkpoints(tmp_path)
+    best = SASGPTForCausalLM.from_pretrained(tmp_path / "checkpoint-4").named_parameters()
+    trained = dict(trainer.model.named_parameters())
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in best)
