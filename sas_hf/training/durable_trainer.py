@@ -3,6 +3,7 @@
 Killed at any moment, also inside a save, the same command goes on from the last whole checkpoint.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ class DurableTrainer(Trainer):
     - `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet, so that the same
       command serves every start.
     - SIGTERM (pre-emption) ends the training after the step at hand, with a checkpoint.
-    - A loss that is not finite raises before it can be logged or saved.
+    - A loss or gradient that is not finite raises before the weights are saved.
 
     The output folder must be on one file system, as it is unless a checkpoint's folder is a mount of its own.
     """
@@ -45,7 +46,7 @@ class DurableTrainer(Trainer):
         As in `Trainer`.
 
         Raises:
-            FloatingPointError: when a loss is not finite; names the step and the last whole checkpoint.
+            FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
         """
         output = Path(self.args.output_dir)
@@ -74,18 +75,19 @@ class DurableTrainer(Trainer):
         self._finite = finite if self._finite is None else self._finite & finite
         return loss
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm, *args, **kwargs) -> None:
         if self.control.should_log or self.control.should_save:
-            self._require_finite()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+            self._require_finite(grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _require_finite(self) -> None:
+    def _require_finite(self, grad_norm: torch.Tensor | float | None) -> None:
+        """Losses since the last check, and the gradients that made the weights about to be saved."""
         finite, self._finite = self._finite, None
-        if finite is None or finite.item():
+        if (finite is None or finite.item()) and (grad_norm is None or math.isfinite(grad_norm)):
             return
         last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
         raise FloatingPointError(
-            f"The loss became NaN or infinite by step {self.state.global_step}. "
+            f"The loss or its gradients became NaN or infinite by step {self.state.global_step}. "
             + (f"The last whole checkpoint is {last}. " if last else "There is no checkpoint yet. ")
             + "A smaller `learning_rate`, a longer warm-up or a smaller `max_grad_norm` may help."
         )

@@ -48,6 +48,8 @@ def test_killed_inside_a_save(moment, whole, tmp_path):
     renamed = ["checkpoint-8"] if moment == "_finish" else []
     assert checkpoints(folder) == ["checkpoint-4", *renamed]
     assert (folder / ".unfinished").exists() != bool(renamed)
+    if not renamed:  # what is left may be of a step that the next run does not save at
+        (folder / ".unfinished" / "checkpoint-8").rename(folder / ".unfinished" / "checkpoint-7")
     assert_resumes(folder, whole)
 
 
@@ -89,6 +91,21 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
             return super().training_step(model, *args, **kwargs)
 
     with pytest.raises(FloatingPointError, match=r"by step 8\. The last whole checkpoint is .*checkpoint-4"):
+        resumable.run(str(tmp_path), trainer_class=Breaking)
+    assert checkpoints(tmp_path) == ["checkpoint-4"]
+
+
+def test_weights_from_gradients_that_are_not_finite_are_never_saved(tmp_path):
+    """The loss of the eighth step is a number, its gradients are not; the weights of that step would be saved."""
+
+    class Breaking(DurableTrainer):
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            if self.state.global_step == interrupted.KILLED_SAVE - 1:
+                model.get_input_embeddings().weight.grad[0, 0] = float("inf")
+            return loss
+
+    with pytest.raises(FloatingPointError, match=r"gradients became NaN or infinite by step 8"):
         resumable.run(str(tmp_path), trainer_class=Breaking)
     assert checkpoints(tmp_path) == ["checkpoint-4"]
 
