@@ -141,6 +141,15 @@ def test_a_small_gain_is_not_sold_as_one():
     assert found.difference == pytest.approx(0.004) and not found.significant
 
 
+def test_a_task_of_the_harness_may_have_a_perplexity_of_its_own(pair):
+    for result in pair:
+        score = {"perplexity": Metric(12.5, 0.5), "acc": Metric(0.5, 0.1)}
+        result.tasks["lambada_openai"] = TaskResult(score, 4, 4, "test", "x", 0, 1.0, scores={"acc": [0.0, 1.0] * 2})
+    text = Report(pair).markdown()
+    assert "| lambada_openai | perplexity | 12.5000 |" in text and "Perplexity by context length" not in text
+    assert "lambada_openai: acc" in {each.name for each in compare(*pair)}
+
+
 def test_few_samples_need_a_larger_difference():
     """Four questions whose differences are 2.5 standard errors from zero: beyond 1.96, within 3.18 of Student's t."""
     first = [0.0, 0.0, 0.0, 0.0]
