@@ -258,6 +258,7 @@ def evaluate(
 ) -> None:
     """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
     from . import eval as evaluation
+    from .eval.arguments import check_folder
     from .eval.report import require_matplotlib
 
     if (images is not None) == bool(tasks or perplexity):
@@ -266,7 +267,7 @@ def evaluate(
         )
     if report is not None:
         require_matplotlib()
-        report.mkdir(parents=True, exist_ok=True)
+        check_folder("report", report)
     if images is not None:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")

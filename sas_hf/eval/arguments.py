@@ -36,5 +36,19 @@ def check_output(output: str | Path) -> None:
     evaluation."""
     if Path(output).is_dir():
         raise ValueError(f"`output` is {str(output)!r}, a folder; give the name of a JSON file.")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=Path(output).parent).close()
+    check_folder("output", Path(output).parent)
+
+
+def check_folder(field: str, folder: str | Path) -> None:
+    """Raise an `OSError` when no file can be written into a folder, now rather than after the evaluation.
+
+    Nothing is made: a folder that is not there yet is judged by the nearest one above it that is.
+    """
+    path = Path(folder).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise OSError(
+            f"`{field}` is {str(folder)!r}, but no file can be written into {there}: {error.strerror}."
+        ) from error

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..version import versions
 from .answers import AnswerStore, model_identity
-from .arguments import check_arguments, check_output
+from .arguments import check_arguments, check_folder, check_output
 from .harness import SASHFLM
 from .models import Subject, inspect_model, left_as_found
 from .perplexity import PerplexityText, choose_lengths, read_documents, score_text
@@ -116,6 +116,8 @@ def evaluate(
         raise ValueError(f"`num_fewshot` is {num_fewshot}; it must not be negative.")
     if cache is not None and Path(cache).is_file():
         raise ValueError(f"`cache` is {str(cache)!r}, a file; give the name of a folder.")
+    if cache is not None:
+        check_folder("cache", cache)
     check_task_names(names, columns)
     subjects = [inspect_model(model, tokenizer, adapter) for model in models]
     for subject in subjects:

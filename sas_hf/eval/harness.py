@@ -219,17 +219,22 @@ def require_causal(config: PreTrainedConfig, live: bool = False) -> None:
     Args:
         live: whether the model is at hand; else `AutoModelForCausalLM` must know its architecture.
     """
+    known = live or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known and hasattr(config, "image_size"):
+        raise ValueError(
+            f"`model_type` is {config.model_type!r}, which takes images: the tasks need a causal language model. "
+            "`sas-hf eval --images` (`evaluate_images`) scores classifiers of images."
+        )
     for field, value in (("is_causal", False), ("is_encoder_decoder", True)):
         if getattr(config, field, not value) is value:
             raise ValueError(
                 f"`{field}={value}`: the evaluation scores each token given those before it, which needs a causal "
                 "decoder; fine-tune and score this model on a task of its own instead."
             )
-    if not live and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        images = " It takes images, which these tasks are not made of." if hasattr(config, "image_size") else ""
+    if not known:
         raise ValueError(
             f"`model_type` is {config.model_type!r}, which `AutoModelForCausalLM` does not load: the tasks need a "
-            f"causal language model.{images}"
+            "causal language model."
         )
 
 

@@ -99,7 +99,7 @@ def inspect_model(
             raise ImportError(f"{adapter} is a peft adapter, and peft is not installed: pip install peft")
         _require_files(adapter, "an adapter's weights", ADAPTER_WEIGHTS)
     _require_files(model, "configuration", ("config.json",))
-    config = AutoConfig.from_pretrained(model)
+    config = _load_config(model)
     require_causal(config)
     _require_files(model, "weights", WEIGHTS)
     _require_head(model, config)
@@ -146,6 +146,15 @@ def _adapter_base(place: str) -> str | None:
     return base
 
 
+def _load_config(place: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place)
+    except OSError as error:
+        if Path(place).is_dir():
+            raise
+        raise OSError(f"`model` is {place!r}: there is no such folder, and as a Hub id it fails: {error}") from error
+
+
 def _require_files(place: str, kind: str, expected: tuple[str, ...]) -> None:
     if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in expected):
         raise FileNotFoundError(f"`model` is {place!r}, a folder without {kind} ({' or '.join(expected)}).")
@@ -171,7 +180,7 @@ def _load_tokenizer(
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = copy.deepcopy(tokenizer)
     else:
-        places = [str(tokenizer)] if tokenizer else [place for place in places if place]
+        places = [_check_place("tokenizer", tokenizer)] if tokenizer else [place for place in places if place]
         # An adapter's folder need not have one, then its base does; what a Hub id holds is seen when it is read.
         folders = [place for place in places if Path(place).is_dir()]
         with_tokenizer = [place for place in folders if any((Path(place) / name).is_file() for name in TOKENIZERS)]

@@ -1,6 +1,7 @@
 """The report's pictures: bars per benchmark with standard errors, and curves over training and context length."""
 
 import io
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def _bars(
         axes.bar(places, [values[name] for name in benchmarks if name in values], 0.9 * width, **style)
 
     for number, (label, by_name) in enumerate(scores.items()):
-        errors = [100 * (by_name[name].stderr or 0) for name in benchmarks if name in by_name]
+        errors = [100 * _error(by_name[name]) for name in benchmarks if name in by_name]
         values = {name: 100 * score.value for name, score in by_name.items()}
         draw_bars(number, values, yerr=errors, capsize=2, label=label, color=f"C{number % 10}")
     for number, (label, values) in enumerate(printed.items()):
@@ -116,6 +117,11 @@ def _bars(
     return figure
 
 
+def _error(score: Metric) -> float:
+    """What an unknown standard error is drawn as: nothing. A bar of length 0 would say that it is exact."""
+    return math.nan if score.stderr is None else score.stderr
+
+
 def _perplexity_curves(report: Report) -> Figure:
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
@@ -123,10 +129,13 @@ def _perplexity_curves(report: Report) -> Figure:
         tasks = sorted(perplexities(result).items())
         if tasks:
             scores = [task.metrics["perplexity"] for _, task in tasks]
-            errors = [score.stderr or 0 for score in scores]
+            errors = [_error(score) for score in scores]
             lengths = [length for length, _ in tasks]
             axes.errorbar(lengths, [score.value for score in scores], errors, marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2)
+    lengths = sorted({length for result in report.results for length in perplexities(result)})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("perplexity per token")
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,7 +150,7 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
         for result in results:
             for name, score in _headline_numbers(result).items():
                 points = panels.setdefault(name, {}).setdefault(Path(place).name or place, [])
-                points.append((result.step, score.value, score.stderr or 0))
+                points.append((result.step, score.value, _error(score)))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(3.6 * across, 2.8 * down), layout="constrained")

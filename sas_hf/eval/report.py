@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +48,14 @@ class Grid:
             same = [place for place in shown if len(values[place]) == 1 and len(self.rows) > 1 and self.header[place]]
             caption = [f"{self.header[place]}: {next(iter(values[place]))}" for place in same] + caption
             shown = [place for place in shown if place not in same]
-        table = Table(title=escape(self.title), caption=escape("; ".join(caption)))
+        # As narrow as can be: the suites' ten or eleven columns have to be read on a terminal of 80.
+        table = Table(
+            title=escape(self.title),
+            caption=escape("; ".join(caption)),
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         for place in shown:
             justify = "left" if place < self.text_columns else "right"
             table.add_column(escape(self.header[place]), justify=justify, overflow="fold")

@@ -22,6 +22,13 @@ from .harness import silenced
 from .suites import SHIPPED_TASKS, SuiteTaskManager, is_suite, select_columns
 
 
+class DamagedParquetError(ValueError):
+    """A file that is no Parquet file, or not a whole one."""
+
+    def __init__(self, path: str, error: Exception):
+        super().__init__(f"{path} is not a whole Parquet file ({error}); copy or make it again.")
+
+
 @functools.cache
 def task_manager() -> SuiteTaskManager:
     """The harness's index of its own tasks and ours. Made once: reading its 14,000 files takes seconds."""
@@ -165,7 +172,14 @@ def local_source(config: dict, data: Path) -> dict:
 
 def read_parquet_splits(*, data_files: dict[str, str], **_) -> DatasetDict:
     """The splits in memory. Unlike `load_dataset`, it asks no server and keeps no copy that could be out of date."""
-    return DatasetDict({split: Dataset(pq.read_table(path)) for split, path in data_files.items()})
+    return DatasetDict({split: Dataset(_read_table(path)) for split, path in data_files.items()})
+
+
+def _read_table(path: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedParquetError(path, error) from error
 
 
 def check_parquet(path: str) -> None:
@@ -173,7 +187,7 @@ def check_parquet(path: str) -> None:
     try:
         rows = pq.read_metadata(path).num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file ({error}); copy or make it again.") from error
+        raise DamagedParquetError(path, error) from error
     if rows == 0:
         raise ValueError(f"{path} has no rows.")
 
@@ -215,6 +229,8 @@ def load_tasks(
         for name in dict.fromkeys(names):
             try:
                 loaded = manager.load([name])
+            except DamagedParquetError:
+                raise
             except Exception as error:  # a template that misses a column, a function of the task's own: anything
                 if data is None:
                     raise

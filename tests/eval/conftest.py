@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import sas_hf.eval.evaluation
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import make_continuation_task
 from sas_hf.eval.task_loading import leaf_names
@@ -67,6 +68,16 @@ def checkpoint(config, tokenizer, tmp_path_factory):
 @pytest.fixture
 def model(checkpoint):
     return SASGPTForCausalLM.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def never_loaded(monkeypatch):
+    """Fails the test when a model is loaded."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("the model was loaded before the error")
+
+    monkeypatch.setattr(sas_hf.eval.evaluation, "SASHFLM", load)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -21,16 +22,6 @@ import sas_hf.eval.evaluation
 import sas_hf.files
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import Report, evaluate
-
-
-@pytest.fixture
-def never_loaded(monkeypatch):
-    """Fails the test when a model is loaded."""
-
-    def load(*args, **kwargs):
-        raise AssertionError("the model was loaded before the error")
-
-    monkeypatch.setattr(sas_hf.eval.evaluation, "SASHFLM", load)
 
 
 def responses(result):
@@ -179,6 +170,11 @@ def test_missing_checkpoints(data, tmp_path, never_loaded):
             evaluate(model, "arc_easy", data=data)
 
 
+def test_a_name_that_is_neither_folder_nor_on_the_hub(data, never_loaded):
+    with pytest.raises(OSError, match="`model` is 'smolm2': there is no such folder, and as a Hub id it fails"):
+        evaluate("smolm2", "arc_easy", data=data)
+
+
 def test_unusable_models(checkpoint, config, tokenizer, data, tmp_path, never_loaded):
     with pytest.raises(ValueError, match="SASGPTModel, which has no language model head"):
         evaluate(AutoModel.from_pretrained(checkpoint), "arc_easy", data=data, tokenizer=tokenizer)
@@ -192,6 +188,8 @@ def test_unusable_tokenizers(config, model, tokenizer, data, never_loaded):
     fresh = SASGPTForCausalLM(config)
     with pytest.raises(ValueError, match="no tokenizer in ''"):
         evaluate(fresh, "arc_easy", data=data)
+    with pytest.raises(FileNotFoundError, match="`tokenizer` is '/no/such': there is no such folder"):
+        evaluate(fresh, "arc_easy", data=data, tokenizer="/no/such")
     without_end = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="neither `bos_token` nor `eos_token`"):
         evaluate(fresh, "arc_easy", data=data, tokenizer=without_end)
@@ -224,6 +222,20 @@ def test_arguments_that_a_live_model_cannot_follow(model, data, tmp_path, never_
             evaluate(model, "arc_easy", data=data, **arguments)
     with pytest.raises(ValueError, match=r"`output` is .*a folder"):
         evaluate(model, "arc_easy", data=data, output=tmp_path)
+
+
+def test_places_that_cannot_be_written_are_known_first(checkpoint, data, tmp_path, never_loaded):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"`cache` is .*no file can be written into .*file"):
+        evaluate(checkpoint, "arc_easy", data=data, cache=tmp_path / "file" / "cache")
+    with pytest.raises(OSError, match=r"`output` is .*no file can be written into .*file"):
+        evaluate(checkpoint, "arc_easy", data=data, output=tmp_path / "file" / "out" / "result.json")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody, not even root, may write into")
+def test_a_folder_that_is_there_may_be_read_only(checkpoint, data, never_loaded):
+    with pytest.raises(OSError, match=r"`cache` is '/proc', but no file can be written into /proc"):
+        evaluate(checkpoint, "arc_easy", data=data, cache="/proc")
 
 
 def test_data_errors_come_before_the_model(checkpoint, data, never_loaded):

@@ -15,24 +15,19 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import sas_hf.eval.evaluation
-from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASGPTForSequenceClassification
+from sas_hf import (
+    SASGPTConfig,
+    SASGPTForCausalLM,
+    SASGPTForSequenceClassification,
+    SASViTConfig,
+    SASViTForImageClassification,
+)
 from sas_hf.eval import SASHFLM, evaluate
 from sas_hf.eval.evaluation import training_step
 
 
 # What peft asks Transformers for.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-
-@pytest.fixture
-def never_loaded(monkeypatch):
-    """Fails the test when a model is loaded."""
-
-    def load(*args, **kwargs):
-        raise AssertionError("the model was loaded before the error")
-
-    monkeypatch.setattr(sas_hf.eval.evaluation, "SASHFLM", load)
 
 
 @pytest.fixture
@@ -114,10 +109,16 @@ def test_unusable_adapters(checkpoint, adapter, model, tokenizer, data, tmp_path
 
 
 def test_image_models_and_other_heads_are_refused(checkpoint, config, tokenizer, data, tmp_path, never_loaded):
-    vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8)
+    vit_sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    vit_sizes |= {"image_size": 16, "patch_size": 8}
+    vit = ViTConfig(**vit_sizes)
     ViTForImageClassification(vit).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match=r"`model_type` is 'vit'.*causal language model.*takes images"):
+    with pytest.raises(ValueError, match=r"`model_type` is 'vit', which takes images.*--images"):
         evaluate(tmp_path / "vit", "arc_easy", data=data)
+    # Ours, of which `is_causal=False` is true too, but no help.
+    SASViTForImageClassification(SASViTConfig(**vit_sizes)).save_pretrained(tmp_path / "sas_vit")
+    with pytest.raises(ValueError, match=r"`model_type` is 'sas_vit', which takes images.*--images"):
+        evaluate(tmp_path / "sas_vit", "arc_easy", data=data)
     with pytest.raises(ValueError, match="ViTForImageClassification, which has no language model head"):
         evaluate(ViTForImageClassification(vit), "arc_easy", data=data)
     SASGPTForSequenceClassification(config).save_pretrained(tmp_path / "classifier")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import rich.console
+from matplotlib.container import BarContainer
 from typer.testing import CliRunner
 
 from sas_hf.cli import app
@@ -21,7 +22,9 @@ from sas_hf.eval import (
     evaluate,
 )
 from sas_hf.eval.comparison import compare
-from sas_hf.eval.plots import checkpoint_series
+from sas_hf.eval.papers import paper_tables
+from sas_hf.eval.plots import _bars, _perplexity_curves, checkpoint_series
+from sas_hf.eval.report import Grid
 
 
 def made_up(model, answers, parameters=353_450_000, **fields):
@@ -218,11 +221,49 @@ def test_perplexities_have_a_table_and_a_curve(checkpoint, text, tmp_path):
     assert grid.rows[0][2] == f"{value.value:#.4g} ± {value.stderr:#.2g}"
     assert "sliding windows of stride 16" in report.markdown()
     assert {"perplexity.png", "perplexity.svg"} <= {path.name for path in report.save(tmp_path / "report")}
+    (axes,) = _perplexity_curves(report).axes
+    assert axes.get_xticks().tolist() == [32, 64]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["32", "64"]
+
+
+def test_an_unknown_standard_error_is_not_drawn():
+    figure = _bars({"model": {"one question": Metric(1.0, None), "many": Metric(0.5, 0.1)}}, "accuracy, %")
+    bars = next(container for container in figure.axes[0].containers if isinstance(container, BarContainer))
+    for caps in bars.errorbar.lines[1]:
+        assert np.isnan(np.asarray(caps.get_ydata(), float)).tolist() == [True, False]
 
 
 def test_nothing_to_report():
     with pytest.raises(ValueError, match="no results"):
         Report([])
+
+
+def test_the_longest_suite_can_be_read_on_a_narrow_terminal():
+    """80 columns for the nine benchmarks, their average and the paper's rows: no number is broken."""
+    row = ["runs/smollm2-135m", *["100.00 ± 10.00"] * 10]
+    printed = ["paper: SAS 1.5B, 50B tokens", *["66.84"] * 10]
+    columns = [*paper_tables()["8"].columns, "average"]
+    console = rich.console.Console(width=80, file=io.StringIO())
+    console.print(Grid("sas_table8", ["model", *columns], [row, printed]).rich())
+    text = console.file.getvalue()
+    assert text.count("100.00") == text.count("±10.00") == text.count("66.84") == 10
+    assert {"paper:", "tokens"} <= set(text.split())
+
+
+def test_a_report_that_cannot_be_written_is_known_first(checkpoint, data, tmp_path, never_loaded):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "report"):
+        done = CliRunner().invoke(
+            app, ["eval", str(checkpoint), "--tasks", "arc_easy", "--data", str(data), "--report", str(place)]
+        )
+        assert done.exit_code == 1
+        assert "`report` is" in done.output and "no file can be written" in done.output
+
+
+def test_a_mistake_leaves_no_empty_report(checkpoint, data, tmp_path):
+    command = ["eval", str(checkpoint), "--tasks", "nothing", "--data", str(data)]
+    assert CliRunner().invoke(app, [*command, "--report", str(tmp_path / "report")]).exit_code == 1
+    assert not (tmp_path / "report").exists()
 
 
 def test_commands(checkpoint, benchmarks, hub, text, tmp_path):
