@@ -39,8 +39,8 @@ def _check_model(recipe: TrainingRecipe) -> None:
     model = recipe.model
     if (model.config is None) == (model.checkpoint is None):
         raise ValueError(
-            f"`model.config` is {model.config!r} and `model.checkpoint` is {model.checkpoint!r}; give exactly one: the "
-            "name of a configuration for a new model, or a checkpoint to go on from."
+            f"`model.config` is {model.config!r} and `model.checkpoint` is {model.checkpoint!r}; give exactly one: "
+            "the name of a configuration for a new model, or a checkpoint to go on from."
         )
     if model.revision is not None and model.checkpoint is None:
         raise ValueError(
