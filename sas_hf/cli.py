@@ -58,7 +58,7 @@ def explain_errors(command: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
             # Messages may hold brackets, which are not meant as markup.
             name, message = type(error).__name__, escape(str(error))
             Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
@@ -200,6 +200,51 @@ def export(
 
     export_model(model, output, revision=revision, progress=show_progress)
     console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
+
+
+@app.command()
+@explain_errors
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a recipe of the package. Without it: their list.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change, such as training.max_steps=100."),
+    ] = None,
+) -> None:
+    """Train or fine-tune a model as a recipe says; the same command again goes on where a killed run stopped."""
+    from .training.recipe import load_recipe, recipe_names
+
+    if recipe is None:
+        console.print(recipe_table({name: load_recipe(name) for name in recipe_names()}))
+        return
+    chosen = load_recipe(recipe, fields or ())
+    from .training.run import train as run_training
+
+    metrics = run_training(chosen)
+    console.print(metrics_table(metrics))
+    console.print(f"[green]Saved[/green] {chosen.training['output_dir']}")
+
+
+def recipe_table(recipes: dict) -> Table:
+    """The package's recipes, by name."""
+    table = Table(title="Recipes: sas-hf train NAME [FIELD=VALUE ...]")
+    for column in ("name", "task", "model", "data", "output folder"):
+        table.add_column(column)
+    for name, recipe in recipes.items():
+        model = recipe.model.config or recipe.model.checkpoint
+        table.add_row(name, recipe.task, model, str(recipe.data.train), recipe.training["output_dir"])
+    return table
+
+
+def metrics_table(metrics: dict[str, float]) -> Table:
+    table = Table(title="The last of each number")
+    table.add_column("number")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
+    return table
 
 
 @app.command(name="eval")

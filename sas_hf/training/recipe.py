@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainingArguments
+
+from .fields import build, read_yaml
+from .recipe_checks import check_recipe
 
 
 RECIPES = files(__package__) / "recipes"
-TASKS = ("language_modeling", "chat", "image_classification")
 
 
 @dataclass
@@ -28,7 +29,8 @@ class ModelRecipe:
         checkpoint: folder or Hub id of a model to go on from.
         revision: branch, tag or commit of a Hub checkpoint.
         overrides: configuration fields to change.
-        tokenizer: folder or Hub id; the checkpoint's own where `None`.
+        tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
+            is trained on that text.
         lora: fields of peft's `LoraConfig`, such as `{r: 8, target_modules: [q_proj, v_proj]}`.
         trainable: regular expressions; only parameters whose names one of them matches are trained.
     """
@@ -80,7 +82,7 @@ class EvaluationRecipe:
 
     Args:
         tasks: suites or tasks, such as `[sas_table1]`; none: no benchmarks.
-        steps: every so many steps, and at the end; must be a multiple of nothing else.
+        steps: every so many steps, and at the end.
         data: folder of parquet files, for evaluations without a network.
         limit: questions per task.
     """
@@ -97,17 +99,21 @@ class TrainingRecipe:
     A whole recipe.
 
     Args:
-        task: one of `TASKS`.
+        task: "language_modeling", "chat" or "image_classification".
         model, data, evaluation: see there.
+        batch_size: sequences per step over all devices, which sets `gradient_accumulation_steps`; so that the same
+            recipe is the same training on any number of devices. `None`: as `training` says.
         simulation_learning_rate: of the simulation's parameters; `None`: as all others.
-        minimum_learning_rate: where the cosine ends (the papers' floor); `None`: at 0, or as `training` says.
-        training: fields of `TrainingArguments`; `output_dir` among them.
+        minimum_learning_rate: where the cosine ends (the papers' floor); the simulation's rate keeps its ratio to the
+            others', there too. `None`: the schedule that `training` says.
+        training: fields of `TrainingArguments`; `output_dir` among them. `bf16: auto` is bf16 where the device has it.
     """
 
     task: str = "language_modeling"
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    batch_size: int | None = None
     simulation_learning_rate: float | None = None
     minimum_learning_rate: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -124,7 +130,8 @@ def recipe_names() -> list[str]:
 
 def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainingRecipe:
     """
-    Read a recipe.
+    Read a recipe. One that begins with `base: OTHER` has OTHER's fields and changes some: a recipe of the package, or
+    a file beside it.
 
     Args:
         source: a YAML file, or the name of a recipe that comes with the package.
@@ -135,34 +142,60 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         ValueError: for an unknown or misspelt field (with the nearest known one), a value of another type, or a recipe
             that cannot be run.
     """
-    path = Path(source)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif str(source) in recipe_names():
-        text = (RECIPES / f"{source}.yaml").read_text(encoding="utf-8")
-    else:
-        near = difflib.get_close_matches(str(source), recipe_names(), n=3) or recipe_names()
-        raise FileNotFoundError(f"{source} is no file, nor a recipe of the package; those are {', '.join(near)}, ...")
-    try:
-        fields = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{source} must hold fields and values, but holds {type(fields).__name__}.")
+    fields = _read(source, Path())
     for override in overrides:
         _override(fields, override)
-    recipe = _build(TrainingRecipe, fields, "")
+    recipe = recipe_from_dict(fields)
     check_recipe(recipe)
     return recipe
 
 
-def _override(fields: dict, override: str) -> None:
+def recipe_from_dict(fields: dict[str, Any]) -> TrainingRecipe:
+    """A recipe from what `to_dict` made; raises as [`load_recipe`] does, but for recipes that cannot be run."""
+    return build(TrainingRecipe, fields)
+
+
+def _read(source: str | Path, beside: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = beside / source
+    if not path.is_file():
+        if str(source) not in recipe_names():
+            near = difflib.get_close_matches(str(source), recipe_names(), n=3) or recipe_names()
+            raise FileNotFoundError(
+                f"{source} is no file, nor a recipe of the package; those are, for instance, {', '.join(near)}."
+            )
+        path = RECIPES / f"{source}.yaml"
+    if path in seen:
+        raise ValueError(f"{path} is the `base` of itself.")
+    try:
+        fields = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    base = fields.pop("base", None)
+    return fields if base is None else _merge(_read(base, path.parent, (*seen, path)), fields)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _merge(base[name], value) if both else value
+    return merged
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"{override!r} must be of the form FIELD=VALUE, such as training.max_steps=100.")
     *parents, last = name.split(".")
     for parent in parents:
-        fields = fields.setdefault(parent, {})
+        if fields.get(parent) is None:
+            fields[parent] = {}
+        fields = fields[parent]
         if not isinstance(fields, dict):
             raise ValueError(f"{name!r} names a field of {parent!r}, which holds {fields!r}.")
-    fields[last] = yaml.safe_load(value)
+    try:
+        fields[last] = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of {override!r} is no YAML: {error}") from error
