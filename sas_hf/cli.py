@@ -303,7 +303,7 @@ def evaluate(
 ) -> None:
     """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
     from . import eval as evaluation
-    from .eval.report import require_matplotlib
+    from .figures import require_matplotlib
 
     if (images is not None) == bool(tasks or perplexity):
         raise ValueError(
