@@ -29,6 +29,7 @@ class ModelRecipe:
         revision: branch, tag or commit of a Hub checkpoint.
         overrides: configuration fields to change.
         tokenizer: folder or Hub id; the checkpoint's own where `None`.
+        chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.
         lora: fields of peft's `LoraConfig`, such as `{r: 8, target_modules: [q_proj, v_proj]}`.
         trainable: regular expressions; only parameters whose names one of them matches are trained.
     """
@@ -38,6 +39,7 @@ class ModelRecipe:
     revision: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    chat_template: str | None = None
     lora: dict[str, Any] | None = None
     trainable: list[str] | None = None
 
@@ -48,15 +50,18 @@ class DataRecipe:
     What it is trained on.
 
     Args:
-        train: text files, parquet files or a Hub id; for images what `load_image_dataset` takes.
+        train: text files, parquet files or a Hub id; for chats JSONL files, parquet files or a Hub id, with a column
+            `messages`; for images what `load_image_dataset` takes.
         validation: the same, or `None`: the split `validation_split` of `train`.
         config: configuration of a Hub dataset.
         split, validation_split: of the datasets.
         text_column: of parquet files and Hub datasets.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
-        sequence_length: tokens per packed sequence.
-        max_validation_sequences: of the validation text, from its start.
+        sequence_length: tokens per packed sequence; of a chat, those beyond are cut off.
+        max_validation_sequences: of the validation text or chats, from their start.
+        class_names: of the classes of images, in their order; by default the dataset's own.
+        augment: flip and shift the training images at random.
         cache: folder for tokenised and packed text; `None`: that of `datasets`.
     """
 
@@ -70,6 +75,8 @@ class DataRecipe:
     shuffle_buffer: int = 1000
     sequence_length: int = 1024
     max_validation_sequences: int | None = 100
+    class_names: list[str] | None = None
+    augment: bool = True
     cache: str | None = None
 
 
