@@ -31,6 +31,7 @@ class ModelRecipe:
         overrides: configuration fields to change.
         tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
             is trained on that text.
+        chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.
         lora: fields of peft's `LoraConfig`, such as `{r: 8, target_modules: [q_proj, v_proj]}`.
         trainable: regular expressions; only parameters whose names one of them matches are trained.
     """
@@ -40,6 +41,7 @@ class ModelRecipe:
     revision: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    chat_template: str | None = None
     lora: dict[str, Any] | None = None
     trainable: list[str] | None = None
 
@@ -51,7 +53,8 @@ class DataRecipe:
 
     Args:
         train: text files, parquet files (names or patterns), a Hub id, or `"python-reference"`, the text that CPython
-            brings along; for images what `load_image_dataset` takes.
+            brings along; for chats JSONL files, parquet files or a Hub id, with a column `messages`; for images what
+            `load_image_dataset` takes.
         validation: the same; or one of the next two; or nothing is validated.
         validation_split: of the Hub dataset `train`.
         validation_documents: so many documents from the start of `train`, which are then not trained on.
@@ -62,8 +65,10 @@ class DataRecipe:
             one document.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
-        sequence_length: tokens per packed sequence.
-        max_validation_sequences: of the validation text, from its start.
+        sequence_length: tokens per packed sequence; of a chat, those beyond are cut off.
+        max_validation_sequences: of the validation text or chats, from their start.
+        class_names: of the classes of images, in their order; by default the dataset's own.
+        augment: flip and shift the training images at random.
         cache: folder for tokenised and packed text; `None`: that of `datasets`.
     """
 
@@ -79,6 +84,8 @@ class DataRecipe:
     shuffle_buffer: int = 1000
     sequence_length: int = 1024
     max_validation_sequences: int | None = 100
+    class_names: list[str] | None = None
+    augment: bool = True
     cache: str | None = None
 
 
