@@ -11,15 +11,15 @@ from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
 from .adapters import prepare_parameters
-from .durable_trainer import DurableTrainer
+from .optimizer import RecipeTrainer
 from .recipe import RECIPES, DataRecipe, TrainingRecipe
 
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-class DurableSFTTrainer(DurableTrainer, SFTTrainer):
-    """TRL's `SFTTrainer` that loses no work: see [`DurableTrainer`]. Arguments as `SFTTrainer`'s."""
+class DurableSFTTrainer(RecipeTrainer, SFTTrainer):
+    """TRL's `SFTTrainer` that loses no work: see [`RecipeTrainer`]. Arguments as `SFTTrainer`'s."""
 
 
 def make_chat_trainer(

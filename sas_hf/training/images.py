@@ -23,13 +23,13 @@ from ..image_files import with_channels
 from ..modeling import SASViTConfig, SASViTForImageClassification
 from ..modeling.image_processing_sas_vit import SASViTImageProcessor
 from .adapters import prepare_parameters
-from .durable_trainer import DurableTrainer
+from .optimizer import RecipeTrainer
 from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
 
 
 def make_image_trainer(
     recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list[TrainerCallback] | None = None
-) -> DurableTrainer:
+) -> RecipeTrainer:
     """
     What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
 
@@ -49,7 +49,7 @@ def make_image_trainer(
     model, processor = load_classifier(recipe.model, train.features["label"].names)
     channels = getattr(model.config, "num_channels", 3)
     arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
-    return DurableTrainer(
+    return RecipeTrainer(
         prepare_parameters(model, recipe.model),
         arguments,
         train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
