@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
+"""The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -7,12 +7,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from ..checkpoints import read_settings
 from ..configurations import named_config
-from ..text import python_reference, split_text, train_tokenizer
+from ..text import python_reference, train_tokenizer
+from .data import BUILT_IN
 from .fields import check_names
 from .recipe import ModelRecipe, TrainingRecipe
-
-
-PYTHON_REFERENCE = "python-reference"
 
 
 def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
@@ -45,8 +43,8 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: where there is no tokenizer, or one that marks neither the beginning nor the end of a text.
     """
-    if recipe.tokenizer == PYTHON_REFERENCE:
-        return train_tokenizer(split_text(python_reference())[0])
+    if recipe.tokenizer == BUILT_IN:
+        return train_tokenizer(python_reference())
     place = recipe.tokenizer or recipe.checkpoint
     try:
         tokenizer = load_checkpoint_tokenizer(place, None if recipe.tokenizer else recipe.revision)

@@ -51,11 +51,16 @@ class DataRecipe:
     What it is trained on.
 
     Args:
-        train: text files, parquet files or a Hub id; for images what `load_image_dataset` takes.
-        validation: the same, or `None`: the split `validation_split` of `train`.
+        train: text files, parquet files (names or patterns), a Hub id, or `"python-reference"`, the text that CPython
+            brings along; for images what `load_image_dataset` takes.
+        validation: the same; or one of the next two; or nothing is validated.
+        validation_split: of the Hub dataset `train`.
+        validation_documents: so many documents from the start of `train`, which are then not trained on.
         config: configuration of a Hub dataset.
-        split, validation_split: of the datasets.
+        split: of Hub datasets.
         text_column: of parquet files and Hub datasets.
+        document_separator: line that parts the documents of a text file, such as `<|endoftext|>`; `None`: each file is
+            one document.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
         sequence_length: tokens per packed sequence.
@@ -65,10 +70,12 @@ class DataRecipe:
 
     train: str | list[str] | None = None
     validation: str | list[str] | None = None
+    validation_split: str | None = None
+    validation_documents: int | None = None
     config: str | None = None
     split: str = "train"
-    validation_split: str | None = None
     text_column: str = "text"
+    document_separator: str | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000
     sequence_length: int = 1024

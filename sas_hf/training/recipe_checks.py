@@ -61,10 +61,6 @@ def _check_data(recipe: TrainingRecipe) -> None:
     data = recipe.data
     if not data.train:
         raise ValueError("`data.train` is not given; name text files, parquet files or a Hub dataset.")
-    for name, least in {"sequence_length": 2, "shuffle_buffer": 1, "max_validation_sequences": 1}.items():
-        value = getattr(data, name)
-        if value is not None and value < least:
-            raise ValueError(f"`data.{name}` is {value}; it must be at least {least}.")
     if data.streaming and recipe.training.get("max_steps", -1) <= 0:
         raise ValueError("`data.streaming` is true, and a stream has no length; set `training.max_steps`.")
 
@@ -134,8 +130,9 @@ def _check_evaluation(recipe: TrainingRecipe) -> None:
     if evaluation.tasks and recipe.task == "image_classification":
         raise ValueError(f"`evaluation.tasks` is {evaluation.tasks}, benchmarks of language models; leave it empty.")
     evaluates = str(recipe.training.get("eval_strategy", "no")) != "no" or recipe.training.get("eval_on_start")
-    if evaluates and data.validation is None and data.validation_split is None:
+    held_out = data.validation or data.validation_split or data.validation_documents
+    if evaluates and not held_out and recipe.task != "image_classification":  # which finds a test split by itself
         raise ValueError(
             "`training.eval_strategy` asks for evaluations, but there is nothing to evaluate on; give "
-            "`data.validation` or `data.validation_split`."
+            "`data.validation`, `data.validation_split` or `data.validation_documents`."
         )

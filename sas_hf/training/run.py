@@ -74,11 +74,9 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
             f"Told to end at step {state.global_step} of {state.max_steps}; its checkpoint is saved, and the same "
             "command goes on from there."
         )
-    if trainer.eval_dataset is not None and not (
-        state.log_history and _evaluated(state.log_history, state.global_step)
-    ):
+    if trainer.eval_dataset is not None and not _evaluated(state.log_history, state.global_step):
         trainer.evaluate()
-    return _finish(trainer, folder)
+    return _finish(trainer, folder, has_perplexity=recipe.task != "image_classification")
 
 
 def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
@@ -115,6 +113,8 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
         from .images import make_image_trainer
 
         return make_image_trainer(recipe, arguments, callbacks)
+    if recipe.task == "language_modeling":
+        check_data(recipe.data)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_match(recipe, config, tokenizer)
     if recipe.model.lora is not None:
@@ -130,7 +130,6 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
 def _language_trainer(
     recipe: TrainingRecipe, config, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, callbacks: list
 ) -> RecipeTrainer:
-    check_data(recipe.data)
     data = training_data(recipe.data, tokenizer, arguments.seed)
     return RecipeTrainer(
         prepare_parameters(_seeded_model(recipe, config, arguments), recipe.model),
@@ -153,7 +152,7 @@ def _evaluated(history: list[dict], step: int) -> bool:
     return any(entry["step"] == step and "eval_loss" in entry for entry in history)
 
 
-def _finish(trainer: Trainer, folder: Path) -> dict[str, float]:
+def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, float]:
     """Save model and tokenizer, each file whole or not there; the metrics come last and say that the run has ended."""
     aside = folder / ASIDE
     trainer.save_model(str(aside))
@@ -161,7 +160,7 @@ def _finish(trainer: Trainer, folder: Path) -> dict[str, float]:
     metrics = {}
     for entry in trainer.state.log_history:
         metrics |= {name: value for name, value in entry.items() if not name.endswith(NOT_RESULTS)}
-    if "eval_loss" in metrics and trainer.can_return_loss and hasattr(trainer.processing_class, "decode"):
+    if has_perplexity and "eval_loss" in metrics:
         metrics["perplexity"] = perplexity(metrics["eval_loss"])
     if trainer.args.should_save:
         for path in sorted(aside.iterdir()):
