@@ -227,6 +227,40 @@ def train(
     console.print(f"[green]Saved[/green] {chosen.training['output_dir']}")
 
 
+@app.command()
+@explain_errors
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a study of the package. Without it: their list.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE ...]", help="Fields of every recipe to change, such as data.train=a.txt."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study. By default as it says.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
+) -> None:
+    """Train a grid of variants, data and seeds, and compare them; the same command again goes on where it stopped."""
+    from .training.study import load_study, run_study, study_names
+
+    if name is None:
+        table = Table(title="Studies: sas-hf study NAME [FIELD=VALUE ...]")
+        for column in ("name", "variants", "seeds", "figure"):
+            table.add_column(column)
+        for known in study_names():
+            chosen = load_study(known)
+            table.add_row(known, ", ".join(chosen.variants), ", ".join(map(str, chosen.seeds)), chosen.figure)
+        console.print(table)
+        return
+    chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
+    report = run_study(chosen, fields or (), progress=show_progress)
+    for grid in report.grids():
+        console.print(grid.rich())
+    console.print(f"[green]Saved[/green] {chosen.output}")
+
+
 def recipe_table(recipes: dict) -> Table:
     """The package's recipes, by name."""
     table = Table(title="Recipes: sas-hf train NAME [FIELD=VALUE ...]")
@@ -326,7 +360,9 @@ def evaluate(
     if perplexity:
         text = evaluation.PerplexityText(
             perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
-            context_lengths=None if context_lengths is None else parse_lengths(context_lengths),
+            context_lengths=None
+            if context_lengths is None
+            else tuple(parse_numbers(context_lengths, "--context-lengths", "512,1024")),
             stride=stride,
             max_tokens=max_tokens,
             config=text_config,
@@ -388,13 +424,11 @@ def parse_batch_size(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str, option: str, example: str) -> list[int]:
     try:
-        return tuple(int(name) for name in split_names(text))
+        return [int(name) for name in split_names(text)]
     except ValueError as error:
-        raise ValueError(
-            f"`--context-lengths` is {text!r}; it must be numbers with commas, such as 512,1024."
-        ) from error
+        raise ValueError(f"`{option}` is {text!r}; it must be numbers with commas, such as {example}.") from error
 
 
 def split_names(text: str) -> list[str]:

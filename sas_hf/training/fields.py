@@ -18,7 +18,17 @@ WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 6e-4 is one, where YAML 1.1, which PyYAML reads, takes it for text."""
+    """
+    YAML 1.2's numbers: 6e-4 is one, where YAML 1.1, which PyYAML reads, takes it for text. A name that comes twice is
+    an error, where PyYAML takes the last.
+    """
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -31,25 +41,26 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # a safe one
 
 
-def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
+def build(cls: type, values: dict[str, Any], where: str = "", kind: str = "no field of a recipe") -> Any:
     """
     A dataclass, with those inside it, from plain values.
 
     Args:
         where: what the names of its fields begin with in errors, such as "model.".
+        kind: what an unknown field is.
 
     Raises:
         ValueError: for an unknown field (with the nearest known one) or a value of another type.
     """
     hints = typing.get_type_hints(cls)
-    check_names(values, [field.name for field in dataclasses.fields(cls)], where)
+    check_names(values, [field.name for field in dataclasses.fields(cls)], where, kind)
     built = {}
     for name, value in values.items():
         if not dataclasses.is_dataclass(hints[name]):
             check_type(where + name, value, hints[name])
             built[name] = value
         elif isinstance(value, dict):
-            built[name] = build(hints[name], value, f"{where}{name}.")
+            built[name] = build(hints[name], value, f"{where}{name}.", kind)
         else:
             raise ValueError(f"`{where}{name}` is {value!r}; it must hold fields and values.")
     return cls(**built)

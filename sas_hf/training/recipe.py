@@ -3,6 +3,7 @@
 Read, checked and resolved here; nothing is loaded or built.
 """
 
+import copy
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
@@ -142,13 +143,13 @@ def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir() if path.name.endswith(".yaml"))
 
 
-def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainingRecipe:
+def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> TrainingRecipe:
     """
     Read a recipe. One that begins with `base: OTHER` has OTHER's fields and changes some: a recipe of the package, or
     a file beside it.
 
     Args:
-        source: a YAML file, or the name of a recipe that comes with the package.
+        source: a YAML file, the name of a recipe that comes with the package, or what such a file holds.
         overrides: such as `"training.max_steps=100"` or `"model.config=mha-125m"`; the value is YAML.
 
     Raises:
@@ -156,7 +157,7 @@ def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         ValueError: for an unknown or misspelt field (with the nearest known one), a value of another type, or a recipe
             that cannot be run.
     """
-    fields = _read(source, Path())
+    fields = _resolve(source, Path()) if isinstance(source, dict) else _read(source, Path())
     for override in overrides:
         _override(fields, override)
     recipe = recipe_from_dict(fields)
@@ -186,15 +187,21 @@ def _read(source: str | Path, beside: Path, seen: tuple[Path, ...] = ()) -> dict
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    return _resolve(fields, path.parent, (*seen, path))
+
+
+def _resolve(fields: dict[str, Any], beside: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    fields = dict(fields)
     base = fields.pop("base", None)
-    return fields if base is None else _merge(_read(base, path.parent, (*seen, path)), fields)
+    return copy.deepcopy(fields) if base is None else merge(_read(base, beside, seen), fields)
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Fields with some changed, inside of fields too."""
+    merged = copy.deepcopy(base)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        merged[name] = _merge(base[name], value) if both else value
+        merged[name] = merge(base[name], value) if both else value
     return merged
 
 

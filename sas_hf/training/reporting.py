@@ -159,7 +159,7 @@ def read_log(folder: Path) -> list[dict]:
     Raises:
         FileNotFoundError: where there is no log.
     """
-    *lines, unfinished = (Path(folder) / LOG_NAME).read_text(encoding="utf-8").split("\n")
+    *lines, _unfinished = (Path(folder) / LOG_NAME).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]
 
 
