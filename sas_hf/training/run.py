@@ -3,6 +3,7 @@
 The same recipe again goes on where a killed run stopped.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
     log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
     trainer = _make_trainer(recipe, arguments, [log])
-    trainer.simulation_learning_rate = recipe.simulation_learning_rate
+    trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
     for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
         trainer.remove_callback(callback)
     if recipe.evaluation.tasks:
@@ -123,7 +124,8 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
     if recipe.task == "chat":
         from .chat import make_chat_trainer
 
-        return make_chat_trainer(recipe, _seeded_model(recipe, config, arguments), tokenizer, arguments, callbacks)
+        build = functools.partial(_seeded_model, recipe, config, arguments)
+        return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
     return _language_trainer(recipe, config, tokenizer, arguments, callbacks)
 
 
