@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from accelerate import PartialState
 
+from ..figures import require_matplotlib
 from .data import check_data
 from .fields import build, read_yaml
 from .models import check_match, load_config, load_tokenizer
@@ -163,9 +164,12 @@ def run_study(
         InterruptedError: after SIGTERM; the same study goes on from there.
     """
     _check(study)
+    require_matplotlib()
     runs = plan_runs(study, overrides)
     for run in runs:
-        _check_run(run)
+        check_folder(run.folder, run.recipe)
+        if run.seed == study.seeds[0]:  # the others differ in nothing else
+            _check_run(run)
     finished = []
     for number, run in enumerate(runs, 1):
         progress(f"run {number} of {len(runs)}: {run.name}")
@@ -220,7 +224,6 @@ def _check_run(run: Run) -> None:
     """What `train` would refuse, or could not be compared."""
     recipe = run.recipe
     data = recipe.data
-    check_folder(run.folder, recipe)
     try:
         if not (data.validation or data.validation_split or data.validation_documents):
             raise ValueError("`data` has nothing to validate on; give `data.validation` or one of its like.")
