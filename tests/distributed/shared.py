@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from helpers import GPT_VARIANTS, real_text, token_ids, train_tokenizer
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
 from sas_hf import SASGPTForCausalLM
 
@@ -22,7 +22,7 @@ def load(folder: Path, **options) -> SASGPTForCausalLM:
     return SASGPTForCausalLM.from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
-def train(model: SASGPTForCausalLM, folder: Path, processes: int, trainer_class=Trainer, **options) -> list[float]:
+def train(model: SASGPTForCausalLM, folder: Path, processes: int) -> list[float]:
     """The losses of 20 steps of the stock Trainer, whose batches do not depend on the number of processes."""
     tokenizer = train_tokenizer()
     arguments = TrainingArguments(
@@ -38,14 +38,14 @@ def train(model: SASGPTForCausalLM, folder: Path, processes: int, trainer_class=
         seed=11,
         disable_tqdm=True,
         report_to="none",
-        **options,
     )
-    trainer = trainer_class(
+    trainer = Trainer(
         model,
         arguments,
         train_dataset=[tokenizer(text, truncation=True, max_length=24) for text in real_text()[:100]],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -20,8 +20,9 @@ def launched_with(file: str) -> dict[str, str]:
     arguments = launch_command_parser().parse_args(
         ["--config_file", str(FOLDER / file), "--main_process_port", "0", "train.py"]
     )
-    arguments, *_ = _validate_launch_command(arguments)
+    arguments, configuration, _ = _validate_launch_command(arguments)
     if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(configuration.deepspeed_config)
         return prepare_deepspeed_cmd_env(arguments)[1]
     assert arguments.multi_gpu or arguments.use_fsdp
     return prepare_multi_gpu_env(arguments)

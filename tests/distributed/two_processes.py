@@ -1,6 +1,6 @@
 """Training and gradients on two gloo processes: `torchrun --nproc_per_node 2 two_processes.py FOLDER`.
 
-Reads the models and inputs that equality.py left in FOLDER; the first process writes `results.pt`.
+Reads the models and inputs that equality.py left in FOLDER; each process writes what it got, `results-RANK.pt`.
 """
 
 import sys
@@ -18,9 +18,7 @@ def sharded(model: torch.nn.Module) -> list[str]:
 
 
 def whole(tensors: dict) -> dict:
-    return {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
-    }
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
 
 
 def fully_sharded(folder: Path) -> dict:
@@ -38,7 +36,8 @@ def fully_sharded(folder: Path) -> dict:
 def data_parallel(folder: Path) -> dict:
     model = shared.load(folder / "start")
     losses = shared.train(model, folder / "ddp", shared.PROCESSES)
-    return {"losses": losses, "parameters": {name: tensor.detach() for name, tensor in model.named_parameters()}}
+    parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    return {"losses": losses, "sharded": sharded(model), "parameters": parameters}
 
 
 def tensor_parallel(folder: Path, variant: str, ids: torch.Tensor) -> dict:
@@ -55,8 +54,10 @@ def tensor_parallel(folder: Path, variant: str, ids: torch.Tensor) -> dict:
 def pipeline(folder: Path, variant: str, ids: torch.Tensor) -> dict:
     configuration = DistributedConfig(pp_size=2)
     model = shared.load(folder / variant, distributed_config=configuration, dtype=torch.float64)
+    held = [index for index, layer in enumerate(model.model.layers) if list(layer.parameters())]
+    assert held == [dist.get_rank()]  # one layer of two
     with torch.no_grad():
-        return {"logits": model(ids[0]).logits, "parameters": len(list(model.parameters()))}
+        return {"logits": model(ids[0]).logits}
 
 
 if __name__ == "__main__":
@@ -68,6 +69,5 @@ if __name__ == "__main__":
     results["pp"] = {variant: pipeline(folder, variant, ids) for variant in shared.PIPELINE}
     assert dist.get_world_size() == 2
     assert dist.get_backend() == "gloo"
-    if dist.get_rank() == 0:
-        torch.save(results, folder / "results.pt")
+    torch.save(results, folder / f"results-{dist.get_rank()}.pt")
     dist.destroy_process_group()
