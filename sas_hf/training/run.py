@@ -62,7 +62,9 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
         trainer.remove_callback(callback)
     if recipe.evaluation.tasks:
-        trainer.add_callback(Benchmarks(recipe.evaluation, trainer, trainer.processing_class))
+        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class)
+        benchmarks.rehearse()
+        trainer.add_callback(benchmarks)
     if arguments.should_save:
         write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     try:
@@ -157,6 +159,8 @@ def _evaluated(history: list[dict], step: int) -> bool:
 def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, float]:
     """Save model and tokenizer, each file whole or not there; the metrics come last and say that the run has ended."""
     aside = folder / ASIDE
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the final model is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(aside))
     trainer.accelerator.wait_for_everyone()
     metrics = {}
