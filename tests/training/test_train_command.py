@@ -231,6 +231,7 @@ def checkpoint(folder, fields):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 @pytest.mark.parametrize("model", [{"lora": {"r": 2, "target_modules": ["q_proj"]}}, {"trainable": ["_simulation."]}])
 def test_fine_tuning_a_checkpoint_changes_what_it_should(model, fields, tmp_path):
     source = checkpoint(tmp_path / "source", fields)
