@@ -116,7 +116,7 @@ def test_the_command_shows_the_table_of_a_finished_study(whole):
     folder, _ = whole
     shown = sas_hf("study", folder.parent / "study.yaml")
     assert shown.returncode == 0, shown.stderr
-    assert "Study" in shown.stdout and "Student" in shown.stdout and str(folder.name) in shown.stdout
+    assert "Final losses" in shown.stdout and "Student" in shown.stdout and str(folder.name) in shown.stdout
     assert "cpu-kinds" in sas_hf("study").stdout
     wrong = sas_hf("study", "cpu-kind")
     assert wrong.returncode == 1 and "cpu-kinds" in wrong.stderr and "Traceback" not in wrong.stderr
