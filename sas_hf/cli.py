@@ -1,6 +1,7 @@
 """The command `sas-hf`: thin, every command is one public function."""
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -223,6 +224,8 @@ def train(
     from .training.run import train as run_training
 
     metrics = run_training(chosen)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the first
+        return
     console.print(metrics_table(metrics))
     console.print(f"[green]Saved[/green] {chosen.training['output_dir']}")
 

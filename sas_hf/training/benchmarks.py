@@ -33,29 +33,33 @@ class Benchmarks(TrainerCallback):
     `benchmark/<suite or task>/<column or metric>`; whole results go to `benchmarks/step-<n>.json` in the output
     folder, for `sas-hf eval-report`. The training goes on as if there had been no evaluation.
 
-    Every process scores all questions: sharded models need it, others could share the work.
+    Questions longer than the model's context are cut from the left, and counted in the result. Every process scores
+    all questions: sharded models need it, others could share the work.
     """
 
     def __init__(self, recipe: EvaluationRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase):
         self.recipe, self.trainer, self.tokenizer = recipe, trainer, tokenizer
 
-    def on_step_end(self, args, state, control, **kwargs):
-        from ..eval import evaluate
+    def rehearse(self) -> None:
+        """One question of each task, so that missing data shows before the first thousand steps."""
+        self._evaluate(limit=1)
 
+    def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.recipe.steps and state.global_step != state.max_steps:
             return
         file = Path(args.output_dir) / "benchmarks" / f"step-{state.global_step}.json"
-        result = evaluate(
-            self.trainer.model,
-            self.recipe.tasks,
-            tokenizer=self.tokenizer,
-            data=self.recipe.data,
-            limit=self.recipe.limit,
-        )
+        result = self._evaluate(self.recipe.limit)
         result.step = state.global_step
         if state.is_world_process_zero:
             result.save(file)
         self.trainer.log(scores(result))
+
+    def _evaluate(self, limit: float | None):
+        from ..eval import evaluate
+
+        data = self.recipe.data
+        options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True}
+        return evaluate(self.trainer.model, self.recipe.tasks, **options)
 
 
 def scores(result) -> dict[str, float]:

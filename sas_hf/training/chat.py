@@ -1,6 +1,7 @@
 """Instruction fine-tuning on conversations, by TRL's `SFTTrainer`, with checkpoints that are whole or not there."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,19 @@ class DurableSFTTrainer(RecipeTrainer, SFTTrainer):
 
 def make_chat_trainer(
     recipe: TrainingRecipe,
-    model: PreTrainedModel,
+    build_model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
 ) -> DurableSFTTrainer:
     """
-    What trains `model` on the recipe's conversations: on the assistant's turns only, where the chat template can tell
+    What trains a model on the recipe's conversations: on the assistant's turns only, where the chat template can tell
     them from the others (its `{% generation %}` blocks, or a template that TRL knows), else on every token, with a
     warning.
 
     Args:
-        model: causal language model, changed in place; adapters and frozen parameters are added as the recipe says.
+        build_model: gives the causal language model, once nothing of the data is left to refuse; adapters and frozen
+            parameters are added as the recipe says.
         tokenizer: of the model; gets the recipe's chat template, where it has one, to be saved with the model.
         arguments: `TrainingArguments`, or an `SFTConfig` for more of TRL's options. The length is the recipe's.
 
@@ -52,13 +54,14 @@ def make_chat_trainer(
             f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no chat template; give "
             "`model.chat_template` a Jinja file, or `chatml`."
         )
-    _check_sizes(model, tokenizer, data.sequence_length)
     train = load_conversations(data.train, data, data.split)
     validation = None
     if data.validation is not None or data.validation_split is not None:
         validation = load_conversations(data.validation or data.train, data, data.validation_split or data.split)
         validation = validation.take(min(len(validation), data.max_validation_sequences or len(validation)))
 
+    model = build_model()
+    _check_sizes(model, tokenizer, data.sequence_length)
     tokenizer.chat_template = template
     fields = arguments.to_dict() | {
         "hub_token": arguments.hub_token,  # which `to_dict` hides

@@ -31,8 +31,11 @@ ROW = Features({name: List(Value("int32")) for name in ("input_ids", "position_i
 @dataclass
 class TrainingData:
     """
-    What a language model is trained on: rows of `input_ids`, `position_ids` and `labels`, `[T]` each, to be collated by
-    `transformers.default_data_collator`. A collator that adds an attention mask would join the documents of a row.
+    What a language model is trained on: rows of `input_ids`, `position_ids` and `labels`, `[T]` each.
+
+    Collate them by `transformers.default_data_collator`: one that adds an attention mask, as the `Trainer` takes when
+    it is given a tokenizer, joins the documents of a row. FlashAttention keeps them apart in Transformers only in
+    batches of one row (`per_device_train_batch_size=1`); eager, SDPA and flex attention always.
 
     Args:
         train: sequences, or a stream of them without end (then `max_steps` ends the training).
@@ -122,15 +125,18 @@ def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: 
         count = recipe.validation_documents
         held_out = _Documents(documents.dataset.take(count), documents.column, (documents.identity, "first", count))
         documents = _Documents(documents.dataset.skip(count), documents.column, (documents.identity, "after", count))
-    validation = None
-    if held_out is not None:
-        validation = _validation_sequences(held_out, packer, recipe)
+    if held_out is None:
+        validation = None
+    elif recipe.max_validation_sequences is None:
+        validation = _all_sequences(held_out, packer, recipe.cache, "validation")
+    else:
+        validation = _first_sequences(held_out, packer, recipe.max_validation_sequences, "validation")
     if recipe.streaming:
         train = PackedStream(
             documents.dataset, documents.column, tokenizer, recipe.sequence_length, recipe.shuffle_buffer, seed
         )
     else:
-        train = _cached_sequences(documents, packer, recipe, "train")
+        train = _all_sequences(documents, packer, recipe.cache, "train")
     return TrainingData(train, validation)
 
 
@@ -169,9 +175,9 @@ def _check_file(path: Path, column: str, name: str) -> None:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`data.{name}` names {path}, which is damaged or no parquet ({reason}); fetch it again."
-        ) from (error)
+        raise ValueError(f"`data.{name}` names {path}, a damaged parquet file ({reason}); fetch it again.") from (
+            error
+        )
     with file:
         _check_column(column, file.schema_arrow.names, f"{path} of `data.{name}`")
         kind = file.schema_arrow.field(column).type
@@ -243,44 +249,39 @@ def _read_text(paths: list[str], separator: str | None) -> Iterator[dict[str, st
             raise ValueError(f"{path} is no text in UTF-8 ({error}).") from error
 
 
-def _validation_sequences(documents: _Documents, packer: Packer, recipe: DataRecipe) -> Dataset:
-    limit = recipe.max_validation_sequences
-    if limit is None:
-        return _cached_sequences(documents, packer, recipe, "validation")
-    return _some(Dataset.from_list(list(islice(_sequences(documents, packer), limit))), "validation", packer)
+def _first_sequences(documents: _Documents, packer: Packer, limit: int, name: str) -> Dataset:
+    return Dataset.from_list(list(islice(_sequences(documents, packer, name), limit)), features=ROW)
 
 
-def _cached_sequences(documents: _Documents, packer: Packer, recipe: DataRecipe, name: str) -> Dataset:
-    """All sequences, on the disk; made by the first process that asks, and found there by the others and later runs."""
+def _all_sequences(documents: _Documents, packer: Packer, cache: str | None, name: str) -> Dataset:
+    """On the disk; made by the first process that asks, found there by the others and later runs."""
     identity = [documents.identity, documents.column, _identity(packer.tokenizer), packer.start, packer.length]
     try:
-        dataset = Dataset.from_generator(
+        return Dataset.from_generator(
             _sequences,
             features=ROW,
-            cache_dir=recipe.cache,
-            gen_kwargs={"documents": documents, "packer": packer},
+            cache_dir=cache,
+            gen_kwargs={"documents": documents, "packer": packer, "name": name},
             fingerprint=Hasher.hash(identity),
         )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
+        if isinstance(error.__cause__, ValueError):  # one of ours
             raise error.__cause__ from error
         raise
-    return _some(dataset, name, packer)
 
 
-def _sequences(documents: _Documents, packer: Packer) -> Iterator[dict[str, list[int]]]:
+def _sequences(documents: _Documents, packer: Packer, name: str) -> Iterator[dict[str, list[int]]]:
     packer = Packer(packer.tokenizer, packer.length)  # nothing is left of other documents
+    none = True
     for texts in documents.texts():
-        yield from packer.pack(texts)
-
-
-def _some(dataset: Dataset, name: str, packer: Packer) -> Dataset:
-    if not len(dataset):
+        for row in packer.pack(texts):
+            none = False
+            yield row
+    if none:
         raise ValueError(
             f"The documents of `data.{name}` have fewer than `data.sequence_length` = {packer.length} tokens in all; "
             "give more text or a smaller length."
         )
-    return dataset
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:

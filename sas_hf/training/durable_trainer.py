@@ -81,8 +81,8 @@ class DurableTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         batches = super().get_batch_samples(*args, **kwargs)
         if self._resumes_stream_from:
-            # To start a DataLoader draws from the random state, which is therefore restored after the first batches; so
-            # does the stock Trainer where it skips batches itself.
+            # A DataLoader that starts draws from the random state: it is restored after the first batches, as by the
+            # stock Trainer when it skips batches itself.
             self._load_rng_state(self._resumes_stream_from)
             self._resumes_stream_from = None
         return batches
@@ -106,9 +106,7 @@ class DurableTrainer(Trainer):
         return loss
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm, *args, **kwargs) -> None:
-        if isinstance(
-            self.train_dataset, PackedStream
-        ):  # all `max_steps` are one epoch, of which a resumed run knows less
+        if isinstance(self.train_dataset, PackedStream):  # all steps are one epoch, whose start a resumed run misses
             self.state.epoch = self.state.global_step / self.state.max_steps
         if self.control.should_log or self.control.should_save:
             self._require_finite(grad_norm)

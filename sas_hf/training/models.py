@@ -1,5 +1,7 @@
 """The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
 
+import functools
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -22,20 +24,18 @@ def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
         FileNotFoundError: where there is no such checkpoint.
     """
     if recipe.checkpoint is None:
-        check_names(
-            recipe.overrides, named_config(recipe.config).to_dict(), "model.overrides.", "no field of the model"
-        )
-        config = named_config(recipe.config, **recipe.overrides)
+        load = functools.partial(named_config, recipe.config)
     else:
         read_settings(recipe.checkpoint, recipe.revision)  # says what is missing
-        options = {"revision": recipe.revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(recipe.checkpoint, **options)
-        check_names(recipe.overrides, config.to_dict(), "model.overrides.", "no field of the model")
-        config = AutoConfig.from_pretrained(recipe.checkpoint, **options, **recipe.overrides)
+        load = functools.partial(
+            AutoConfig.from_pretrained, recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
+        )
+    config = load()
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "is_causal", True):
         name = recipe.config or recipe.checkpoint
         raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
-    return config
+    check_names(recipe.overrides, config.to_dict(), "model.overrides.", "no field of the model")
+    return load(**recipe.overrides)
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:

@@ -15,10 +15,24 @@ class RecipeTrainer(DurableTrainer):
     after nanoGPT), where the stock Trainer goes by names.
 
     Attributes:
-        simulation_learning_rate: of the simulation's parameters, set before `train`; schedules scale it as the other.
+        simulation_learning_rate: of the simulation's parameters; schedules scale it as the others'.
     """
 
     simulation_learning_rate: float | None = None
+
+    def set_simulation_learning_rate(self, learning_rate: float | None) -> None:
+        """
+        To be called before `train`; `None`: as all others.
+
+        Raises:
+            ValueError: where no parameter of a simulation is trained.
+        """
+        trained = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+        if learning_rate is not None and not any(SIMULATION in name for name in trained):
+            raise ValueError(
+                f"`simulation_learning_rate` is {learning_rate}, but no parameter of a simulation is trained; drop it."
+            )
+        self.simulation_learning_rate = learning_rate
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         # Under ZeRO-3 a parameter's own shape is empty, and its real one is here.
@@ -34,12 +48,7 @@ class RecipeTrainer(DurableTrainer):
 
 
 def split_simulation(optimizer: torch.optim.Optimizer, model: torch.nn.Module, learning_rate: float) -> None:
-    """
-    Give the simulation's parameters groups of their own, behind the others, with that learning rate.
-
-    Raises:
-        ValueError: where the optimizer trains no simulation.
-    """
+    """Give the simulation's parameters groups of their own, behind the others, with that learning rate."""
     simulation = {id(weight) for name, weight in model.named_parameters() if SIMULATION in name}
     others, split = [], []
     for group in optimizer.param_groups:
@@ -49,8 +58,4 @@ def split_simulation(optimizer: torch.optim.Optimizer, model: torch.nn.Module, l
             others.append(group | {"params": outside})
         if inside:
             split.append(group | {"params": inside, "lr": learning_rate})
-    if not split:
-        raise ValueError(
-            f"`simulation_learning_rate` is {learning_rate}, but no parameter of a simulation is trained; drop it."
-        )
     optimizer.param_groups[:] = others + split

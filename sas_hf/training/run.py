@@ -3,6 +3,7 @@
 The same recipe again goes on where a killed run stopped.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -57,11 +58,13 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
     log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
     trainer = _make_trainer(recipe, arguments, [log])
-    trainer.simulation_learning_rate = recipe.simulation_learning_rate
+    trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
     for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
         trainer.remove_callback(callback)
     if recipe.evaluation.tasks:
-        trainer.add_callback(Benchmarks(recipe.evaluation, trainer, trainer.processing_class))
+        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class)
+        benchmarks.rehearse()
+        trainer.add_callback(benchmarks)
     if arguments.should_save:
         write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     try:
@@ -123,7 +126,8 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
     if recipe.task == "chat":
         from .chat import make_chat_trainer
 
-        return make_chat_trainer(recipe, _seeded_model(recipe, config, arguments), tokenizer, arguments, callbacks)
+        build = functools.partial(_seeded_model, recipe, config, arguments)
+        return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
     return _language_trainer(recipe, config, tokenizer, arguments, callbacks)
 
 
@@ -155,6 +159,8 @@ def _evaluated(history: list[dict], step: int) -> bool:
 def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, float]:
     """Save model and tokenizer, each file whole or not there; the metrics come last and say that the run has ended."""
     aside = folder / ASIDE
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the final model is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(aside))
     trainer.accelerator.wait_for_everyone()
     metrics = {}

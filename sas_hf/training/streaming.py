@@ -1,4 +1,4 @@
-"""Packed sequences from documents that are read as they come, and the place of a stream, to go on from after a kill."""
+"""Packed sequences from documents that are read as they come, and their place, to go on from after a kill."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ class PackedStream(torch.utils.data.IterableDataset):
     packed and followed by the next ones: unlike a buffer that is refilled while it is drawn from, this needs no more
     than a place in the files to be taken up again.
 
-    [`DurableTrainer`] writes the state into each checkpoint and restores it: a resumed run opens no file that was
-    passed and reads at most `shuffle_buffer` documents twice. The documents of a single file that come before the
-    place are stepped over by `datasets` without being tokenised.
+    [`DurableTrainer`] writes the state into each checkpoint and restores it: a resumed run tokenises at most
+    `shuffle_buffer` documents twice and opens none of the files that were passed but the last. The documents of one
+    file that come before the place are stepped over by `datasets`.
 
     Every process of a distributed run sees other sequences: accelerate lets the first one read and deals the batches
     out (`dispatch_batches`, its default for streams); without that, each process reads all and keeps its share.
@@ -68,9 +68,10 @@ class PackedStream(torch.utils.data.IterableDataset):
         self.packer = Packer(tokenizer, sequence_length)
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
-        # Where recent blocks of documents begin. A DataLoader reads ahead of the training, so that the place to save is
-        # never the newest.
+        # Where recent blocks of documents begin. A DataLoader reads ahead of the training: the place to save is never
+        # the newest.
         self._blocks: deque[dict[str, Any]] = deque()
+        self._given = 0  # rows, those before the place of the start included
         self._start: dict[str, Any] | None = None
 
     def state_dict(self, rows: int) -> dict[str, Any]:
@@ -83,8 +84,8 @@ class PackedStream(torch.utils.data.IterableDataset):
         """
         while len(self._blocks) > 1 and self._blocks[1]["rows"] <= rows:
             self._blocks.popleft()
-        if not self._blocks or rows < self._blocks[0]["rows"]:
-            raise ValueError(f"Row {rows} is not within what this stream has given.")
+        if not self._blocks or not self._blocks[0]["rows"] <= rows <= self._given:
+            raise ValueError(f"Row {rows} is not within what this stream has given and remembers.")
         return self._blocks[0] | {"rows_to_skip": rows - self._blocks[0]["rows"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,7 +115,7 @@ class PackedStream(torch.utils.data.IterableDataset):
                 texts = [text for text in documents if text]
                 empty = empty and not texts
                 for row in self.packer.pack(texts):
-                    rows += 1
+                    self._given = rows = rows + 1
                     if skip:  # given before the place that this iteration began at
                         skip -= 1
                     else:

@@ -58,7 +58,7 @@ def trainer_of(chats, output, model=None, data=None, tokenizer=None, **options):
     )
     options = {"per_device_train_batch_size": 4, "lr_scheduler_type": "constant", "learning_rate": 1e-2} | options
     arguments = TrainingArguments(str(output), report_to="none", use_cpu=True, disable_tqdm=True, **options)
-    return make_chat_trainer(recipe, SASGPTForCausalLM(config), tokenizer or chat_tokenizer(), arguments)
+    return make_chat_trainer(recipe, lambda: SASGPTForCausalLM(config), tokenizer or chat_tokenizer(), arguments)
 
 
 def test_it_learns_what_the_assistant_says(chats, tmp_path):

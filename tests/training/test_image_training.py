@@ -97,15 +97,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(squares, tmp_path):
     assert [step["step"] for step in json.loads((tmp_path / "part" / "result.json").read_text())["history"]][-1] == 6
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [("mnist-sa", "mnist-sa"), ("imdb-super", "is no image classifier")],
-)
-def test_an_unknown_model_is_refused(squares, tmp_path, model, message):
-    run = train_example(squares, tmp_path / "out", "--model", model)
-    assert run.returncode != 0 and message in run.stderr
-
-
 def image_trainer(output: Path, model: dict, data: dict, **options):
     recipe = TrainingRecipe(task="image_classification", model=ModelRecipe(**model), data=DataRecipe(**data))
     options |= {"per_device_train_batch_size": 20, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
@@ -132,6 +123,8 @@ def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(s
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
+        ({"config": "mnist-sa"}, {}, "There is no configuration named 'mnist-sa'"),
+        ({"config": "imdb-super"}, {}, "`model.config` is 'imdb-super', which is no image classifier"),
         ({}, {}, "needs either `model.config` or `model.checkpoint`"),
         ({"config": "mnist-sas", "checkpoint": "a/b"}, {}, "needs either `model.config` or `model.checkpoint`"),
         ({"config": "mnist-sas"}, {"train": None}, "`data.train` is None; for images it must be one folder or Hub id"),

@@ -11,7 +11,7 @@ from sas_hf.training.optimizer import RecipeTrainer
 def trainer_of(tmp_path, variant="sas_k5_gqa", simulation_learning_rate=None, **options):
     options = {"learning_rate": 1e-3, "weight_decay": 0.1, "use_cpu": True, "report_to": "none"} | options
     trainer = RecipeTrainer(gpt(variant), TrainingArguments(str(tmp_path), **options))
-    trainer.simulation_learning_rate = simulation_learning_rate
+    trainer.set_simulation_learning_rate(simulation_learning_rate)
     return trainer
 
 
@@ -47,7 +47,7 @@ def test_a_rate_for_a_simulation_that_is_not_there(tmp_path):
     with pytest.raises(
         ValueError, match="`simulation_learning_rate` is 0.005, but no parameter of a simulation is tr"
     ):
-        trainer_of(tmp_path, "mha", simulation_learning_rate=5e-3).create_optimizer()
+        trainer_of(tmp_path, "mha", simulation_learning_rate=5e-3)
 
 
 def test_the_cosine_ends_at_its_floor(tmp_path):

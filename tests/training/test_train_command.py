@@ -1,6 +1,7 @@
 """`sas-hf train` on small models: what a run leaves, a kill that costs nothing, refusals before a model is built."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,11 +11,14 @@ import time
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from helpers import assert_identical, python_environment, train_tokenizer
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sas_hf import SASGPTForCausalLM
+from sas_hf.configurations import named_config
 from sas_hf.training.recipe import load_recipe, recipe_from_dict
 from sas_hf.training.run import train
 
@@ -34,7 +38,7 @@ TINY = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-STEPS, SAVE_EVERY = 60, 12
+STEPS, SAVE_EVERY = 36, 6
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,10 @@ def fields(tmp_path_factory):
             "learning_rate": 3e-3,
             "warmup_steps": 5,
             "weight_decay": 0.1,
-            "logging_steps": 12,
+            "logging_steps": SAVE_EVERY,
             "save_steps": SAVE_EVERY,
             "eval_strategy": "steps",
-            "eval_steps": 24,
+            "eval_steps": 15,
             "use_cpu": True,
         },
     }
@@ -107,15 +111,15 @@ def test_a_run_leaves_model_recipe_log_and_curves(whole, file):
     assert load_recipe(folder / "recipe.yaml") == load_recipe(file, [f"training.output_dir={folder}"])
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line["eval_loss"] for line in logged if "eval_loss" in line]
-    assert [line["step"] for line in logged if "eval_loss" in line] == [24, 48, 60]
-    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.5
+    assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30, 36]
+    assert losses == sorted(losses, reverse=True) and losses[0] < math.log(2048) - 0.5
     found = results(folder)
     assert (found["step"], found["eval_loss"]) == (STEPS, losses[-1])
-    assert found["perplexity"] == pytest.approx(torch.tensor(losses[-1], dtype=torch.float64).exp().item())
+    assert found["perplexity"] == pytest.approx(math.exp(losses[-1]))
     assert "eval_loss" in shown and "Saved" in shown
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert isinstance(model, SASGPTForCausalLM) and model.config.num_simulated_heads == 12
-    assert tokenizer("The with statement").input_ids == tokenizer("The with statement").input_ids != []
+    assert tokenizer.decode(tokenizer("The with statement").input_ids) == "The with statement"
 
 
 @pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGTERM])
@@ -181,7 +185,7 @@ def no_model(monkeypatch):
         ("data.sequence_length=65", "`data.sequence_length` is 65, but the model's `max_position_embeddings` is 64"),
         ("model.overrides.vocab_size=2047", "The tokenizer has 2,048 tokens, but the model's `vocab_size` is 2,047"),
         ("model.overrides.num_simulated_head=3", "no field of the model; did you mean .*num_simulated_heads`"),
-        ("model.overrides.num_simulated_heads=3", "num_simulated_heads.* is 3"),
+        ("model.overrides.num_simulated_heads=3", r"`num_simulated_heads` .3. must be a multiple"),
         ("model.config=sas-124m", "no configuration named 'sas-124m'.*sas-125m"),
         ("model.config=mnist-sas", "no causal language model"),
         ("model.tokenizer=./nowhere", "`model.tokenizer` is './nowhere'"),
@@ -193,16 +197,12 @@ def no_model(monkeypatch):
     ],
 )
 def test_refused_before_a_model_is_built(change, message, fields, no_model, tmp_path):
-    from datasets import Dataset
-
     Dataset.from_dict({"texts": ["one"]}).to_parquet(tmp_path / "words.parquet")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields))
+    folder = tmp_path / "run"
     with pytest.raises((ValueError, OSError), match=message):
-        folder = tmp_path / "run"
         changes = [f"training.output_dir={folder}", change.replace("{parquet}", str(tmp_path / "words.parquet"))]
-        if "nowhere.txt" in change or "parquet" in change:
-            changes.append("data.validation_documents=1")
         train(load_recipe(path, changes))
     assert not folder.exists()
 
@@ -224,8 +224,6 @@ def test_an_error_is_one_line(file, tmp_path):
 
 def checkpoint(folder, fields):
     tokenizer = train_tokenizer()
-    from sas_hf.configurations import named_config
-
     SASGPTForCausalLM(named_config("sas-125m", **fields["model"]["overrides"] | {"vocab_size": 400})).save_pretrained(
         folder
     )
@@ -233,6 +231,7 @@ def checkpoint(folder, fields):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 @pytest.mark.parametrize("model", [{"lora": {"r": 2, "target_modules": ["q_proj"]}}, {"trainable": ["_simulation."]}])
 def test_fine_tuning_a_checkpoint_changes_what_it_should(model, fields, tmp_path):
     source = checkpoint(tmp_path / "source", fields)
@@ -244,8 +243,6 @@ def test_fine_tuning_a_checkpoint_changes_what_it_should(model, fields, tmp_path
     before = weights(source)
     if "lora" in model:
         assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
-        from peft import AutoPeftModelForCausalLM
-
         tuned = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run").merge_and_unload().state_dict()
     else:
         tuned = weights(tmp_path / "run")
