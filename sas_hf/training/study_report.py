@@ -113,7 +113,7 @@ class StudyReport:
         header += [f"minus {self.variants[0]}", "95 % interval", "p"]
         return [
             Grid(
-                f"Study: {data}" if data else "Study",
+                f"Final losses: {data}" if data else "Final losses",
                 header,
                 [_row(summary) for summary in self.summaries if summary.data == data],
                 METHOD + ".",

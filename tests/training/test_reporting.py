@@ -114,8 +114,10 @@ def test_resumed_it_is_the_log_of_an_uninterrupted_run(whole, tmp_path):
     killed = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [line["step"] for line in read_log(tmp_path)] == [2, 3, 4, 6, 6]
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('{"step": 7, "los')  # as a kill inside a write leaves it
+    beyond = [line | {"tokens": -1} for line in read_log(tmp_path)[3:]]  # so that a line that stays is known by it
+    kept = (tmp_path / "log.jsonl").read_text().split("\n")[:3]
+    unfinished = '{"step": 7, "los'  # as a kill inside a write leaves it
+    (tmp_path / "log.jsonl").write_text("\n".join([*kept, *map(json.dumps, beyond), unfinished]))
     before = read_log(tmp_path)
     resumable.run(str(tmp_path), trainer_class=Logged, resume=True, **OPTIONS)
     assert timeless(tmp_path) == timeless(whole[0])
