@@ -15,7 +15,6 @@ import matplotlib
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -23,7 +22,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -32,7 +30,7 @@ from transformers import (
 from sas_hf.cli import conversion_table, explain_errors
 from sas_hf.conversion import convert_checkpoint, find_source
 from sas_hf.eval import evaluate, make_continuation_task
-from sas_hf.text import python_reference
+from sas_hf.text import python_reference, split_text, train_tokenizer
 
 
 console = Console()
@@ -92,12 +90,6 @@ def main() -> None:
     unfinished.unlink()
 
 
-def split_text(text: str, every: int = 5, size: int = 4000) -> tuple[str, str]:
-    """Every fifth stretch of the text is held out."""
-    pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    return "".join(piece for i, piece in enumerate(pieces) if i % every), "".join(pieces[::every])
-
-
 class Blocks(Dataset):
     """A text as consecutive blocks of tokens."""
 
@@ -114,17 +106,7 @@ class Blocks(Dataset):
 
 def make_source(training_text: str, held_out: str, folder: Path) -> None:
     """Train a byte-level tokenizer and a Llama of 1.2 million parameters and save them as a checkpoint."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(training_text.splitlines(keepends=True), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    tokenizer = train_tokenizer(training_text)
     set_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -1,6 +1,7 @@
 """The command `sas-hf`: thin, every command is one public function."""
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def explain_errors(command: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
             # Messages may hold brackets, which are not meant as markup.
             name, message = type(error).__name__, escape(str(error))
             Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
@@ -202,6 +203,87 @@ def export(
     console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
 
 
+@app.command()
+@explain_errors
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a recipe of the package. Without it: their list.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE ...]", help="Fields to change, such as training.max_steps=100."),
+    ] = None,
+) -> None:
+    """Train or fine-tune a model as a recipe says; the same command again goes on where a killed run stopped."""
+    from .training.recipe import load_recipe, recipe_names
+
+    if recipe is None:
+        console.print(recipe_table({name: load_recipe(name) for name in recipe_names()}))
+        return
+    chosen = load_recipe(recipe, fields or ())
+    from .training.run import train as run_training
+
+    metrics = run_training(chosen)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the first
+        return
+    console.print(metrics_table(metrics))
+    console.print(f"[green]Saved[/green] {chosen.training['output_dir']}")
+
+
+@app.command()
+@explain_errors
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a study of the package. Without it: their list.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE ...]", help="Fields of every recipe to change, such as data.train=a.txt."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study. By default as it says.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
+) -> None:
+    """Train a grid of variants, data and seeds, and compare them; the same command again goes on where it stopped."""
+    from .training.study import load_study, run_study, study_names
+
+    if name is None:
+        table = Table(title="Studies: sas-hf study NAME [FIELD=VALUE ...]")
+        for column in ("name", "variants", "seeds", "figure"):
+            table.add_column(column)
+        for known in study_names():
+            chosen = load_study(known)
+            table.add_row(known, ", ".join(chosen.variants), ", ".join(map(str, chosen.seeds)), chosen.figure)
+        console.print(table)
+        return
+    chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
+    report = run_study(chosen, fields or (), progress=show_progress)
+    for grid in report.grids():
+        console.print(grid.rich())
+    console.print(f"[green]Saved[/green] {chosen.output}")
+
+
+def recipe_table(recipes: dict) -> Table:
+    """The package's recipes, by name."""
+    table = Table(title="Recipes: sas-hf train NAME [FIELD=VALUE ...]")
+    for column in ("name", "task", "model", "data", "output folder"):
+        table.add_column(column)
+    for name, recipe in recipes.items():
+        model = recipe.model.config or recipe.model.checkpoint
+        table.add_row(name, recipe.task, model, str(recipe.data.train), recipe.training["output_dir"])
+    return table
+
+
+def metrics_table(metrics: dict[str, float]) -> Table:
+    table = Table(title="The last of each number")
+    table.add_column("number")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
+    return table
+
+
 @app.command(name="eval")
 @explain_errors
 def evaluate(
@@ -259,7 +341,7 @@ def evaluate(
     """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
     from . import eval as evaluation
     from .eval.arguments import check_folder
-    from .eval.report import require_matplotlib
+    from .figures import require_matplotlib
 
     if (images is not None) == bool(tasks or perplexity):
         raise ValueError(
@@ -282,7 +364,9 @@ def evaluate(
     if perplexity:
         text = evaluation.PerplexityText(
             perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
-            context_lengths=None if context_lengths is None else parse_lengths(context_lengths),
+            context_lengths=None
+            if context_lengths is None
+            else tuple(parse_numbers(context_lengths, "--context-lengths", "512,1024")),
             stride=stride,
             max_tokens=max_tokens,
             config=text_config,
@@ -344,13 +428,11 @@ def parse_batch_size(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str, option: str, example: str) -> list[int]:
     try:
-        return tuple(int(name) for name in split_names(text))
+        return [int(name) for name in split_names(text)]
     except ValueError as error:
-        raise ValueError(
-            f"`--context-lengths` is {text!r}; it must be numbers with commas, such as 512,1024."
-        ) from error
+        raise ValueError(f"`{option}` is {text!r}; it must be numbers with commas, such as {example}.") from error
 
 
 def split_names(text: str) -> list[str]:

@@ -1,12 +1,11 @@
 """The report's pictures: bars per benchmark with standard errors, and curves over training and context length."""
 
-import io
 import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
+from ..figures import label_axes, save_figure
 from .papers import TABLE_OF_SUITE, paper_tables
 from .report import Report, paper_label, perplexities
 from .results import EvaluationResult, Metric
@@ -27,15 +26,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         figures["perplexity"] = _perplexity_curves(report)
     if series := checkpoint_series(report.results):
         figures["training"] = _training_curves(series)
-    paths = []
-    for name, figure in figures.items():
-        for suffix in (".png", ".svg"):
-            buffer = io.BytesIO()
-            options = {"dpi": 150} if suffix == ".png" else {"metadata": {"Date": None}}
-            figure.savefig(buffer, format=suffix[1:], bbox_inches="tight", **options)
-            write_atomically(folder / (name + suffix), buffer.getvalue())
-            paths.append(folder / (name + suffix))
-    return paths
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder, name)]
 
 
 def checkpoint_series(results: list[EvaluationResult]) -> dict[str, list[EvaluationResult]]:
@@ -136,9 +127,7 @@ def _perplexity_curves(report: Report) -> Figure:
     lengths = sorted({length for result in report.results for length in perplexities(result)})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("context, tokens")
-    axes.set_ylabel("perplexity per token")
-    axes.spines[["top", "right"]].set_visible(False)
+    label_axes(axes, "context, tokens", "perplexity per token")
     axes.legend()
     return figure
 
@@ -159,9 +148,7 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
         for label, points in lines.items():
             steps, values, errors = zip(*points, strict=True)
             axes.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=label)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
+        label_axes(axes, "step", "", title=name)
     figure.axes[0].legend(fontsize=8)
     return figure
 

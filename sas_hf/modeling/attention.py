@@ -180,7 +180,9 @@ class SASAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(aggregate_heads(output, self.num_heads)), weights
+        if self.config.num_simulated_heads is not None:
+            return self.o_proj(aggregate_heads(output, self.num_heads)), weights
+        return self.o_proj(output.flatten(2)), weights  # a part of the heads under tensor parallelism
 
 
 def _update_state(

@@ -5,6 +5,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_attention import SASAttentionConfig, require_choice
+from .parallel_plans import PIPELINE_PARALLEL_PLAN, tensor_parallel_plan
 
 
 @strict
@@ -52,6 +53,7 @@ class SASGPTConfig(SASAttentionConfig):
 
     model_type = "sas_gpt"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
+    base_model_pp_plan = PIPELINE_PARALLEL_PLAN
 
     vocab_size: int = 50304
     hidden_size: int = 768
@@ -93,6 +95,11 @@ class SASGPTConfig(SASAttentionConfig):
             self.attention_output_bias = self.attention_bias
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the base model; it depends on the attention kind."""
+        return tensor_parallel_plan(self)
 
     @property
     def projects_to_cached_heads(self) -> bool:

@@ -170,7 +170,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
         batch_size, length = inputs_embeds.shape[:2]
 
         require_choice(self.config, "simulation_cache", "expanded", "base")  # meant to be changed on a live model
-        attention = self.layers[0].self_attn
+        # Under pipeline parallelism a stage holds some of the layers, the first one also the embeddings.
+        attention = self._any_attention()
         absolute = self.embed_positions is not None or attention.mixes_tokens
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
@@ -201,7 +202,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
 
         position_embeddings = key_position_embeddings = None
         if self.embed_positions is not None:
-            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
+            if isinstance(self.layers[0], SASGPTDecoderLayer):
+                inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
         else:
             position_embeddings = key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
             if key_positions is not position_ids:
@@ -222,6 +224,15 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
+
+    def _any_attention(self) -> SASAttention:
+        for layer in self.layers:
+            if isinstance(layer, SASGPTDecoderLayer):
+                return layer.self_attn
+        raise ValueError(
+            f"This pipeline stage holds none of the `num_hidden_layers` ({self.config.num_hidden_layers}) layers; use "
+            "at most as many stages as layers."
+        )
 
     def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, cache, skip=True):
         """The mask for the attention implementation of `config`; without `skip`, never `None`."""
@@ -261,6 +272,9 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
     """The SAS GPT with a language-modelling head: logits `[B, T, vocab_size]`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: SASGPTConfig):
         super().__init__(config)

@@ -1,7 +1,18 @@
-"""Training that a kill cannot spoil, on the stock `Trainer`, and documents packed into full sequences."""
+"""Training that a kill cannot spoil, on the stock `Trainer`, on documents packed into full sequences."""
 
+from .data import TrainingData, check_data, training_data
 from .durable_trainer import DurableTrainer
 from .packing import pack_documents
+from .recipe import DataRecipe
+from .streaming import PackedStream
 
 
-__all__ = ["DurableTrainer", "pack_documents"]
+__all__ = [
+    "DataRecipe",
+    "DurableTrainer",
+    "PackedStream",
+    "TrainingData",
+    "check_data",
+    "pack_documents",
+    "training_data",
+]

@@ -3,6 +3,7 @@
 Killed at any moment, also inside a save, the same command goes on from the last whole checkpoint.
 """
 
+import json
 import math
 import os
 import shutil
@@ -17,7 +18,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
+from .streaming import PackedStream
 
+
+STREAM_NAME = "stream.json"
 # Holds a checkpoint while it is written; no reader takes it for one.
 UNFINISHED = ".unfinished"
 
@@ -31,6 +35,8 @@ class DurableTrainer(Trainer):
       command serves every start.
     - SIGTERM (pre-emption) ends the training after the step at hand, with a checkpoint.
     - A loss or gradient that is not finite raises before the weights are saved.
+    - The place of a [`PackedStream`] is part of each checkpoint: a resumed run goes on at the right document, without
+      reading those before it. The sizes of a step may then change, which the stock Trainer would count wrongly.
 
     The output folder must be on one file system, as it is unless a checkpoint's folder is a mount of its own.
     """
@@ -39,6 +45,8 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._saves_aside = False
         self._finite: torch.Tensor | None = None
+        self._rows_before, self._steps_before = 0, 0  # of the stream, when this process took it up
+        self._resumes_stream_from: str | None = None
         self.add_callback(SaveOnTermination(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -54,8 +62,30 @@ class DurableTrainer(Trainer):
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):
             resume_from_checkpoint = None
+        self._find_place(get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint)
         with self._terminating_gently():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _find_place(self, checkpoint: str | None) -> None:
+        self._rows_before, self._steps_before, self._resumes_stream_from = 0, 0, None
+        if not isinstance(self.train_dataset, PackedStream):
+            return
+        path = Path(checkpoint or "") / STREAM_NAME
+        self.args.ignore_data_skip = bool(checkpoint) and path.is_file()  # the stream skips by itself
+        if self.args.ignore_data_skip:
+            saved = json.loads(path.read_text())
+            self.train_dataset.load_state_dict(saved["place"])
+            self._rows_before, self._steps_before = saved["rows"], saved["step"]
+            self._resumes_stream_from = checkpoint
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches = super().get_batch_samples(*args, **kwargs)
+        if self._resumes_stream_from:
+            # A DataLoader that starts draws from the random state: it is restored after the first batches, as by the
+            # stock Trainer when it skips batches itself.
+            self._load_rng_state(self._resumes_stream_from)
+            self._resumes_stream_from = None
+        return batches
 
     @contextmanager
     def _terminating_gently(self) -> Iterator[None]:
@@ -76,6 +106,8 @@ class DurableTrainer(Trainer):
         return loss
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm, *args, **kwargs) -> None:
+        if isinstance(self.train_dataset, PackedStream):  # all steps are one epoch, whose start a resumed run misses
+            self.state.epoch = self.state.global_step / self.state.max_steps
         if self.control.should_log or self.control.should_save:
             self._require_finite(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
@@ -114,6 +146,8 @@ class DurableTrainer(Trainer):
             self.state.best_model_checkpoint = str(whole)
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))  # with the name it will have
+            if isinstance(self.train_dataset, PackedStream) and self.is_world_process_zero():
+                (unfinished / name / STREAM_NAME).write_text(json.dumps(self._place()))
             self._finish(unfinished, whole)
             rotate_checkpoints(
                 output_dir=str(run),
@@ -122,6 +156,12 @@ class DurableTrainer(Trainer):
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
+
+    def _place(self) -> dict:
+        """Where the steps are in the stream, which itself was read further ahead."""
+        rows = (self.state.global_step - self._steps_before) * self.get_total_train_batch_size(self.args)
+        rows += self._rows_before
+        return {"step": self.state.global_step, "rows": rows, "place": self.train_dataset.state_dict(rows)}
 
     def _finish(self, unfinished: Path, whole: Path) -> None:
         if whole.exists():  # of this step, whole as well

@@ -1,9 +1,13 @@
 """Documents packed into sequences of one length, so that no token is padding and none sees another document."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+
+
+BATCH = 1000  # documents that the tokenizer gets at once
 
 
 def pack_documents(
@@ -27,35 +31,66 @@ def pack_documents(
     Raises:
         ValueError: for a length below 2, a tokenizer without bos and eos, or texts that fill no sequence.
     """
-    if sequence_length < 2:
-        raise ValueError(f"`sequence_length` is {sequence_length}; it must be at least 2.")
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise ValueError("`tokenizer` has neither a bos nor an eos token to begin documents with.")
+    packer = Packer(tokenizer, sequence_length)
     if any(not isinstance(document, str) for document in documents):
         raise ValueError("`documents` must be texts (strings).")
     dataset = Dataset.from_dict({"text": list(documents)})
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
-    rows = list(_rows(dataset["text"], tokenizer, start, sequence_length))
+    rows = [row for batch in dataset.iter(BATCH) for row in packer.pack(batch["text"])]
     if not rows:
         raise ValueError(f"`documents` have fewer than `sequence_length` = {sequence_length} tokens in all.")
     return Dataset.from_list(rows)
 
 
-def _rows(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, start: int, length: int
-) -> Iterator[dict[str, list[int]]]:
-    tokens: list[int] = []
-    positions: list[int] = []
-    for document in documents:
-        ids = [start, *tokenizer.encode(document, add_special_tokens=False)]
-        while ids:
-            taken = ids[: length - len(tokens)]
-            tokens += taken
-            positions += range(len(taken))  # from 0 in each sequence: none needs more positions than its length
-            ids = ids[len(taken) :]
-            if len(tokens) == length:
+class Packer:
+    """
+    Packs documents as they come, as [`pack_documents`] says.
+
+    Args:
+        tokenizer: of the model.
+        sequence_length: tokens T per sequence.
+
+    Raises:
+        ValueError: for a length below 2, or a tokenizer without bos and eos.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int):
+        if sequence_length < 2:
+            raise ValueError(f"`sequence_length` is {sequence_length}; it must be at least 2.")
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise ValueError("`tokenizer` has neither a bos nor an eos token to begin documents with.")
+        self.tokenizer = tokenizer
+        self.length = sequence_length
+        self.start = start
+        self.tokens: list[int] = []  # of the sequence that is not full yet
+        self.positions: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sequence that is not full yet; numbers alone, for JSON."""
+        return {"tokens": list(self.tokens), "positions": list(self.positions)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokens, self.positions = list(state["tokens"]), list(state["positions"])
+
+    def pack(self, documents: Sequence[str]) -> Iterator[dict[str, list[int]]]:
+        """The sequences that these documents fill, each a row of `input_ids`, `position_ids` and `labels`."""
+        for first in range(0, len(documents), BATCH):
+            texts = list(documents[first : first + BATCH])
+            encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for ids in encoded["input_ids"]:
+                yield from self._pack_tokens([self.start, *ids])
+
+    def _pack_tokens(self, ids: list[int]) -> Iterator[dict[str, list[int]]]:
+        place = 0
+        while place < len(ids):
+            taken = ids[place : place + self.length - len(self.tokens)]
+            place += len(taken)
+            self.tokens += taken
+            self.positions += range(len(taken))  # from 0 in each sequence: none needs more positions than its length
+            if len(self.tokens) == self.length:
+                tokens, positions = self.tokens, self.positions
+                self.tokens, self.positions = [], []
                 labels = [-100 if position == 0 else token for token, position in zip(tokens, positions, strict=True)]
                 yield {"input_ids": tokens, "position_ids": positions, "labels": labels}
-                tokens, positions = [], []

@@ -14,6 +14,8 @@ from test_trainer import KeepGradients
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from sas_hf import SASViTForImageClassification
+from sas_hf.training.images import make_image_trainer
+from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
 
 
 def multi_label(row: int) -> list[float]:
@@ -95,10 +97,45 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(squares, tmp_path):
     assert [step["step"] for step in json.loads((tmp_path / "part" / "result.json").read_text())["history"]][-1] == 6
 
 
+def image_trainer(output: Path, model: dict, data: dict, **options):
+    recipe = TrainingRecipe(task="image_classification", model=ModelRecipe(**model), data=DataRecipe(**data))
+    options |= {"per_device_train_batch_size": 20, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return make_image_trainer(recipe, TrainingArguments(str(output), **options))
+
+
+def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(squares, tmp_path):
+    data = {"train": str(squares), "validation": str(squares), "validation_split": "test"}
+    model = {"config": "mnist-sas", "trainable": ["classifier"], "overrides": {"num_hidden_layers": 1}}
+    trainer = image_trainer(tmp_path, model, data, max_steps=2, save_strategy="no")
+    assert len(trainer.train_dataset) == 200 and len(trainer.eval_dataset) == 60
+    first, again = (trainer.train_dataset[:8]["pixel_values"] for _ in range(2))
+    assert not torch.equal(first, again)
+    first, again = (trainer.eval_dataset[:8]["pixel_values"] for _ in range(2))
+    assert torch.equal(first, again)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    assert not any("layer.1." in name for name in before)
+    trainer.train(resume_from_checkpoint=True)
+    after = trainer.model.named_parameters()
+    changed = {name for name, parameter in after if not torch.equal(parameter, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [("mnist-sa", "mnist-sa"), ("imdb-super", "is no image classifier")],
+    ("model", "data", "message"),
+    [
+        ({"config": "mnist-sa"}, {}, "There is no configuration named 'mnist-sa'"),
+        ({"config": "imdb-super"}, {}, "`model.config` is 'imdb-super', which is no image classifier"),
+        ({}, {}, "needs either `model.config` or `model.checkpoint`"),
+        ({"config": "mnist-sas", "checkpoint": "a/b"}, {}, "needs either `model.config` or `model.checkpoint`"),
+        ({"config": "mnist-sas"}, {"train": None}, "`data.train` is None; for images it must be one folder or Hub id"),
+        ({"config": "mnist-sas"}, {"split": "training"}, "no split 'training'; it has train, test"),
+        ({"config": "mnist-sas"}, {"validation_split": "tests"}, "no split 'tests'; it has train, test"),
+        ({"config": "mnist-sas"}, {"class_names": ["a"]}, "`class_names` has 1 names"),
+        ({"config": "mnist-sas", "trainable": ["clasifier"]}, {}, "'clasifier', which matches no parameter"),
+    ],
 )
-def test_an_unknown_model_is_refused(squares, tmp_path, model, message):
-    run = train_example(squares, tmp_path / "out", "--model", model)
-    assert run.returncode != 0 and message in run.stderr
+def test_other_image_recipes_are_refused(squares, tmp_path, model, data, message):
+    with pytest.raises(ValueError) as error:
+        image_trainer(tmp_path / "out", model, {"train": str(squares)} | data)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,33 @@
+"""What every picture of ours shares: its frame, its labels and how it is saved. Needs matplotlib."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+from .files import write_atomically
+
+
+def require_matplotlib() -> None:
+    """Raise an `ImportError` that says what to install."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("Plots need matplotlib, which is not installed: pip install sas_hf[eval] or sas_hf[train]")
+
+
+def label_axes(axes, across: str, upwards: str, title: str = "") -> None:
+    """Labels of a panel, without the frame's upper and right lines."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(upwards)
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure, folder: Path, name: str) -> list[Path]:
+    """Write a matplotlib `Figure` as `name`.png and `name`.svg, each whole or not at all; returns the files."""
+    paths = []
+    for suffix in (".png", ".svg"):
+        buffer = io.BytesIO()
+        options = {"dpi": 150} if suffix == ".png" else {"metadata": {"Date": None}}
+        figure.savefig(buffer, format=suffix[1:], bbox_inches="tight", **options)
+        write_atomically(folder / (name + suffix), buffer.getvalue())
+        paths.append(folder / (name + suffix))
+    return paths

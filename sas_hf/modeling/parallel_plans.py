@@ -1,0 +1,48 @@
+"""How a SAS GPT is spread over devices: its tensor-parallel and pipeline-parallel plan, as Transformers reads them.
+
+A plan names modules of the base model and how each is split (`transformers.distributed.tensor_parallel`).
+"""
+
+from transformers import PreTrainedConfig
+
+
+# The linear maps of each kind that make its heads. Not named, and so whole on every device: the down-projections of
+# MLA, norms, simulation and token mixing.
+_HEAD_PROJECTIONS = {
+    "mla": ("q_b_proj", "kv_b_proj"),
+    "tpa": tuple(f"{side}_{factor}_proj" for side in "qkv" for factor in ("head", "feature")),
+    "optimised": ("q_proj", "k_proj"),
+    "efficient": ("q_proj",),
+    "super": ("q_proj",),
+}
+
+PIPELINE_PARALLEL_PLAN = {
+    "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+    "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+    "norm": (["hidden_states"], ["hidden_states"]),
+}
+
+
+def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """
+    The way to split each module of a base model with this configuration, by the module's name.
+
+    Where heads have nothing in common (MHA and GQA without simulation and norm), each device computes its own heads
+    from projection to output, as in Llama; their number must then be a multiple of the devices'. Everything else mixes
+    heads or learns parameters that they share. There each device computes a part of the projections, all gather them,
+    simulate and attend whole, and split again for the output projection, as in OLMo 2: parameters that are not split
+    see all heads on every device, so their gradients are those of one device, also when they are accumulated.
+    """
+    apart = (
+        config.attention_type in ("mha", "gqa")
+        and config.num_key_value_heads > 1
+        and not config.simulates
+        and config.qk_norm is None
+    )
+    names = _HEAD_PROJECTIONS.get(config.attention_type, ("q_proj", "k_proj", "v_proj"))
+    plan = {f"layers.*.self_attn.{name}": "colwise" if apart else "colwise_gather_output" for name in names}
+    plan["layers.*.self_attn.o_proj"] = "rowwise" if apart else "rowwise_split_input"
+    for name in ("gate_proj", "up_proj") if config.mlp_type == "gated" else ("up_proj",):
+        plan[f"layers.*.mlp.{name}"] = "colwise"
+    plan["layers.*.mlp.down_proj"] = "rowwise"
+    return plan

@@ -1,0 +1,100 @@
+"""Which parameters a recipe trains: all, those whose names match, or low-rank adapters (peft's LoRA)."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from .recipe import ModelRecipe
+
+
+def prepare_parameters(model: PreTrainedModel, recipe: ModelRecipe) -> PreTrainedModel | PeftModel:
+    """
+    The model to train: with adapters where the recipe has `lora`, else itself, with `trainable` obeyed.
+
+    Raises:
+        ValueError: for a recipe with both, and as [`add_lora`] and [`choose_trainable`].
+    """
+    if recipe.lora is not None and recipe.trainable is not None:
+        raise ValueError("`model.lora` and `model.trainable` exclude each other; LoRA has `modules_to_save`.")
+    if recipe.lora is not None:
+        return add_lora(model, recipe.lora)
+    if recipe.trainable is not None:
+        choose_trainable(model, recipe.trainable)
+    return model
+
+
+def lora_config(fields: dict[str, Any]) -> LoraConfig:
+    """
+    The fields as peft's configuration; needs no model, so that a recipe can be checked first.
+
+    Raises:
+        ValueError: for a field that `LoraConfig` does not have (with the nearest one), for values that it refuses, or
+            without `target_modules`.
+    """
+    known = [field.name for field in dataclasses.fields(LoraConfig) if field.init]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
+            raise ValueError(f"`model.lora` has no field {name!r}{hint}")
+    if not fields.get("target_modules"):
+        raise ValueError(
+            "`model.lora.target_modules` is missing; name the layers, such as [q_proj, v_proj], or all-linear."
+        )
+    try:
+        return LoraConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`model.lora` is {fields}, which peft refuses: {error}") from error
+
+
+def add_lora(model: PreTrainedModel, fields: dict[str, Any]) -> PeftModel:
+    """
+    Put low-rank adapters on a model; nothing else trains.
+
+    Args:
+        fields: of `LoraConfig`. `task_type` is "CAUSAL_LM" by default for models that generate.
+
+    Raises:
+        ValueError: as [`lora_config`], or for a target that no layer of the model is named by.
+    """
+    task = {"task_type": "CAUSAL_LM"} if model.can_generate() else {}
+    config = lora_config(task | fields)
+    layers = [name for name, _ in model.named_modules()]
+    for field in ("target_modules", "modules_to_save"):
+        wanted = getattr(config, field) or []
+        for target in [] if isinstance(wanted, str) else wanted:  # a string is an expression, which peft checks
+            if not any(name == target or name.endswith(f".{target}") for name in layers):
+                endings = sorted({name.rpartition(".")[2] for name in layers if name[-1:].isalpha()})
+                near = difflib.get_close_matches(target, endings, n=1) or endings
+                raise ValueError(f"`model.lora.{field}` names {target!r}, but no layer: there is {', '.join(near)}.")
+    return get_peft_model(model, config)
+
+
+def choose_trainable(model: nn.Module, patterns: list[str]) -> None:
+    """
+    Train only the parameters whose names one of the regular expressions matches anywhere (`re.search`).
+
+    Raises:
+        ValueError: for a pattern that is no regular expression or that no parameter matches; nothing is changed then.
+    """
+    if isinstance(patterns, str) or not patterns:
+        raise ValueError(f"`model.trainable` is {patterns!r}; it must be a list of regular expressions.")
+    named = dict(model.named_parameters(remove_duplicate=False))  # tied ones by each of their names
+    chosen = set()
+    for pattern in patterns:
+        try:
+            matching = {name for name in named if re.search(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"`model.trainable` has {pattern!r}, which is no regular expression: {error}.") from error
+        if not matching:
+            some = ", ".join(list(named)[:5])
+            raise ValueError(f"`model.trainable` has {pattern!r}, which matches no parameter; there are {some}, ...")
+        chosen |= matching
+    model.requires_grad_(False)
+    for name in chosen:
+        named[name].requires_grad_(True)

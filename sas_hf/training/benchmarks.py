@@ -1,0 +1,76 @@
+"""Benchmarks of the model at hand while it is trained, through `sas_hf.eval`."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from .recipe import EvaluationRecipe
+
+
+def check_benchmarks(recipe: EvaluationRecipe) -> None:
+    """
+    Raises:
+        ImportError: without the packages of the evaluation.
+        ValueError: for a task that there is not (with the nearest known one).
+        FileNotFoundError: where there is no folder `data`.
+    """
+    if not recipe.tasks:
+        return
+    try:
+        from ..eval.task_loading import check_task_names
+    except ImportError as error:
+        raise ImportError(
+            f'`evaluation.tasks` needs the extra "eval" ({error}): pip install "sas_hf[eval]"'
+        ) from error
+    check_task_names(recipe.tasks)
+    if recipe.data is not None and not Path(recipe.data).is_dir():
+        raise FileNotFoundError(f"`evaluation.data` is {recipe.data!r}: there is no such folder.")
+
+
+class Benchmarks(TrainerCallback):
+    """
+    Scores the live model every `recipe.steps` steps and at the end, and logs accuracies as
+    `benchmark/<suite or task>/<column or metric>`; whole results go to `benchmarks/step-<n>.json` in the output
+    folder, for `sas-hf eval-report`. The training goes on as if there had been no evaluation.
+
+    Questions longer than the model's context are cut from the left, and counted in the result. Every process scores
+    all questions: sharded models need it, others could share the work.
+    """
+
+    def __init__(self, recipe: EvaluationRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase):
+        self.recipe, self.trainer, self.tokenizer = recipe, trainer, tokenizer
+
+    def rehearse(self) -> None:
+        """One question of each task, so that missing data shows before the first thousand steps."""
+        self._evaluate(limit=1)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.recipe.steps and state.global_step != state.max_steps:
+            return
+        file = Path(args.output_dir) / "benchmarks" / f"step-{state.global_step}.json"
+        result = self._evaluate(self.recipe.limit)
+        result.step = state.global_step
+        if state.is_world_process_zero:
+            result.save(file)
+        self.trainer.log(scores(result))
+
+    def _evaluate(self, limit: float | None):
+        from ..eval import evaluate
+
+        data = self.recipe.data
+        options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True}
+        return evaluate(self.trainer.model, self.recipe.tasks, **options)
+
+
+def scores(result) -> dict[str, float]:
+    """Of an `EvaluationResult`: each suite's columns and average, and the metrics of tasks outside suites."""
+    found, inside = {}, set()
+    for name, suite in result.suites.items():
+        found[f"{name}/average"] = suite.average.value
+        for label, column in suite.columns.items():
+            found[f"{name}/{label}"] = column.score.value
+            inside |= set(column.tasks)
+    for name, task in result.tasks.items():
+        if name not in inside:
+            found |= {f"{name}/{metric}": score.value for metric, score in task.metrics.items()}
+    return {f"benchmark/{name}": value for name, value in found.items()}

@@ -1,0 +1,125 @@
+"""Training or fine-tuning an image classifier: any attention of the package, any labelled images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..configurations import named_config
+from ..image_data import find_split, load_image_dataset
+from ..image_files import with_channels
+from ..modeling import SASViTConfig, SASViTForImageClassification
+from ..modeling.image_processing_sas_vit import SASViTImageProcessor
+from .adapters import prepare_parameters
+from .optimizer import RecipeTrainer
+from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
+
+
+def make_image_trainer(
+    recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list[TrainerCallback] | None = None
+) -> RecipeTrainer:
+    """
+    What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
+
+    A killed run goes on to the same weights without `data.augment`; with it, the random numbers of a batch that was
+    prepared ahead are not kept.
+
+    Args:
+        arguments: `seed` decides a new model's weights too; `remove_unused_columns` becomes `False`.
+
+    Raises:
+        FileNotFoundError: for images or a checkpoint that are not there.
+        ValueError: for a model that is no image classifier, an unknown name, data without classes or splits; and as
+            [`prepare_parameters`].
+    """
+    train, validation = load_splits(recipe.data)
+    set_seed(arguments.seed)
+    model, processor = load_classifier(recipe.model, train.features["label"].names)
+    channels = getattr(model.config, "num_channels", 3)
+    arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
+    return RecipeTrainer(
+        prepare_parameters(model, recipe.model),
+        arguments,
+        train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
+        eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
+        processing_class=processor,
+        compute_metrics=accuracies,
+        callbacks=callbacks,
+    )
+
+
+def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:
+    """Images to train on and images to evaluate on: split "validation" or "test" where the recipe names none."""
+    if not isinstance(data.train, str) or isinstance(data.validation, list):
+        raise ValueError(f"`data.train` is {data.train!r}; for images it must be one folder or Hub id.")
+    dataset = load_image_dataset(data.train, data.class_names)
+    held_out = load_image_dataset(data.validation, data.class_names) if data.validation else dataset
+    wanted = [data.validation_split] if data.validation_split else ["validation", "test"]
+    train, validation = dataset[find_split(dataset, data.split)], held_out[find_split(held_out, *wanted)]
+    if train.features["label"].names != validation.features["label"].names:
+        raise ValueError(
+            f"`data.validation` has the classes {validation.features['label'].names}, but `data.train` has "
+            f"{train.features['label'].names}."
+        )
+    return train, validation
+
+
+def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A model for these classes, and the image processor that belongs to it."""
+    if (recipe.config is None) == (recipe.checkpoint is None):
+        raise ValueError("A recipe needs either `model.config` or `model.checkpoint`.")
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    if recipe.checkpoint is not None:
+        model = AutoModelForImageClassification.from_pretrained(
+            recipe.checkpoint,
+            revision=recipe.revision,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # of the classifier, which is new where the classes are others
+            **names | recipe.overrides,
+        )
+        return model, AutoImageProcessor.from_pretrained(
+            recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
+        )
+    config = named_config(recipe.config, **{"num_labels": len(labels)} | names | recipe.overrides)
+    if not isinstance(config, SASViTConfig):
+        raise ValueError(f"`model.config` is {recipe.config!r}, which is no image classifier.")
+    height, width = config.image_shape
+    size = {"height": height, "width": width}
+    return SASViTForImageClassification(config), SASViTImageProcessor(num_channels=config.num_channels, size=size)
+
+
+def inputs_of(processor: BaseImageProcessor, num_channels: int, augment: bool) -> Callable[[dict], dict]:
+    """What makes model inputs of a batch of rows when they are read; `datasets` calls it."""
+
+    def inputs(rows: dict) -> dict:
+        images = [with_channels(image, num_channels) for image in rows["image"]]
+        images = [shift_and_flip(image) for image in images] if augment else images
+        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": rows["label"]}
+
+    return inputs
+
+
+def shift_and_flip(image: Image.Image) -> Image.Image:
+    """Shifted by up to a sixteenth of its size, black where nothing was, and mirrored half of the time."""
+    right, down = (int(torch.randint(-(side // 16), side // 16 + 1, ())) for side in image.size)
+    image = image.transform(image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
+
+
+def accuracies(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of images whose class has the highest logit, and one of the five highest."""
+    order = np.argsort(-prediction.predictions, axis=-1)
+    hits = order == prediction.label_ids[:, None]
+    return {"accuracy": hits[:, 0].mean(), "top5_accuracy": hits[:, :5].any(axis=-1).mean()}

@@ -1,0 +1,88 @@
+"""The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
+
+import functools
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
+from ..checkpoints import read_settings
+from ..configurations import named_config
+from ..text import python_reference, train_tokenizer
+from .data import BUILT_IN
+from .fields import check_names
+from .recipe import ModelRecipe, TrainingRecipe
+
+
+def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
+    """
+    The configuration of a causal language model.
+
+    Raises:
+        ValueError: for an unknown name, an override that is no field of it, or another kind of model.
+        FileNotFoundError: where there is no such checkpoint.
+    """
+    if recipe.checkpoint is None:
+        load = functools.partial(named_config, recipe.config)
+    else:
+        read_settings(recipe.checkpoint, recipe.revision)  # says what is missing
+        load = functools.partial(
+            AutoConfig.from_pretrained, recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
+        )
+    config = load()
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "is_causal", True):
+        name = recipe.config or recipe.checkpoint
+        raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
+    check_names(recipe.overrides, config.to_dict(), "model.overrides.", "no field of the model")
+    return load(**recipe.overrides)
+
+
+def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
+    """
+    Raises:
+        ValueError: where there is no tokenizer, or one that marks neither the beginning nor the end of a text.
+    """
+    if recipe.tokenizer == BUILT_IN:
+        return train_tokenizer(python_reference())
+    place = recipe.tokenizer or recipe.checkpoint
+    try:
+        tokenizer = load_checkpoint_tokenizer(place, None if recipe.tokenizer else recipe.revision)
+    except OSError as error:
+        raise ValueError(f"`model.tokenizer` is {place!r}, where none can be loaded: {error}") from error
+    if tokenizer is None:
+        raise ValueError(f"`model.tokenizer` is {recipe.tokenizer!r}, and there is none at {place}; name another.")
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer of {place} has neither a bos nor an eos token to part documents with.")
+    return tokenizer
+
+
+def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError where model, tokenizer and sequences do not fit together."""
+    text_config = config.get_text_config()
+    if len(tokenizer) > text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the model's `vocab_size` is "
+            f"{text_config.vocab_size:,}; they do not belong together: change `model.tokenizer`, or for a new model "
+            "`model.overrides.vocab_size`."
+        )
+    length, longest = recipe.data.sequence_length, getattr(text_config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"`data.sequence_length` is {length}, but the model's `max_position_embeddings` is {longest}; shorten the "
+            "one, or for a new model raise `model.overrides.max_position_embeddings`."
+        )
+
+
+def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model to train, in float32; training in bf16 casts as it computes."""
+    if recipe.checkpoint is None:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(
+        recipe.checkpoint,
+        config=config,
+        revision=recipe.revision,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )

@@ -1,0 +1,61 @@
+"""How a recipe's trainer steps: weight decay by shape, and a learning rate of the simulation's own."""
+
+import torch
+
+from .durable_trainer import DurableTrainer
+
+
+# Whatever a simulated attention adds to a model has this in its name.
+SIMULATION = "_simulation."
+
+
+class RecipeTrainer(DurableTrainer):
+    """
+    A `DurableTrainer` with the papers' optimizer: weight decay on tensors of two or more dimensions alone (SAS paper,
+    after nanoGPT), where the stock Trainer goes by names.
+
+    Attributes:
+        simulation_learning_rate: of the simulation's parameters; schedules scale it as the others'.
+    """
+
+    simulation_learning_rate: float | None = None
+
+    def set_simulation_learning_rate(self, learning_rate: float | None) -> None:
+        """
+        To be called before `train`; `None`: as all others.
+
+        Raises:
+            ValueError: where no parameter of a simulation is trained.
+        """
+        trained = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+        if learning_rate is not None and not any(SIMULATION in name for name in trained):
+            raise ValueError(
+                f"`simulation_learning_rate` is {learning_rate}, but no parameter of a simulation is trained; drop it."
+            )
+        self.simulation_learning_rate = learning_rate
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        # Under ZeRO-3 a parameter's own shape is empty, and its real one is here.
+        shapes = {name: getattr(weight, "ds_shape", weight.shape) for name, weight in model.named_parameters()}
+        return [name for name, shape in shapes.items() if len(shape) >= 2]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.simulation_learning_rate is not None:
+            split_simulation(optimizer, self.model if model is None else model, self.simulation_learning_rate)
+        return optimizer
+
+
+def split_simulation(optimizer: torch.optim.Optimizer, model: torch.nn.Module, learning_rate: float) -> None:
+    """Give the simulation's parameters groups of their own, behind the others, with that learning rate."""
+    simulation = {id(weight) for name, weight in model.named_parameters() if SIMULATION in name}
+    others, split = [], []
+    for group in optimizer.param_groups:
+        inside = [weight for weight in group["params"] if id(weight) in simulation]
+        outside = [weight for weight in group["params"] if id(weight) not in simulation]
+        if outside:
+            others.append(group | {"params": outside})
+        if inside:
+            split.append(group | {"params": inside, "lr": learning_rate})
+    optimizer.param_groups[:] = others + split

@@ -1,0 +1,138 @@
+"""What a recipe must be to be run, as far as its fields alone can tell; nothing is loaded, built or written.
+
+What only the model, the tokenizer or the data can tell is checked in `model` and `data`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from typing import TYPE_CHECKING
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from .fields import check_names, check_type
+
+
+if TYPE_CHECKING:
+    from .recipe import TrainingRecipe
+
+
+TASKS = ("language_modeling", "chat", "image_classification")
+COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
+
+
+def check_recipe(recipe: TrainingRecipe) -> None:
+    """Raise a ValueError, naming field, value and what would be right, for a recipe that cannot be run."""
+    check_names([recipe.task], TASKS, kind="no `task` of a recipe")
+    _check_model(recipe)
+    _check_data(recipe)
+    _check_training_fields(recipe)
+    _check_rates(recipe)
+    _check_batch_size(recipe)
+    _check_evaluation(recipe)
+
+
+def _check_model(recipe: TrainingRecipe) -> None:
+    model = recipe.model
+    if (model.config is None) == (model.checkpoint is None):
+        raise ValueError(
+            f"`model.config` is {model.config!r} and `model.checkpoint` is {model.checkpoint!r}; give exactly one: "
+            "the name of a configuration for a new model, or a checkpoint to go on from."
+        )
+    if model.revision is not None and model.checkpoint is None:
+        raise ValueError(
+            f"`model.revision` is {model.revision!r}, of a checkpoint, but `model.checkpoint` is not given."
+        )
+    if model.config is not None and model.tokenizer is None and recipe.task != "image_classification":
+        raise ValueError("`model.tokenizer` is not given, and a new model has none; give a folder or a Hub id.")
+    if model.lora is not None and model.trainable is not None:
+        raise ValueError("`model.lora` and `model.trainable` both say what is trained; give one.")
+    for pattern in model.trainable or []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`model.trainable` has {pattern!r}, which is no regular expression: {error}.") from error
+
+
+def _check_data(recipe: TrainingRecipe) -> None:
+    data = recipe.data
+    if not data.train:
+        raise ValueError("`data.train` is not given; name text files, parquet files or a Hub dataset.")
+    if data.streaming and recipe.training.get("max_steps", -1) <= 0:
+        raise ValueError("`data.streaming` is true, and a stream has no length; set `training.max_steps`.")
+
+
+def _check_training_fields(recipe: TrainingRecipe) -> None:
+    training = recipe.training
+    hints = typing.get_type_hints(TrainingArguments) | {"bf16": bool | typing.Literal["auto"]}
+    known = [field.name for field in dataclasses.fields(TrainingArguments)]
+    check_names(training, known, "training.", "no field of `TrainingArguments`")
+    for name, value in training.items():
+        check_type(f"training.{name}", value, hints[name])
+    if not training.get("output_dir"):
+        raise ValueError("`training.output_dir` is not given; name the folder of this run.")
+    if training.get("resume_from_checkpoint") is not None:
+        raise ValueError(
+            "`training.resume_from_checkpoint` is given, but a run goes on from its own last checkpoint by itself; to "
+            "start from another model, give it as `model.checkpoint`."
+        )
+
+
+def _check_rates(recipe: TrainingRecipe) -> None:
+    training = recipe.training
+    rate = training.get("learning_rate", TrainingArguments.learning_rate)
+    simulation, floor = recipe.simulation_learning_rate, recipe.minimum_learning_rate
+    for name, value in {"training.learning_rate": rate, "simulation_learning_rate": simulation}.items():
+        if value is not None and not 0 < value < 10:
+            raise ValueError(f"`{name}` is {value}; it must be positive, usually between 1e-6 and 1e-2.")
+    if floor is None:
+        return
+    if not 0 <= floor <= rate:
+        raise ValueError(
+            f"`minimum_learning_rate` is {floor}; it must be from 0 to `training.learning_rate` = {rate}."
+        )
+    if training.get("lr_scheduler_type", COSINE_WITH_FLOOR) != COSINE_WITH_FLOOR:
+        raise ValueError(
+            f"`minimum_learning_rate` is {floor}, the end of a cosine, but `training.lr_scheduler_type` is "
+            f"{training['lr_scheduler_type']!r}; give one of them."
+        )
+    if training.get("lr_scheduler_kwargs"):
+        raise ValueError(
+            "`minimum_learning_rate` and `training.lr_scheduler_kwargs` both say how the rate ends; give one."
+        )
+
+
+def _check_batch_size(recipe: TrainingRecipe) -> None:
+    if recipe.batch_size is None:
+        return
+    if "gradient_accumulation_steps" in recipe.training:
+        raise ValueError(
+            f"`batch_size` is {recipe.batch_size}, from which the gradient accumulation follows, but "
+            "`training.gradient_accumulation_steps` is given as well; give one of them."
+        )
+    per_device = recipe.training.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
+    if recipe.batch_size < 1 or recipe.batch_size % per_device:
+        raise ValueError(
+            f"`batch_size` is {recipe.batch_size}; it must be a multiple of `training.per_device_train_batch_size` = "
+            f"{per_device}."
+        )
+
+
+def _check_evaluation(recipe: TrainingRecipe) -> None:
+    evaluation, data = recipe.evaluation, recipe.data
+    if evaluation.steps < 1:
+        raise ValueError(f"`evaluation.steps` is {evaluation.steps}; it must be at least 1.")
+    if evaluation.limit is not None and evaluation.limit <= 0:
+        raise ValueError(f"`evaluation.limit` is {evaluation.limit}; it must be positive.")
+    if evaluation.tasks and recipe.task == "image_classification":
+        raise ValueError(f"`evaluation.tasks` is {evaluation.tasks}, benchmarks of language models; leave it empty.")
+    evaluates = str(recipe.training.get("eval_strategy", "no")) != "no" or recipe.training.get("eval_on_start")
+    held_out = data.validation or data.validation_split or data.validation_documents
+    if evaluates and not held_out and recipe.task != "image_classification":  # which finds a test split by itself
+        raise ValueError(
+            "`training.eval_strategy` asks for evaluations, but there is nothing to evaluate on; give "
+            "`data.validation`, `data.validation_split` or `data.validation_documents`."
+        )

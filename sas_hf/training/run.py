@@ -1,0 +1,178 @@
+"""`train`: a recipe in, a trained model and its metrics out. What can be refused is refused before a model is built.
+
+The same recipe again goes on where a killed run stopped.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import yaml
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import enable_full_determinism
+
+from ..files import write_atomically
+from .adapters import lora_config, prepare_parameters
+from .arguments import training_arguments
+from .benchmarks import Benchmarks, check_benchmarks
+from .data import check_data, training_data
+from .fields import read_yaml
+from .models import build_model, check_match, load_config, load_tokenizer
+from .optimizer import RecipeTrainer
+from .recipe import TrainingRecipe
+from .recipe_checks import check_recipe
+from .reporting import TrainingLog, perplexity, plot_training
+
+
+RECIPE_NAME = "recipe.yaml"
+METRICS_NAME = "all_results.json"
+# A final model is written here, then moved up file by file.
+ASIDE = ".final"
+# Of the Trainer's logs: what two runs of one recipe do not share, or what is no result.
+NOT_RESULTS = ("_runtime", "_per_second", "total_flos", "epoch", "train_loss", "num_input_tokens_seen")
+
+
+def train(recipe: TrainingRecipe) -> dict[str, float]:
+    """
+    Train as the recipe says, from the beginning or the last checkpoint of the same run.
+
+    The output folder holds the recipe (`recipe.yaml`), checkpoints, `log.jsonl`, the curves, in the end the model, its
+    tokenizer and `all_results.json`. A run that has ended is not trained again.
+
+    Returns:
+        the last of each number logged: "step", "loss", "eval_loss" and "perplexity" where there is a validation text,
+        "benchmark/...".
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: for a recipe that cannot be run; before the model is built.
+        FileExistsError: where the output folder holds something else, or the run of another recipe.
+        FloatingPointError, OSError: as `DurableTrainer.train`.
+        InterruptedError: after SIGTERM, with a checkpoint saved.
+    """
+    check_recipe(recipe)
+    arguments = training_arguments(recipe)
+    folder = Path(arguments.output_dir)
+    check_folder(folder, recipe)
+    if (folder / METRICS_NAME).is_file():
+        return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
+    trainer = _make_trainer(recipe, arguments, [log])
+    trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
+    for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
+        trainer.remove_callback(callback)
+    if recipe.evaluation.tasks:
+        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class)
+        benchmarks.rehearse()
+        trainer.add_callback(benchmarks)
+    if arguments.should_save:
+        write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    finally:
+        log.close()
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise InterruptedError(
+            f"Told to end at step {state.global_step} of {state.max_steps}; its checkpoint is saved, and the same "
+            "command goes on from there."
+        )
+    if trainer.eval_dataset is not None and not _evaluated(state.log_history, state.global_step):
+        trainer.evaluate()
+    return _finish(trainer, folder, has_perplexity=recipe.task != "image_classification")
+
+
+def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
+    """Raise a FileExistsError unless the folder is free, or holds the run of this recipe."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, a file; name a folder.")
+    if not (folder / RECIPE_NAME).is_file():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, which holds no run; name a free folder.")
+        return
+    before, now = (
+        _flat(fields) for fields in (read_yaml((folder / RECIPE_NAME).read_text(encoding="utf-8")), recipe.to_dict())
+    )
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names := [name for name in names if name != "training.output_dir"]:  # a folder may be moved
+        listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)
+        raise FileExistsError(
+            f"`training.output_dir` is {str(folder)!r}, which holds the run of another recipe ({listed}); name "
+            "another folder, or go on with the recipe there."
+        )
+
+
+def _flat(fields: dict, where: str = "") -> dict:
+    flat = {}
+    for name, value in fields.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return flat
+
+
+def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list) -> Trainer:
+    if recipe.task == "image_classification":
+        from .images import make_image_trainer
+
+        return make_image_trainer(recipe, arguments, callbacks)
+    if recipe.task == "language_modeling":
+        check_data(recipe.data)
+    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+    check_match(recipe, config, tokenizer)
+    if recipe.model.lora is not None:
+        lora_config(recipe.model.lora)
+    check_benchmarks(recipe.evaluation)
+    if recipe.task == "chat":
+        from .chat import make_chat_trainer
+
+        build = functools.partial(_seeded_model, recipe, config, arguments)
+        return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
+    return _language_trainer(recipe, config, tokenizer, arguments, callbacks)
+
+
+def _language_trainer(
+    recipe: TrainingRecipe, config, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, callbacks: list
+) -> RecipeTrainer:
+    data = training_data(recipe.data, tokenizer, arguments.seed)
+    return RecipeTrainer(
+        prepare_parameters(_seeded_model(recipe, config, arguments), recipe.model),
+        arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=default_data_collator,  # packed sequences are of one length
+        processing_class=tokenizer,
+        callbacks=[*callbacks, *data.callbacks],
+    )
+
+
+def _seeded_model(recipe: TrainingRecipe, config, arguments: TrainingArguments):
+    # The Trainer seeds when it gets the model, which is too late for a new one.
+    enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
+    return build_model(recipe.model, config)
+
+
+def _evaluated(history: list[dict], step: int) -> bool:
+    return any(entry["step"] == step and "eval_loss" in entry for entry in history)
+
+
+def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, float]:
+    """Save model and tokenizer, each file whole or not there; the metrics come last and say that the run has ended."""
+    aside = folder / ASIDE
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the final model is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(aside))
+    trainer.accelerator.wait_for_everyone()
+    metrics = {}
+    for entry in trainer.state.log_history:
+        metrics |= {name: value for name, value in entry.items() if not name.endswith(NOT_RESULTS)}
+    if has_perplexity and "eval_loss" in metrics:
+        metrics["perplexity"] = perplexity(metrics["eval_loss"])
+    if trainer.args.should_save:
+        for path in sorted(aside.iterdir()):
+            path.replace(folder / path.name)
+        aside.rmdir()
+        plot_training(folder)
+        write_atomically(folder / METRICS_NAME, (json.dumps(metrics, indent=2) + "\n").encode())
+    trainer.accelerator.wait_for_everyone()
+    return metrics

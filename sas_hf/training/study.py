@@ -1,0 +1,234 @@
+"""A study: the same training for every variant, data set and seed of a grid, and what the runs say together.
+
+Declared as YAML, resumable run by run. Statistics and tables are in `study_report.py`.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from accelerate import PartialState
+
+from ..figures import require_matplotlib
+from .data import check_data
+from .fields import build, read_yaml
+from .models import check_match, load_config, load_tokenizer
+from .recipe import TrainingRecipe, load_recipe, merge
+from .run import check_folder, train
+from .study_report import FinishedRun, StudyReport
+
+
+STUDIES = files(__package__) / "studies"
+NAME = re.compile(r"\w[\w.+-]*")  # names become folders
+
+
+@dataclass
+class Study:
+    """
+    A grid of trainings.
+
+    Args:
+        recipe: what they share: a recipe of the package, a file (beside the study's), or a recipe's fields.
+        variants: by name, the fields that each changes, as in a recipe that has a `base`. The others are compared with
+            the first.
+        seeds: of each.
+        data: by name, the fields of the recipe's `data` to change: every variant is trained on each. None: as the
+            recipe says.
+        output: folder of the study; a run's is `VARIANT/seed-N` in it, below the data's name where there are several.
+        figure: "curves": validation loss over tokens; "bars": final losses; "sweep": final loss over `variable`.
+        variable: of a sweep: a number that every variant sets, such as `model.overrides.num_attention_heads`.
+    """
+
+    recipe: str | dict[str, Any] | None = None
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    output: str | None = None
+    figure: Literal["curves", "bars", "sweep"] = "curves"
+    variable: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study; `data` is "" where the recipe's own is used."""
+
+    variant: str
+    data: str
+    seed: int
+    recipe: TrainingRecipe
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.training["output_dir"])
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (self.data, self.variant, f"seed {self.seed}")))
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in STUDIES.iterdir() if path.name.endswith(".yaml"))
+
+
+def load_study(source: str | Path, output: str | Path | None = None, seeds: list[int] | None = None) -> Study:
+    """
+    Read a study.
+
+    Args:
+        source: a YAML file, or the name of a study that comes with the package.
+        output, seeds: in the place of the study's.
+
+    Raises:
+        FileNotFoundError: where there is neither such a file nor such a study.
+        ValueError: for an unknown or misspelt field (with the nearest known one), a name given twice, a value of
+            another type, or an empty grid.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if str(source) not in study_names():
+            near = difflib.get_close_matches(str(source), study_names(), n=3) or study_names()
+            raise FileNotFoundError(
+                f"{source} is no file, nor a study of the package; those are, for instance, {', '.join(near)}."
+            )
+        path = STUDIES / f"{source}.yaml"
+    try:
+        fields = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    study = build(Study, fields, kind="no field of a study")
+    if isinstance(study.recipe, str) and (path.parent / study.recipe).is_file():
+        study.recipe = str(path.parent / study.recipe)
+    study.output = study.output if output is None else str(output)
+    study.seeds = study.seeds if seeds is None else seeds
+    _check(study)
+    return study
+
+
+def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list[Run]:
+    """
+    The study's trainings, seed by seed, so that the first results compare all variants.
+
+    Args:
+        overrides: fields of every recipe, as of [`load_recipe`].
+
+    Raises:
+        ValueError, FileNotFoundError: for a recipe that cannot be run, or an override of what the variants differ in.
+    """
+    changed = {name for fields in study.variants.values() for name in flat(fields)}
+    changed |= {f"data.{name}" for fields in study.data.values() for name in flat(fields)}
+    for override in overrides:
+        name = override.partition("=")[0]
+        if clash := [
+            other for other in changed if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}.")
+        ]:
+            raise ValueError(f"{override!r} changes `{clash[0]}`, in which the study's runs differ; leave it out.")
+    base = {"base": study.recipe} if isinstance(study.recipe, str) else study.recipe
+    runs = []
+    for seed in study.seeds:
+        for data, data_fields in (study.data or {"": {}}).items():
+            for variant, fields in study.variants.items():
+                folder = Path(study.output, data, variant, f"seed-{seed}")
+                ours = {"data": data_fields, "training": {"seed": seed, "output_dir": str(folder)}}
+                try:
+                    recipe = load_recipe(merge(merge(base, fields), ours), overrides)
+                except ValueError as error:
+                    raise ValueError(f"Variant {variant!r}: {error}") from error
+                runs.append(Run(variant, data, seed, recipe))
+    return runs
+
+
+def run_study(
+    study: Study, overrides: list[str] | tuple[str, ...] = (), progress: Callable[[str], None] = lambda message: None
+) -> StudyReport:
+    """
+    Train what is not trained yet, and report. All runs are checked before the first is begun.
+
+    Args:
+        overrides: fields of every recipe, as of [`load_recipe`].
+        progress: is told of each run.
+
+    Returns:
+        the report, which is also in the study's folder: `study.md`, `study.json` and the figure.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as [`plan_runs`] and `train`.
+        FileExistsError: where a run's folder holds the run of another recipe.
+        InterruptedError: after SIGTERM; the same study goes on from there.
+    """
+    _check(study)
+    require_matplotlib()
+    runs = plan_runs(study, overrides)
+    for run in runs:
+        check_folder(run.folder, run.recipe)
+        if run.seed == study.seeds[0]:  # the others differ in nothing else
+            _check_run(run)
+    finished = []
+    for number, run in enumerate(runs, 1):
+        progress(f"run {number} of {len(runs)}: {run.name}")
+        metrics = train(run.recipe)
+        finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, metrics))
+    variables = None
+    if study.figure == "sweep":
+        variables = {name: flat(fields)[study.variable] for name, fields in study.variants.items()}
+    report = StudyReport(finished, asdict(study) | {"overrides": list(overrides)}, study.figure, variables)
+    if PartialState().is_main_process:
+        report.save(Path(study.output))
+    return report
+
+
+def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Fields inside of fields by their whole names, such as "model.config"."""
+    found = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return found
+
+
+def _check(study: Study) -> None:
+    if study.recipe is None:
+        raise ValueError("`recipe` is not given; name a recipe or a file, or write its fields.")
+    if not study.output:
+        raise ValueError("`output` is not given; name the folder of the study.")
+    for name in ("variants", "seeds"):
+        if not getattr(study, name):
+            raise ValueError(f"`{name}` is empty; a study needs at least one, and two of each to compare.")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ValueError(f"`seeds` is {study.seeds}; each must be there once.")
+    for kind in ("variants", "data"):
+        for name in getattr(study, kind):
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(f"`{kind}` has the name {name!r}; a name is text of letters, digits, _ . + and -.")
+    for name, fields in study.variants.items():
+        for taken in ("training.seed", "training.output_dir", "base"):
+            if taken in flat(fields):
+                raise ValueError(f"Variant {name!r} sets `{taken}`, which the study decides; leave it out.")
+    if (study.figure == "sweep") != (study.variable is not None):
+        raise ValueError(
+            f"`variable` is {study.variable!r} and `figure` is {study.figure!r}; a sweep needs a variable."
+        )
+    for name, fields in study.variants.items() if study.variable else ():
+        value = flat(fields).get(study.variable)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"Variant {name!r} has {value!r} as `{study.variable}`; a sweep needs a number.")
+
+
+def _check_run(run: Run) -> None:
+    """What `train` would refuse, or could not be compared."""
+    recipe = run.recipe
+    data = recipe.data
+    try:
+        if not (data.validation or data.validation_split or data.validation_documents):
+            raise ValueError("`data` has nothing to validate on; give `data.validation` or one of its like.")
+        if recipe.task == "language_modeling":
+            check_match(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
+            check_data(data)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"Run {run.name}: {error}") from error

@@ -1,0 +1,58 @@
+"""Benchmarks while a model is trained: at the chosen steps, as the evaluation gives them, and without a trace."""
+
+import pytest
+from helpers import assert_identical
+from safetensors.torch import load_file
+from test_train_command import TINY
+
+from sas_hf.eval import EvaluationResult, evaluate, make_continuation_task
+from sas_hf.text import python_reference, split_text
+from sas_hf.training.benchmarks import scores
+from sas_hf.training.recipe import recipe_from_dict
+from sas_hf.training.reporting import read_log
+from sas_hf.training.run import train
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("questions")
+    make_continuation_task(split_text(python_reference())[1], folder, num_questions=8)
+    return folder
+
+
+def run(folder, cache, **evaluation):
+    training = {"output_dir": str(folder), "max_steps": 5, "save_steps": 2, "logging_steps": 1, "use_cpu": True}
+    fields = {
+        "model": {
+            "config": "sas-125m",
+            "tokenizer": "python-reference",
+            "overrides": TINY | {"max_position_embeddings": 256},
+        },
+        "data": {"train": "python-reference", "sequence_length": 64, "cache": str(cache)},
+        "evaluation": evaluation,
+        "training": training | {"per_device_train_batch_size": 2},
+    }
+    return train(recipe_from_dict(fields))
+
+
+def test_benchmarks_at_chosen_steps(questions, tmp_path):
+    tasks = {"tasks": ["sas_continuation"], "data": str(questions), "limit": 6}
+    metrics = run(tmp_path / "with", tmp_path, **tasks, steps=2)
+    log = [line for line in read_log(tmp_path / "with") if any(name.startswith("benchmark/") for name in line)]
+    assert [line["step"] for line in log] == [2, 4, 5]
+    files = {path.name for path in (tmp_path / "with" / "benchmarks").iterdir()}
+    assert files == {"step-2.json", "step-4.json", "step-5.json"}
+    for line in log:
+        saved = EvaluationResult.load(tmp_path / "with" / "benchmarks" / f"step-{line['step']}.json")
+        checkpoint = tmp_path / "with" / f"checkpoint-{line['step']}"
+        alone = evaluate(str(checkpoint), ["sas_continuation"], data=questions, limit=6, dtype="float32", device="cpu")
+        assert saved.step == line["step"] and scores(saved) == scores(alone)
+        assert scores(saved).items() <= line.items()
+    assert scores(saved).items() <= metrics.items()
+
+    with pytest.raises(FileNotFoundError, match="arc"):
+        run(tmp_path / "missing", tmp_path, tasks=["arc_easy"], data=str(tmp_path))
+    assert not any((tmp_path / "missing").iterdir())
+
+    run(tmp_path / "without", tmp_path)
+    assert_identical(*(load_file(tmp_path / name / "model.safetensors") for name in ("with", "without")))

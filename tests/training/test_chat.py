@@ -1,0 +1,194 @@
+"""Instruction fine-tuning by the real `SFTTrainer`: what the loss is on, LoRA, whole checkpoints, refusals."""
+
+import copy
+import json
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import assert_identical, gpt_config, train_tokenizer
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+
+from sas_hf import SASGPTForCausalLM
+from sas_hf.training.chat import make_chat_trainer
+from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+def chat_tokenizer(template: str | None = None):
+    tokenizer = copy.deepcopy(train_tokenizer())
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def conversations(first: int, count: int) -> list[dict]:
+    """What Python's own help answers, in short."""
+    rows = []
+    for topic in sorted(topics)[first : first + count]:
+        title, _, text = topics[topic].strip().partition("\n")
+        turns = [("user", f"What is {topic}?"), ("assistant", title), ("user", "More."), ("assistant", text[-60:])]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns], "source": topic})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chats")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations(0, 32)))
+    Dataset.from_list(conversations(32, 10)).to_parquet(folder / "validation.parquet")
+    return folder
+
+
+def trainer_of(chats, output, model=None, data=None, tokenizer=None, **options):
+    torch.manual_seed(0)
+    config = gpt_config("sas_k5_gqa", vocab_size=402, initializer_range=0.02, max_position_embeddings=128)
+    fields = {"train": str(chats / "train.jsonl"), "sequence_length": 128, "cache": str(chats / "cache")}
+    recipe = TrainingRecipe(
+        task="chat",
+        model=ModelRecipe(**{"chat_template": "chatml"} | (model or {})),
+        data=DataRecipe(**fields | (data or {})),
+    )
+    options = {"per_device_train_batch_size": 4, "lr_scheduler_type": "constant", "learning_rate": 1e-2} | options
+    arguments = TrainingArguments(str(output), report_to="none", use_cpu=True, disable_tqdm=True, **options)
+    return make_chat_trainer(recipe, lambda: SASGPTForCausalLM(config), tokenizer or chat_tokenizer(), arguments)
+
+
+def test_it_learns_what_the_assistant_says(chats, tmp_path):
+    data = {"validation": str(chats / "validation.parquet"), "max_validation_sequences": 8}
+    trainer = trainer_of(chats, tmp_path, data=data, max_steps=16, save_strategy="no")
+    tokenizer = trainer.processing_class
+    assert len(trainer.train_dataset) == 32 and len(trainer.eval_dataset) == 8
+    for row, conversation in zip(trainer.train_dataset, conversations(0, 32), strict=True):
+        targets = [token for token in row["labels"] if token != -100]
+        said = [message["content"] for message in conversation["messages"] if message["role"] == "assistant"]
+        expected = "".join(f"{text}<|im_end|>" for text in said)
+        found = tokenizer.decode(targets)
+        assert found and found == (expected if len(row["input_ids"]) < 128 else expected[: len(found)])
+    # TRL scores the last hidden states itself; it must be what the model's own loss is.
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
+    expected = trainer.model.eval()(**batch).loss
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected, atol=1e-5, rtol=0)
+
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.evaluate()["eval_loss"] < before - 0.6
+    trainer.save_model()
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_lora_goes_on_from_a_checkpoint_to_the_same_adapters(chats, tmp_path):
+    options = {"model": {"lora": LORA}, "save_steps": 2}
+    trainer_of(chats, tmp_path / "whole", max_steps=4, **options).train(resume_from_checkpoint=True)
+    trainer_of(chats, tmp_path / "part", max_steps=2, **options).train(resume_from_checkpoint=True)
+    trainer = trainer_of(chats, tmp_path / "part", max_steps=4, **options)
+    trainer.train(resume_from_checkpoint=True)
+    whole, part = (
+        load_file(tmp_path / run / "checkpoint-4" / "adapter_model.safetensors") for run in ("whole", "part")
+    )
+    assert_identical(part, whole)
+    assert all("lora_" in name for name in whole)
+    # The layers beneath are as they were, and the adapters belong to them.
+    untrained = trainer_of(chats, tmp_path / "other").model
+    tokens = torch.arange(1, 40)[None]
+    loaded = PeftModel.from_pretrained(untrained, tmp_path / "part" / "checkpoint-4").eval()
+    assert torch.equal(loaded(tokens).logits, trainer.model.eval()(tokens).logits)
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(chats, tmp_path):
+    trainer = trainer_of(chats, tmp_path, max_steps=4, save_steps=2)
+    save = trainer._save_rng_state
+
+    def fails_at_the_end(folder):
+        if trainer.state.global_step == 4:
+            raise OSError("No space left on device")
+        save(folder)
+
+    trainer._save_rng_state = fails_at_the_end
+    with pytest.raises(OSError, match="No space"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def test_only_chosen_parameters_change(chats, tmp_path):
+    trainer = trainer_of(
+        chats, tmp_path, model={"trainable": ["expansion"]}, max_steps=2, save_strategy="no", weight_decay=0.1
+    )
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    after = trainer.model.named_parameters()
+    changed = {name for name, parameter in after if not torch.equal(parameter, before[name])}
+    assert changed and all("expansion" in name for name in changed)
+
+
+def test_a_template_without_marks_trains_on_everything_and_says_so(chats, tmp_path):
+    template = tmp_path / "plain.jinja"
+    template.write_text(PLAIN_TEMPLATE)
+    with pytest.warns(UserWarning, match="does not mark the assistant's turns"):
+        trainer = trainer_of(chats, tmp_path, model={"chat_template": str(template)})
+    assert all(row["labels"] == row["input_ids"] for row in trainer.train_dataset)
+
+
+def rows_file(tmp_path, *rows: dict) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+SILENT = {"messages": [{"role": "user", "content": "Hello?"}]}
+LATE = {"messages": [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "Yes."}]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "once"}], "has no column `messages`; its columns are text."),
+        ([*conversations(0, 2), SILENT | {"source": "s"}], "1 of 3 do not, for instance [{"),
+        ([{"messages": "once"}], "must have `messages`, a list of role and content"),
+        ([LATE], "No assistant speaks within the first `data.sequence_length` = 32 tokens"),
+    ],
+)
+def test_other_data_is_refused(rows, message, chats, tmp_path):
+    with pytest.raises(ValueError) as error:
+        trainer_of(chats, tmp_path / "out", data={"train": rows_file(tmp_path, *rows), "sequence_length": 32})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ({"chat_template": None}, {}, "has no chat template; give `model.chat_template` a Jinja file, or `chatml`."),
+        ({"chat_template": "chatlm"}, {}, "`model.chat_template` is 'chatlm', which is no file"),
+        ({}, {"sequence_length": 129}, "`data.sequence_length` is 129, but the model has positions for 128 tokens."),
+        ({}, {"train": None}, "`data.train` is missing"),
+        ({}, {"train": "nowhere.jsonl"}, "nowhere.jsonl, which is no file"),
+        ({}, {"train": ["a/b", "c/d"]}, "are no files; of Hub datasets give one"),
+        ({}, {"train": "no-body/no-chats"}, "no-body/no-chats is no file here, nor a dataset with a split 'train'"),
+        ({}, {"streaming": True}, "`data.streaming` is for language modelling"),
+        ({"lora": {"rank": 4}}, {}, "`model.lora` has no field 'rank'"),
+    ],
+)
+def test_other_recipes_are_refused(model, data, message, chats, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        trainer_of(chats, tmp_path / "out", model=model, data=data)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(chats, tmp_path):
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["<one more>"])
+    with pytest.raises(ValueError, match="tokenizer has 403 tokens, but the model only 402"):
+        trainer_of(chats, tmp_path, tokenizer=tokenizer)

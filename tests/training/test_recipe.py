@@ -1,0 +1,149 @@
+"""Recipes: read, overridden, built on one another; what is wrong with one is said by name before anything runs."""
+
+import pytest
+import yaml
+
+from sas_hf.training.arguments import training_arguments
+from sas_hf.training.recipe import load_recipe, recipe_from_dict, recipe_names
+
+
+RECIPE = {
+    "model": {"config": "sas-125m", "tokenizer": "python-reference"},
+    "data": {"train": "python-reference"},
+    "training": {"output_dir": "runs/unused", "use_cpu": True},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def test_the_command_line_overrides_any_field(file):
+    changes = [
+        "training.max_steps=7",
+        "training.learning_rate=6e-4",
+        "model.overrides.hidden_size=64",
+        "batch_size=16",
+    ]
+    recipe = load_recipe(file, [*changes, "data.train=[a.txt, b.txt]", "data.cache=null"])
+    assert recipe.training == RECIPE["training"] | {"max_steps": 7, "learning_rate": 0.0006}
+    assert recipe.model.overrides == {"hidden_size": 64} and recipe.model.config == "sas-125m"
+    assert (recipe.batch_size, recipe.data.train, recipe.data.cache) == (16, ["a.txt", "b.txt"], None)
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_recipe_builds_on_another(file, tmp_path):
+    (tmp_path / "longer.yaml").write_text("base: recipe.yaml\ntraining: {max_steps: 9}\n")
+    (tmp_path / "longest.yaml").write_text("base: longer.yaml\nmodel: {config: mha-125m}\n")
+    recipe = load_recipe(tmp_path / "longest.yaml")
+    assert recipe.training == RECIPE["training"] | {"max_steps": 9}
+    assert (recipe.model.config, recipe.model.tokenizer) == ("mha-125m", "python-reference")
+    (tmp_path / "longer.yaml").write_text("base: longest.yaml\n")
+    with pytest.raises(ValueError, match="is the `base` of itself"):
+        load_recipe(tmp_path / "longest.yaml")
+
+
+PAPER = {"125m": (6e-4, 3e-5), "350m": (3e-4, 6e-5), "760m": (2e-4, 1e-5), "1.5b": (1e-4, 1e-5)}
+
+
+@pytest.mark.parametrize("kind", ["mha", "sas"])
+@pytest.mark.parametrize("size", PAPER)
+def test_the_papers_pretraining(kind, size):
+    recipe = load_recipe(f"fineweb-edu-{kind}-{size}")
+    arguments = training_arguments(recipe)
+    assert (recipe.model.config, recipe.data.config) == (f"{kind}-{size}", "sample-100BT")
+    assert (arguments.learning_rate, arguments.lr_scheduler_kwargs) == (PAPER[size][0], {"min_lr": PAPER[size][1]})
+    assert (arguments.max_steps, arguments.warmup_steps, arguments.max_grad_norm) == (100_000, 2000, 1.0)
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.95, 0.1)
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 480
+    assert recipe.data.sequence_length == 1024
+    assert recipe.training["output_dir"] == f"runs/fineweb-edu-{kind}-{size}"
+
+
+def test_every_recipe_of_the_package_can_be_run():
+    names = recipe_names()
+    assert {"cpu", "fine-tune", "lora", "fineweb-edu-sas-1.5b"} <= set(names)
+    folders = {load_recipe(name).training["output_dir"] for name in names}
+    assert folders == {f"runs/{name}" for name in names}
+
+
+def test_the_batch_is_the_same_on_any_number_of_devices(file, monkeypatch):
+    recipe = load_recipe(file, ["batch_size=48", "training.per_device_train_batch_size=4"])
+    assert training_arguments(recipe).gradient_accumulation_steps == 12
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match="`batch_size` is 48; 5 devices .* cannot share it evenly"):
+        training_arguments(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("modle.config=x", "`modle` is no field of a recipe; did you mean `model`?"),
+        ("model.confg=x", r"`model.confg` is no field of a recipe; did you mean `model.config`\?"),
+        (
+            "training.max_step=7",
+            r"`training.max_step` is no field of `TrainingArguments`; did you mean `training.max_s",
+        ),
+        ("training.max_steps=many", "`training.max_steps` is 'many'; it must be a whole number"),
+        ("training.max_steps=1.5", "`training.max_steps` is 1.5; it must be a whole number"),
+        ("training.use_cpu=1", "`training.use_cpu` is 1; it must be true or false"),
+        ("training.bf16=yes please", "`training.bf16` is 'yes please'; it must be true or false or 'auto'"),
+        ("data.sequence_length=true", "`data.sequence_length` is True; it must be a whole number"),
+        ("data.train=[1]", r"`data.train` is \[1\]; it must be text or a list, each text or null"),
+        ("data=3", "`data` is 3; it must hold fields and values"),
+        ("data.train=null", "`data.train` is not given"),
+        ("data.streaming=true", "a stream has no length; set `training.max_steps`"),
+        ("task=chatt", "`chatt` is no `task` of a recipe; did you mean `chat`"),
+        (
+            "model.checkpoint=folder",
+            "`model.config` is 'sas-125m' and `model.checkpoint` is 'folder'; give exactly one",
+        ),
+        ("model.config=null", "`model.config` is None and `model.checkpoint` is None; give exactly one"),
+        ("model.tokenizer=null", "`model.tokenizer` is not given"),
+        ("model.revision=main", "`model.revision` is 'main', of a checkpoint"),
+        ("training.output_dir=null", "`training.output_dir` is not given"),
+        ("training.resume_from_checkpoint=x", "goes on from its own last checkpoint by itself"),
+        ("simulation_learning_rate=0", "`simulation_learning_rate` is 0; it must be positive"),
+        ("training.learning_rate=-1e-4", "`training.learning_rate` is -0.0001; it must be positive"),
+        ("minimum_learning_rate=1.0", "`minimum_learning_rate` is 1.0; it must be from 0 to"),
+        ("batch_size=12", "`batch_size` is 12; it must be a multiple of `training.per_device_train_batch_size` = 8"),
+        ("evaluation.steps=0", "`evaluation.steps` is 0; it must be at least 1"),
+        ("training.eval_strategy=steps", "there is nothing to evaluate on; give `data.validation`"),
+        ("training.max_steps", "must be of the form FIELD=VALUE"),
+        ("task.x=3", "'task.x' names a field of 'task', which holds 'language_modeling'"),
+        ("model.overrides={", "The value of .* is no YAML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(file, ["task=language_modeling", change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["minimum_learning_rate=0", "training.lr_scheduler_type=linear"], "the end of a cosine, but"),
+        (["batch_size=8", "training.gradient_accumulation_steps=2"], "given as well; give one of them"),
+        (["model.lora={r: 4}", "model.trainable=[norm]"], "both say what is trained"),
+    ],
+)
+def test_fields_that_contradict_each_other(changes, message, file):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(file, changes)
+
+
+def test_what_this_machine_lacks_is_said_before_a_run(file):
+    with pytest.raises(ValueError, match="`training.report_to` names 'tensorbord', which is not installed or unknown"):
+        training_arguments(load_recipe(file, ["training.report_to=tensorbord"]))
+    assert training_arguments(load_recipe(file, ["training.bf16=auto"])).bf16 is False
+
+
+def test_neither_a_file_nor_a_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="fineweb-edu-sas-125 is no file, nor a recipe .*fineweb-edu-sas-125m"):
+        load_recipe("fineweb-edu-sas-125")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"must hold fields and values, but holds \[1, 2\]"):
+        load_recipe(tmp_path / "list.yaml")

@@ -1,0 +1,242 @@
+"""Studies: real tiny grids, one killed in its third run; statistics against scipy; what is refused before any run."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import python_environment, sas_hf
+from scipy import stats
+
+from sas_hf.training.recipe import recipe_names
+from sas_hf.training.study import load_study, plan_runs, run_study, study_names
+from sas_hf.training.study_report import FinishedRun, StudyReport, count_parameters, mean_and_deviation, paired_test
+
+
+PLAIN = {"num_simulated_heads": None, "simulated_head_dim": None}
+STUDY = {
+    "recipe": {
+        "base": "cpu-study",
+        "model": {"overrides": {"hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "simulated_head_dim": 12}},
+        "data": {"sequence_length": 32, "max_validation_sequences": 16},
+        "training": {"max_steps": 6, "warmup_steps": 1, "logging_steps": 2, "eval_steps": 2, "save_steps": 2},
+    },
+    "variants": {"mha": {"model": {"overrides": PLAIN}}, "sas": {}},
+    "seeds": [3, 5],
+}
+KILLED = """
+import os, signal, sys
+from sas_hf.training.durable_trainer import DurableTrainer
+from sas_hf.training.study import load_study, run_study
+
+step = DurableTrainer.training_step
+def killed(self, *args, **kwargs):
+    if self.args.seed == 5 and self.state.global_step == 3:  # in the third run, after its first checkpoint
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+DurableTrainer.training_step = killed
+run_study(load_study(sys.argv[1]))
+"""
+
+
+def write_study(folder, **fields):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"output": str(folder / "out")} | fields, sort_keys=False))
+    return path
+
+
+def timeless(folder):
+    """Of `study.json`, what does not depend on the machine and the place."""
+    content = json.loads((folder / "study.json").read_text())
+    del content["study"]["output"]
+    for entry in content["summaries"] + content["runs"]:
+        assert entry.pop("tokens_per_second") > 0
+    return content
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder and report of a study that nothing interrupts."""
+    folder, messages = tmp_path_factory.mktemp("whole"), []
+    report = run_study(load_study(write_study(folder)), progress=messages.append)
+    assert messages == [
+        "run 1 of 4: mha, seed 3",
+        "run 2 of 4: sas, seed 3",
+        "run 3 of 4: mha, seed 5",
+        "run 4 of 4: sas, seed 5",
+    ]
+    return folder / "out", report
+
+
+def test_what_a_study_says(whole):
+    folder, report = whole
+    losses = {}
+    for run in report.runs:
+        place = folder / run.variant / f"seed-{run.seed}"
+        results = json.loads((place / "all_results.json").read_text())
+        assert (run.loss, run.perplexity) == (results["eval_loss"], results["perplexity"])
+        losses.setdefault(run.variant, []).append(run.loss)
+        assert [tokens for tokens, _ in run.curve] == [2 * 8 * 32, 4 * 8 * 32, 6 * 8 * 32]
+        assert run.curve[-1][1] == run.loss
+    mha, sas = report.summaries
+    assert (mha.variant, mha.n, mha.difference) == ("mha", 2, None)
+    test = stats.ttest_rel(losses["sas"], losses["mha"])
+    assert sas.p_value == pytest.approx(test.pvalue) and sas.n == 2
+    assert sas.difference == pytest.approx(sum(losses["sas"]) / 2 - sum(losses["mha"]) / 2)
+    assert (sas.low, sas.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert sas.parameters > mha.parameters
+    document = (folder / "study.md").read_text()
+    assert f"{sas.difference:+.4f}" in document and f"{mha.parameters:,}" in document and "curves.png" in document
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert all(f"<!-- {label} -->" in (folder / "curves.svg").read_text() for label in ("mha", "sas", "tokens"))
+
+
+def test_killed_it_trains_only_what_is_missing(whole, tmp_path):
+    path, out = write_study(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    killed = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sorted(str(file.parent.relative_to(out)) for file in out.glob("*/*/all_results.json")) == [
+        "mha/seed-3",
+        "sas/seed-3",
+    ]
+    assert not (out / "study.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("*/seed-3/*")}
+    begun = (out / "mha" / "seed-5" / "checkpoint-2").stat().st_mtime_ns
+    run_study(load_study(path))
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert timeless(out) == timeless(whole[0])
+    first_line = json.loads((out / "mha" / "seed-5" / "log.jsonl").read_text().split("\n")[0])
+    assert first_line["step"] == 2 and begun > 0  # the interrupted run's own
+
+
+def test_the_command_shows_the_table_of_a_finished_study(whole):
+    folder, _ = whole
+    shown = sas_hf("study", folder.parent / "study.yaml")
+    assert shown.returncode == 0, shown.stderr
+    assert "Final losses" in shown.stdout and "Student" in shown.stdout and str(folder.name) in shown.stdout
+    assert "cpu-kinds" in sas_hf("study").stdout
+    wrong = sas_hf("study", "cpu-kind")
+    assert wrong.returncode == 1 and "cpu-kinds" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_study_in_another_studys_folder_is_refused(whole, tmp_path):
+    study = load_study(write_study(tmp_path), output=whole[0])
+    with pytest.raises(FileExistsError, match="training.max_steps"):
+        run_study(study, ["training.max_steps=9"])
+
+
+def test_statistics_against_scipy():
+    first, second = [3.1, 3.4, 2.9, 3.3], [3.0, 3.1, 2.95, 3.05]
+    test = stats.ttest_rel(second, first)
+    found = paired_test(first, second)
+    assert found["difference"] == pytest.approx(-0.15)
+    assert found["p_value"] == pytest.approx(test.pvalue)
+    # by hand: differences -0.1, -0.3, 0.05, -0.25 have the deviation 0.158114, and t of 3 degrees is 3.182446
+    assert (found["low"], found["high"]) == pytest.approx((-0.15 - 0.251595, -0.15 + 0.251595), abs=1e-5)
+    assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, 1.527525), abs=1e-6)
+
+
+def test_what_one_seed_or_equal_differences_cannot_tell():
+    assert paired_test([3.0], [2.5]) == {"difference": -0.5, "low": None, "high": None, "p_value": None}
+    assert paired_test([3.0, 2.0], [2.5, 1.5]) == {"difference": -0.5, "low": -0.5, "high": -0.5, "p_value": None}
+    assert mean_and_deviation([2.0]) == (2.0, None)
+
+
+def finished(variant, seed, loss, data=""):
+    curve = [(100, loss + 1), (200, loss)]
+    return FinishedRun(variant, data, seed, loss, None, 10, None, curve)
+
+
+@pytest.mark.parametrize("figure", ["curves", "bars", "sweep"])
+def test_figures(figure, tmp_path):
+    """A panel per data set; the points of a sweep stand at their numbers, in order."""
+    losses = {"four": [3.0, 3.2], "one": [3.5, 3.7], "two": [3.1, 3.3]}
+    runs = [
+        finished(variant, seed, loss, data)
+        for data in ("short", "long")
+        for variant, both in losses.items()
+        for seed, loss in enumerate(both)
+    ]
+    variables = {"four": 4, "one": 1, "two": 2}
+    report = StudyReport(runs, {"variable": "model.overrides.num_attention_heads"}, figure, variables)
+    panels = report.draw().axes
+    assert [panel.get_title() for panel in panels] == ["short", "long"]
+    if figure == "curves":
+        assert [list(line.get_ydata()) for line in panels[0].lines] == [
+            pytest.approx([mean + 1, mean]) for mean in (3.1, 3.6, 3.2)
+        ]
+        assert len(panels[0].collections) == 3  # the bands
+    elif figure == "bars":
+        assert [bar.get_height() for bar in panels[1].patches] == pytest.approx([3.1, 3.6, 3.2])
+    else:
+        assert list(panels[1].lines[0].get_xdata()) == [1, 2, 4]
+        assert list(panels[1].lines[0].get_ydata()) == pytest.approx([3.6, 3.2, 3.1])
+        assert panels[1].get_xlabel() == "num attention heads"
+    assert [path.name for path in report.save(tmp_path)][2:] == [f"{figure}.png", f"{figure}.svg"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"varients": {}}, "`varients` is no field of a study; did you mean `variants`"),
+        ({"variants": {}}, "`variants` is empty"),
+        ({"seeds": []}, "`seeds` is empty"),
+        ({"seeds": [1, 1]}, "each must be there once"),
+        ({"seeds": ["one"]}, "`seeds` is .* a whole number"),
+        ({"output": ""}, "`output` is not given"),
+        ({"recipe": None}, "`recipe` is not given"),
+        ({"figure": "pie"}, "`figure` is 'pie'; it must be 'curves' or 'bars' or 'sweep'"),
+        ({"figure": "sweep"}, "a sweep needs a variable"),
+        ({"figure": "sweep", "variable": "batch_size"}, "'mha' has None as `batch_size`"),
+        ({"variants": {"../mha": {}}}, "has the name '../mha'"),
+        ({"variants": {"mha": {"training": {"seed": 1}}}}, "sets `training.seed`, which the study decides"),
+        ({"variants": {"mha": {"modle": {}}}}, "Variant 'mha': `modle` is no field of a recipe; did you mean `model`"),
+        ({"variants": {"mha": {}, "sas": {"model": {"overrides": {"head_dimm": 1}}}}}, "sas, seed 3: .*head_dim`"),
+        ({"data": {"long": {"sequence_length": 4096}}}, "Run long, mha, seed 3: .*max_position_embeddings"),
+        ({"data": {"none": {"validation_documents": None}}}, "nothing to"),
+        ({"data": {"lost": {"train": "no-such-file.txt"}}}, "no-such-file.txt"),
+        ({"recipe": "cpu-stdy"}, "cpu-stdy is no file, nor a recipe"),
+    ],
+    ids=str,
+)
+def test_refused_before_any_run(fields, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_study(load_study(write_study(tmp_path, **fields)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    path = write_study(tmp_path)
+    path.write_text(path.read_text() + "data:\n  a: {}\n  a: {sequence_length: 16}\n")
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        load_study(path)
+
+
+@pytest.mark.parametrize("override", ["model.overrides.num_simulated_heads=4", "model.overrides={}"])
+def test_an_override_of_what_variants_differ_in_is_refused(override, tmp_path):
+    with pytest.raises(ValueError, match="in which the study's runs differ"):
+        plan_runs(load_study(write_study(tmp_path)), [override])
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_packages_studies_can_be_planned(name):
+    """Every recipe of the grid holds; the paper's ones need data, and without it say so."""
+    study = load_study(name)
+    assert study.output == f"runs/{name}"
+    if not name.startswith("cpu-"):
+        with pytest.raises(ValueError, match="`data.train` is not given"):
+            plan_runs(study)
+    runs = plan_runs(study, [] if name.startswith("cpu-") else ["data.train=books.parquet"])
+    assert len({run.folder for run in runs}) == len(runs) == len(study.variants) * 3 * max(1, len(study.data))
+    assert "cpu-study" in recipe_names()
+
+
+def test_parameters_are_counted_in_the_file(whole):
+    from sas_hf import SASGPTForCausalLM
+
+    folder = whole[0] / "sas" / "seed-3"
+    model = SASGPTForCausalLM.from_pretrained(folder)
+    assert count_parameters(folder) == sum(parameter.numel() for parameter in model.parameters())

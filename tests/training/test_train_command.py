@@ -1,0 +1,251 @@
+"""`sas-hf train` on small models: what a run leaves, a kill that costs nothing, refusals before a model is built."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from helpers import assert_identical, python_environment, train_tokenizer
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sas_hf import SASGPTForCausalLM
+from sas_hf.configurations import named_config
+from sas_hf.training.recipe import load_recipe, recipe_from_dict
+from sas_hf.training.run import train
+
+
+TINY = {
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "num_simulated_heads": 12,
+    "simulated_head_dim": 12,
+    "max_position_embeddings": 64,
+    "hidden_dropout": 0.1,  # makes the run depend on the random state
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+STEPS, SAVE_EVERY = 36, 6
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """A recipe without its output folder."""
+    return {
+        "model": {"config": "sas-125m", "tokenizer": "python-reference", "overrides": TINY},
+        "data": {
+            "train": "python-reference",
+            "validation_documents": 4,
+            "max_validation_sequences": 16,
+            "sequence_length": 64,
+            "cache": str(tmp_path_factory.mktemp("cache")),
+        },
+        "batch_size": 8,
+        "simulation_learning_rate": 1e-2,
+        "minimum_learning_rate": 1e-4,
+        "training": {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 3e-3,
+            "warmup_steps": 5,
+            "weight_decay": 0.1,
+            "logging_steps": SAVE_EVERY,
+            "save_steps": SAVE_EVERY,
+            "eval_strategy": "steps",
+            "eval_steps": 15,
+            "use_cpu": True,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def file(fields, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def command(file, folder, *changes):
+    return [sys.executable, "-m", "sas_hf", "train", str(file), f"training.output_dir={folder}", *changes]
+
+
+def run(file, folder, *changes):
+    return subprocess.run(command(file, folder, *changes), env=python_environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """The folder of a run that nothing interrupts, and what the terminal showed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(file, folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def results(folder):
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_a_run_leaves_model_recipe_log_and_curves(whole, file):
+    folder, shown = whole
+    names = {path.name for path in folder.iterdir()}
+    expected = {"recipe.yaml", "log.jsonl", "loss.png", "model.safetensors", "config.json", "tokenizer.json"}
+    assert expected <= names and f"checkpoint-{STEPS}" in names and not [name for name in names if name[0] == "."]
+    assert load_recipe(folder / "recipe.yaml") == load_recipe(file, [f"training.output_dir={folder}"])
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in logged if "eval_loss" in line]
+    assert [line["step"] for line in logged if "eval_loss" in line] == [15, 30, 36]
+    assert losses == sorted(losses, reverse=True) and losses[0] < math.log(2048) - 0.5
+    found = results(folder)
+    assert (found["step"], found["eval_loss"]) == (STEPS, losses[-1])
+    assert found["perplexity"] == pytest.approx(math.exp(losses[-1]))
+    assert "eval_loss" in shown and "Saved" in shown
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert isinstance(model, SASGPTForCausalLM) and model.config.num_simulated_heads == 12
+    assert tokenizer.decode(tokenizer("The with statement").input_ids) == "The with statement"
+
+
+@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, whole, file, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(file, folder), env=python_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (folder / f"checkpoint-{2 * SAVE_EVERY}").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    os.kill(process.pid, told)
+    _, errors = process.communicate()
+    if told == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 1 and "the same command goes on from there" in errors
+    assert not (folder / "all_results.json").exists() and not (folder / "model.safetensors").exists()
+    result = run(file, folder)
+    assert result.returncode == 0, result.stderr
+    assert_identical(weights(folder), weights(whole[0]))
+    assert results(folder) == results(whole[0])
+
+
+def test_a_run_that_has_ended_is_not_trained_again(whole, file):
+    folder, _ = whole
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert train(load_recipe(file, [f"training.output_dir={folder}"])) == results(folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_folder_of_another_run(whole, file):
+    folder, _ = whole
+    changes = [f"training.output_dir={folder}", "training.learning_rate=1e-3", "model.overrides.head_dim=16"]
+    with pytest.raises(FileExistsError, match="another recipe") as error:
+        train(load_recipe(file, changes))
+    assert "training.learning_rate: 0.003 there, 0.001 now" in str(error.value)
+    assert "model.overrides.head_dim: 8 there, 16 now" in str(error.value)
+    assert "max_steps" not in str(error.value)
+
+
+def test_a_folder_that_holds_something_else(file, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="holds no run; name a free folder"):
+        train(load_recipe(file, [f"training.output_dir={tmp_path}"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Whoever builds a model fails the test."""
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(SASGPTForCausalLM, "__init__", refuse)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.sequence_length=65", "`data.sequence_length` is 65, but the model's `max_position_embeddings` is 64"),
+        ("model.overrides.vocab_size=2047", "The tokenizer has 2,048 tokens, but the model's `vocab_size` is 2,047"),
+        ("model.overrides.num_simulated_head=3", "no field of the model; did you mean .*num_simulated_heads`"),
+        ("model.overrides.num_simulated_heads=3", r"`num_simulated_heads` .3. must be a multiple"),
+        ("model.config=sas-124m", "no configuration named 'sas-124m'.*sas-125m"),
+        ("model.config=mnist-sas", "no causal language model"),
+        ("model.tokenizer=./nowhere", "`model.tokenizer` is './nowhere'"),
+        ("data.train=./nowhere.txt", "nowhere.txt, which does not exist"),
+        ("data.train={parquet}", "`data.text_column` is 'text', which .* does not have.*'texts'"),
+        ("model.lora={rank: 4, target_modules: [q_proj]}", "`model.lora` has no field 'rank'"),
+        ("evaluation.tasks=[sas_table]", "no task 'sas_table'.*sas_table1"),
+        ("training.eval_strategy=stpes", "stpes"),
+    ],
+)
+def test_refused_before_a_model_is_built(change, message, fields, no_model, tmp_path):
+    Dataset.from_dict({"texts": ["one"]}).to_parquet(tmp_path / "words.parquet")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    folder = tmp_path / "run"
+    with pytest.raises((ValueError, OSError), match=message):
+        changes = [f"training.output_dir={folder}", change.replace("{parquet}", str(tmp_path / "words.parquet"))]
+        train(load_recipe(path, changes))
+    assert not folder.exists()
+
+
+def test_the_tripwire_of_the_refusals(fields, no_model, tmp_path):
+    recipe = recipe_from_dict(fields | {"training": fields["training"] | {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(AssertionError, match="a model was built"):
+        train(recipe)
+
+
+def test_an_error_is_one_line(file, tmp_path):
+    result = run(file, tmp_path / "run", "training.max_stpes=3")
+    assert result.returncode == 1
+    assert (
+        result.stderr.startswith("error: ValueError: `training.max_stpes` is no field")
+        and "Trace" not in result.stderr
+    )
+
+
+def checkpoint(folder, fields):
+    tokenizer = train_tokenizer()
+    SASGPTForCausalLM(named_config("sas-125m", **fields["model"]["overrides"] | {"vocab_size": 400})).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+@pytest.mark.parametrize("model", [{"lora": {"r": 2, "target_modules": ["q_proj"]}}, {"trainable": ["_simulation."]}])
+def test_fine_tuning_a_checkpoint_changes_what_it_should(model, fields, tmp_path):
+    source = checkpoint(tmp_path / "source", fields)
+    training = fields["training"] | {"output_dir": str(tmp_path / "run"), "max_steps": 3}
+    changed = {"model": {"checkpoint": str(source)} | model, "training": training}
+    if "lora" in model:
+        changed["simulation_learning_rate"] = None
+    train(recipe_from_dict(fields | changed))
+    before = weights(source)
+    if "lora" in model:
+        assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+        tuned = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run").merge_and_unload().state_dict()
+    else:
+        tuned = weights(tmp_path / "run")
+    moved = {name for name, weight in before.items() if not torch.equal(tuned[name], weight)}
+    kind = "q_proj" if "lora" in model else "_simulation."
+    assert moved and all(kind in name for name in moved)
