@@ -1,34 +1,26 @@
 """A training of two processes that is killed inside a save goes on to the weights of an uninterrupted one."""
 
-import sys
 from pathlib import Path
 
 from equality import torchrun
 from safetensors.torch import load_file
 
 
-TRAINING = Path(__file__).parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
-
-import interrupted  # noqa: E402
+HERE = Path(__file__).parent
 
 
 def test_two_processes_killed_inside_a_save(tmp_path):
-    script = Path(interrupted.__file__)
-    whole = torchrun(script, str(tmp_path / "whole"), "never")
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    folder = tmp_path / "run"
-    assert torchrun(script, str(folder), "_save_rng_state").returncode != 0
-    assert sorted(path.name for path in folder.iterdir()) == [".unfinished", "checkpoint-4"]
-    # Each process has a random state of its own, and dropout reads it.
-    assert sorted(path.name for path in folder.glob("checkpoint-4/rng_state*")) == [
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert torchrun(HERE / "whole_then_killed.py", str(tmp_path)).returncode != 0
+    assert (whole / "model.safetensors").exists()
+    assert sorted(path.name for path in killed.iterdir()) == [".unfinished", "checkpoint-4"]
+    # Each process has a random state of its own, which dropout reads.
+    states = sorted(path.name for path in killed.glob("checkpoint-4/rng_state*"))
+    assert states == ["rng_state_0.pth", "rng_state_1.pth"]
 
-    resumed = torchrun(script, str(folder), "never")
+    resumed = torchrun(HERE.parent / "training" / "interrupted.py", str(killed), "never")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert not (folder / ".unfinished").exists()
-    expected, found = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", folder))
+    assert not (killed / ".unfinished").exists()
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert expected.keys() == found.keys()
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
