@@ -157,7 +157,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             position_ids: `[B, T]`. Without mask and cache, a position that does not follow its neighbour starts a
                 new packed document, which sees only itself.
             cache: keys and values to read and extend.
-            use_cache: return a cache.
+            use_cache: return a cache (a step of training, with gradients, makes none of its own).
 
         Raises:
             ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given; for positions beyond
@@ -187,7 +187,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
             mixing_mask = as_boolean(self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False))
         # After the masks: beside a cache, Transformers would not look for packed documents.
-        if use_cache and cache is None and self.config.is_causal:
+        # A step of training reads no cache, and expanded keys and values would be the most that it holds.
+        if use_cache and cache is None and self.config.is_causal and not (self.training and torch.is_grad_enabled()):
             cache = DynamicCache(config=self.config)
 
         key_positions = position_ids
