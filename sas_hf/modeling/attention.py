@@ -194,7 +194,7 @@ class SASAttention(nn.Module):
         """Scores and their softmax over values by the implementation that is set: `[B, heads, T, width]` to
         `[B, T, heads, D_v]`, and the weights where it gives them."""
         if self.attends_in_blocks(query, query.shape[-1], kwargs):
-            is_causal = attention_mask is None and self.is_causal and query.shape[2] > 1
+            is_causal = self.masks_future(attention_mask, query.shape[2], kwargs)
             if is_causal:  # a static cache has empty slots behind
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
             return BlockedAttention.apply(query, key, value, attention_mask, is_causal, self.scaling), None
@@ -208,7 +208,7 @@ class SASAttention(nn.Module):
         """`attend(*simulate_all(*tensors))`, simulated again in the backward pass."""
         query = tensors[0]
         if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], kwargs):
-            is_causal = attention_mask is None and self.is_causal and query.shape[1] > 1
+            is_causal = self.masks_future(attention_mask, query.shape[1], kwargs)
             simulate = partial(simulate_all, self.acts)
             return RecomputedAttention.apply(simulate, attention_mask, is_causal, self.scaling, *tensors)
 
@@ -234,9 +234,14 @@ class SASAttention(nn.Module):
             and self.num_key_value_groups == 1
             and query_width != self.value_head_dim
             and not (self.training and self.attention_dropout)
-            and not {"is_causal", "position_bias", "softcap", "output_attentions"} & kwargs.keys()
+            and not any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
             and serves(query)
         )
+
+    def masks_future(self, attention_mask: torch.Tensor | None, length: int, kwargs: dict) -> bool:
+        """Whether the kernel hides the future itself, as Transformers' SDPA has it: no mask, more than one query."""
+        is_causal = kwargs.get("is_causal")
+        return attention_mask is None and length > 1 and (self.is_causal if is_causal is None else is_causal)
 
     @property
     def acts(self) -> list[nn.Module]:
