@@ -60,6 +60,8 @@ class PaperAttention(nn.Module):
     """Appendix L as printed (convolutions, maps, softmax attention, output projection before the mean), with the
     backbone's rotary positions; made of one of our layers, whose parameters it takes."""
 
+    mixes_tokens = rotates_at_use = False  # what the backbone asks of a layer
+
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
