@@ -1,5 +1,8 @@
 """The SAS GPT: a decoder-only Transformer with simulated attention, its base model and its heads."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -120,6 +123,18 @@ class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
         initialize_attention(module, self.config)
 
 
+def without_cache_in_training(forward: Callable) -> Callable:
+    """A step of training that asks for no cache gets none: expanded keys and values would be the most that it holds."""
+
+    @functools.wraps(forward)
+    def wrapped(self, *args, **kwargs):
+        if self.training and torch.is_grad_enabled() and kwargs.get("use_cache") is None and len(args) < 6:
+            kwargs["use_cache"] = False
+        return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
 class SASGPTModel(SASGPTPreTrainedModel):
     """The decoder without a head: token ids `[B, T]` in, hidden states `[B, T, C]` out."""
 
@@ -138,6 +153,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.post_init()
 
     @either_cache_name
+    @without_cache_in_training
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -157,7 +173,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             position_ids: `[B, T]`. Without mask and cache, a position that does not follow its neighbour starts a
                 new packed document, which sees only itself.
             cache: keys and values to read and extend.
-            use_cache: return a cache (a step of training, with gradients, makes none of its own).
+            use_cache: return a cache; `None` is the configuration's choice, and no in a step of training.
 
         Raises:
             ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given; for positions beyond
@@ -187,8 +203,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
             mixing_mask = as_boolean(self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False))
         # After the masks: beside a cache, Transformers would not look for packed documents.
-        # A step of training reads no cache, and expanded keys and values would be the most that it holds.
-        if use_cache and cache is None and self.config.is_causal and not (self.training and torch.is_grad_enabled()):
+        if use_cache and cache is None and self.config.is_causal:
             cache = DynamicCache(config=self.config)
 
         key_positions = position_ids
