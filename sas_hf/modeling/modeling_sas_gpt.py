@@ -124,7 +124,7 @@ class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
 
 
 def without_cache_in_training(forward: Callable) -> Callable:
-    """A step of training that asks for no cache gets none: expanded keys and values would be the most that it holds."""
+    """A step of training that asks for no cache gets none: expanded keys and values would be most of what it holds."""
 
     @functools.wraps(forward)
     def wrapped(self, *args, **kwargs):
