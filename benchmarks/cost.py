@@ -25,6 +25,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.configurations import named_config
+from sas_hf.modeling.cache_name import CACHE_NAME
 from sas_hf.modeling.positions import rotate_leading_features
 
 
@@ -136,13 +137,13 @@ class Decoding:
         length = ids.shape[1] + tokens
         self.cache = StaticCache(config=model.config, max_cache_len=length) if static else DynamicCache()
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=self.cache, logits_to_keep=1)
+            model(input_ids=ids, **{CACHE_NAME: self.cache}, logits_to_keep=1)
 
     @torch.no_grad()
     def __call__(self) -> None:
         self.model.eval()
         for _ in range(self.tokens):
-            self.model(input_ids=self.ids[:, -1:], past_key_values=self.cache)
+            self.model(input_ids=self.ids[:, -1:], **{CACHE_NAME: self.cache})
         self.cache.crop(-self.tokens)
 
     def numbers(self) -> int:
