@@ -4,6 +4,7 @@ What a base projection computes is in base_projections.py, what simulation does 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,8 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .blocked_attention import BlockedAttention, serves
 from .cache_name import either_cache_name
+from .fast_simulation import is_plain, simulate_all, simulation_weights
 from .positions import rotate_leading_features
+from .recomputation import RecomputedAttention, recompute_around_kernel
 from .simulation import aggregate_heads, make_simulation
 
 
@@ -160,29 +164,101 @@ class SASAttention(nn.Module):
             state = _update_state(cache, self.layer_idx, *state, kwargs)
 
         key, value = self.expand(*state)
-        query = rotate_leading_features(self.q_simulation(query), position_embeddings).transpose(1, 2)
-        key = self.k_simulation(key)
-        key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
-        value = self.v_simulation(value).transpose(1, 2)
+        sides = (self.q_simulation, self.k_simulation, self.v_simulation)
+        if self.config.simulates and all(is_plain(side) for side in sides):
+            tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
+            weights = [weight for side in sides for weight in simulation_weights(side)]
+            tensors = (query, key, value, *tables, *weights)
+            if self.recomputes(cache, tensors):
+                output = self.attend_recomputing(tensors, attention_mask, **kwargs)
+                return self.aggregate(output), None
+            query, key, value = simulate_all(self.acts, *tensors)
+        else:
+            query = rotate_leading_features(self.q_simulation(query), position_embeddings).transpose(1, 2)
+            key = self.k_simulation(key)
+            key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
+            value = self.v_simulation(value).transpose(1, 2)
         if not self.caches_state and cache is not None:
             key, value = _update(cache, self.layer_idx, key, value, kwargs)
+        output, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        return self.aggregate(output), weights
 
-        # Every cache was extended above, the pool of continuous batching too: "paged|" asks for nothing more.
-        implementation = self.config._attn_implementation.removeprefix("paged|")
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores and their softmax over values by the implementation that is set: `[B, heads, T, width]` to
+        `[B, T, heads, D_v]`, and the weights where it gives them."""
+        if self.attends_in_blocks(query, query.shape[-1], kwargs):
+            is_causal = self.masks_future(attention_mask, query.shape[2], kwargs)
+            if is_causal:  # a static cache has empty slots behind
+                key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+            return BlockedAttention.apply(query, key, value, attention_mask, is_causal, self.scaling), None
+        dropout = self.attention_dropout if self.training else 0.0
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, eager_attention_forward)
+        return interface(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def aggregate(self, output: torch.Tensor) -> torch.Tensor:
+        """`[B, T, heads, D_v]` to `[B, T, C]`."""
+        if self.config.num_simulated_heads is None:  # under tensor parallelism perhaps a part of the heads
+            return self.o_proj(output.flatten(2))
+        return self.o_proj(aggregate_heads(output, self.num_heads))
+
+    def attend_recomputing(
+        self, tensors: tuple[torch.Tensor | None, ...], attention_mask: torch.Tensor | None, **kwargs
+    ) -> torch.Tensor:
+        """`attend(*simulate_all(*tensors))`, simulated again in the backward pass."""
+        query = tensors[0]
+        if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], kwargs):
+            is_causal = self.masks_future(attention_mask, query.shape[1], kwargs)
+            simulate = partial(simulate_all, self.acts)
+            return RecomputedAttention.apply(simulate, attention_mask, is_causal, self.scaling, *tensors)
+
+        def attention(*tensors):
+            return self.attend(*simulate_all(self.acts, *tensors), attention_mask, **kwargs)[0]
+
+        return recompute_around_kernel(attention, *tensors)
+
+    def recomputes(self, cache: Cache | None, tensors: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether this call is a step of training whose simulation shall run again in the backward pass."""
+        return (
+            self.config.recompute_simulation
+            and cache is None
+            and self.implementation not in ("eager", "flex_attention")  # which keep, or compile, the scores
+            and torch.is_grad_enabled()
+            and any(tensor is not None and tensor.requires_grad for tensor in tensors)
         )
-        if self.config.num_simulated_heads is not None:
-            return self.o_proj(aggregate_heads(output, self.num_heads)), weights
-        return self.o_proj(output.flatten(2)), weights  # a part of the heads under tensor parallelism
+
+    def attends_in_blocks(self, query: torch.Tensor, query_width: int, kwargs: dict) -> bool:
+        """Whether `blocked_attention` computes what the implementation is asked for, faster."""
+        return (
+            self.implementation == "sdpa"
+            and self.num_key_value_groups == 1
+            and query_width != self.value_head_dim
+            and not (self.training and self.attention_dropout)
+            and not any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
+            and serves(query)
+        )
+
+    def masks_future(self, attention_mask: torch.Tensor | None, length: int, kwargs: dict) -> bool:
+        """Whether the kernel hides the future itself, as Transformers' SDPA has it: no mask, more than one query."""
+        is_causal = kwargs.get("is_causal")
+        return attention_mask is None and length > 1 and (self.is_causal if is_causal is None else is_causal)
+
+    @property
+    def acts(self) -> list[nn.Module]:
+        """The non-linearities of the simulation of queries, keys and values."""
+        sides = (self.q_simulation, self.k_simulation, self.v_simulation)
+        return [side[0].act if len(side) else nn.Identity() for side in sides]
+
+    @property
+    def implementation(self) -> str:
+        # Every cache was extended before, the pool of continuous batching too: "paged|" asks for nothing more.
+        return self.config._attn_implementation.removeprefix("paged|")
 
 
 def _update_state(

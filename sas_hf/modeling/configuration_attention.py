@@ -71,6 +71,9 @@ class SASAttentionConfig(PreTrainedConfig):
         simulation_cache (`str`, defaults to `"expanded"`):
             What generation caches: `"expanded"` the simulated keys and values (fast), `"base"` the keys and values
             before simulation, unrotated (small: expanded anew at every step).
+        recompute_simulation (`bool`, defaults to `True`):
+            Keep the base heads for the backward pass and simulate them again there, instead of keeping what the
+            simulation makes of them. The numbers do not change.
         query_pre_attn_scalar (`float`, *optional*):
             Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
             simulation; a converted model keeps its source's.
@@ -94,6 +97,7 @@ class SASAttentionConfig(PreTrainedConfig):
     simulation_act: str = "relu"
     simulation_init: str = "near_identity"
     simulation_cache: str = "expanded"
+    recompute_simulation: bool = True
     query_pre_attn_scalar: int | float | None = None
     q_lora_rank: int | None = None
     kv_lora_rank: int | None = None

@@ -1,5 +1,8 @@
 """The SAS GPT: a decoder-only Transformer with simulated attention, its base model and its heads."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -120,6 +123,18 @@ class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
         initialize_attention(module, self.config)
 
 
+def without_cache_in_training(forward: Callable) -> Callable:
+    """A step of training that asks for no cache gets none: expanded keys and values would be most of what it holds."""
+
+    @functools.wraps(forward)
+    def wrapped(self, *args, **kwargs):
+        if self.training and torch.is_grad_enabled() and kwargs.get("use_cache") is None and len(args) < 6:
+            kwargs["use_cache"] = False
+        return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
 class SASGPTModel(SASGPTPreTrainedModel):
     """The decoder without a head: token ids `[B, T]` in, hidden states `[B, T, C]` out."""
 
@@ -138,6 +153,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.post_init()
 
     @either_cache_name
+    @without_cache_in_training
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -157,7 +173,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             position_ids: `[B, T]`. Without mask and cache, a position that does not follow its neighbour starts a
                 new packed document, which sees only itself.
             cache: keys and values to read and extend.
-            use_cache: return a cache.
+            use_cache: return a cache; `None` is the configuration's choice, and no in a step of training.
 
         Raises:
             ValueError: when not exactly one of `input_ids` and `inputs_embeds` is given; for positions beyond

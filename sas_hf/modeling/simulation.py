@@ -157,4 +157,6 @@ def aggregate_heads(heads: torch.Tensor, num_heads: int) -> torch.Tensor:
     Group i holds heads iH ... iH+H-1. W^O is linear, so the mean over the groups is taken before it: the same result
     for a share H/Ĥ of the work.
     """
+    if heads.shape[2] == num_heads:  # the mean over one group would be a copy, kept for the backward pass
+        return heads.flatten(2)
     return heads.unflatten(2, (-1, num_heads)).mean(dim=2).flatten(2)

@@ -1,0 +1,91 @@
+"""Softmax attention on a CPU, a few heads and a block of queries at a time: for keys wider than values.
+
+PyTorch's fast kernel for the CPU knows one width for queries, keys and values; its slow one writes the scores of all
+queries to memory and computes those of the future, too. This one needs nothing but queries, keys and values in the
+backward pass. What it buys: docs/cost.md. The plain version is `eager_attention_forward`.
+"""
+
+import torch
+
+
+BLOCK, HEADS = 64, 12  # the scores of a block, 1.5 MB at 512 keys, about fill the cache of a core
+
+
+def serves(query: torch.Tensor) -> bool:
+    """Whether it is made for tensors such as this. Half types are left to PyTorch, which sums them in float32."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _blocks(query, key, value, mask, is_causal):
+    """Batch row, heads, queries and the keys that they may see, as slices, and the mask of these."""
+    heads, length = query.shape[1:3]
+    size = HEADS if length > 1 else heads
+    for row in range(query.shape[0]):
+        for head in range(0, heads, size):
+            for start in range(0, length, BLOCK):
+                queries = slice(start, min(start + BLOCK, length))
+                seen = slice(0, queries.stop if is_causal else key.shape[2])
+                block_mask = None
+                if mask is not None:
+                    block_mask = mask[row if mask.shape[0] > 1 else 0]
+                    block_mask = block_mask[slice(head, head + size) if mask.shape[1] > 1 else slice(None), queries]
+                yield row, slice(head, head + size), queries, seen, block_mask
+
+
+def _weights(query, key, mask, is_causal, scaling):
+    """Softmax of the scores `[heads, queries, keys]` of a block."""
+    scores = torch.matmul(query * scaling, key.transpose(-2, -1))
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores.add_(mask)
+    elif is_causal:  # the last columns are the block's own tokens
+        own = query.shape[-2]
+        scores[..., -own:] += torch.full((own, own), -torch.inf, dtype=scores.dtype).triu_(1)
+    return torch.softmax(scores, dim=-1)
+
+
+def attend(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
+    """`[B, heads, T, width]` to `[B, T, heads, D_v]`; not differentiable by itself."""
+    batch, heads, length, _ = query.shape
+    output = query.new_empty(batch, length, heads, value.shape[-1])
+    for row, some, queries, seen, block_mask in _blocks(query, key, value, mask, is_causal):
+        weights = _weights(query[row, some, queries], key[row, some, seen], block_mask, is_causal, scaling)
+        output[row, queries, some] = torch.matmul(weights, value[row, some, seen]).transpose(0, 1)
+    return output
+
+
+def attend_backward(grad, query, key, value, mask, is_causal, scaling) -> tuple[torch.Tensor, ...]:
+    """Gradients of queries, keys and values from that of the output `[B, T, heads, D_v]`; weights are made again."""
+    grad_query = torch.empty_like(query)
+    grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+    for row, some, queries, seen, block_mask in _blocks(query, key, value, mask, is_causal):
+        block_query, block_key, block_value = query[row, some, queries], key[row, some, seen], value[row, some, seen]
+        block_grad = grad[row, queries, some].transpose(0, 1)
+        weights = _weights(block_query, block_key, block_mask, is_causal, scaling)
+        grad_value[row, some, seen] += torch.matmul(weights.transpose(-2, -1), block_grad)
+        grad_weights = torch.matmul(block_grad, block_value.transpose(-2, -1))
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scaling)
+        grad_query[row, some, queries] = torch.matmul(grad_scores, block_key)
+        grad_key[row, some, seen] += torch.matmul(grad_scores.transpose(-2, -1), block_query)
+    return grad_query, grad_key, grad_value
+
+
+class BlockedAttention(torch.autograd.Function):
+    """`attend`, which keeps queries, keys and values for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, is_causal: bool, scaling: float) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.settings = is_causal, scaling
+        return attend(query, key, value, mask, is_causal, scaling)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        return *attend_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None

@@ -1,0 +1,132 @@
+"""Simulation and rotation in fewer passes over memory: the same numbers as simulation.py and positions.py.
+
+Those are what counts and what runs where a part was replaced; tests compare the two. What it buys: docs/cost.md.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .simulation import (
+    FeatureExpansion,
+    FeatureResidual,
+    FeatureSimulation,
+    HeadExpansion,
+    HeadResidual,
+    HeadSimulation,
+)
+
+
+PLAIN_TYPES = (
+    *(nn.Sequential, nn.Identity, nn.Linear, HeadSimulation, HeadExpansion, HeadResidual),
+    *(FeatureSimulation, FeatureExpansion, FeatureResidual),
+)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the weights of `module` say all that calling it would do.
+
+    Not if a part was replaced (peft's LoRA, quantisers), is watched by hooks or had its `forward` exchanged (weights
+    that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain operations itself.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return all(
+        (type(part) in PLAIN_TYPES or not (part._parameters or part._modules or part._buffers))
+        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        and "forward" not in vars(part)
+        for part in module.modules()
+    )
+
+
+def simulation_weights(simulation: nn.Sequential) -> list[torch.Tensor | None]:
+    """Weight and bias of the four maps in the order they act, `None` where a simulation is off."""
+    weights = []
+    for name in ("heads", "features"):
+        maps = getattr(simulation, name, None)
+        for layer in (None, None) if maps is None else (maps.expansion, maps.residual):
+            weights += [None, None] if layer is None else [layer.weight, layer.bias]
+    return weights
+
+
+def simulate_all(acts: list[nn.Module], *tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    """Queries, keys and values as attention reads them, `[B, heads, T, width]`.
+
+    Args:
+        acts: the non-linearity of each of the three.
+        tensors: queries, keys and values of the base projection `[B, T, heads, width]`; cos and sin of queries and of
+            keys; and `simulation_weights` of the three.
+    """
+    query, key, value, cos, sin, key_cos, key_sin, *weights = tensors
+    return [
+        simulate(query, weights[:8], acts[0], cos, sin),
+        simulate(key, weights[8:16], acts[1], key_cos, key_sin),
+        simulate(value, weights[16:], acts[2]),
+    ]
+
+
+def simulate(
+    heads: torch.Tensor,
+    weights: list[torch.Tensor | None],
+    act: nn.Module,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What `rotate_leading_features(simulation(heads), ...).transpose(1, 2)` computes: `[B, T, H, D]` to
+    `[B, Ĥ, T, D̂]`.
+
+    With κ = 1 heads stand first, so that each head map is one product of matrices and the result lies in memory as
+    attention reads it; residuals, biases and rotation are added in place. (κ > 1 stays a convolution.)
+    """
+    expand, expand_bias, residual, residual_bias, *features = weights
+    heads_first = expand is not None and expand.shape[2] == 1
+    if heads_first:
+        flat = heads.permute(2, 0, 1, 3).reshape(heads.shape[2], -1)
+        hidden = torch.addmm(expand_bias[:, None], expand[..., 0], flat)
+        hidden = torch.addmm(hidden, residual[..., 0], act(hidden)).add_(residual_bias[:, None])
+        hidden = hidden.view(-1, *heads.shape[:2], heads.shape[3])
+    elif expand is not None:
+        padding = expand.shape[2] // 2
+        hidden = F.conv1d(heads.flatten(0, 1), expand, expand_bias, padding=padding)
+        hidden = F.conv1d(act(hidden), residual, residual_bias, padding=padding).add_(hidden)
+        hidden = hidden.unflatten(0, heads.shape[:2])
+    else:
+        hidden = heads
+    expand, expand_bias, residual, residual_bias = features
+    if expand is not None:
+        hidden = F.linear(hidden, expand, expand_bias)
+        hidden = F.linear(act(hidden), residual, residual_bias).add_(hidden)
+    if cos is not None:
+        if not heads_first:
+            cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+        if hidden is heads:  # the caller's
+            hidden = hidden.clone()
+        hidden = Rotation.apply(hidden, cos, sin)
+    return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
+
+
+class Rotation(torch.autograd.Function):
+    """`rotate_leading_features` in place, which keeps nothing for the backward pass but the angles."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(cos, sin)
+        (cos_1, cos_2), (sin_1, sin_2) = cos.to(x.dtype).chunk(2, dim=-1), sin.to(x.dtype).chunk(2, dim=-1)
+        return _turn(x, cos_1, -sin_1, cos_2, sin_2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        cos, sin = (table.to(grad.dtype) for table in ctx.saved_tensors)
+        (cos_1, cos_2), (sin_1, sin_2) = cos.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+        return _turn(grad.clone(), cos_1, sin_2, cos_2, -sin_1), None, None
+
+
+def _turn(x, first_by_first, first_by_second, second_by_second, second_by_first):
+    half = first_by_first.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    turned = (first * first_by_first).addcmul_(second, first_by_second)
+    second.mul_(second_by_second).addcmul_(first, second_by_first)
+    first.copy_(turned)
+    return x

@@ -1,0 +1,189 @@
+"""The fast paths compute what the plain ones do, and step aside where a part is not what it was."""
+
+import random
+
+import pytest
+import torch
+from helpers import assert_all_close, gpt, gradients, token_ids
+from torch import nn
+
+from sas_hf.modeling import attention, blocked_attention, recomputation
+from sas_hf.modeling.fast_simulation import is_plain
+
+
+def random_fields(seed: int) -> dict:
+    """Heads, widths, kernels and activations at random, such that a model can be built of them."""
+    draw = random.Random(seed)
+    heads, head_dim = draw.choice([1, 2, 3, 4, 6]), draw.choice([2, 4, 8, 10])
+    kv_heads = draw.choice([n for n in range(1, heads + 1) if heads % n == 0])
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "num_simulated_heads": draw.choice([None, heads, 3 * heads, 4 * heads]),
+        "simulated_head_dim": draw.choice([head_dim, head_dim + 2, 2 * head_dim]),
+        "simulation_kernel_size": draw.choice([1, 1, 3, 5]),
+        "simulation_act": draw.choice(["relu", "gelu", "identity"]),
+        "recompute_simulation": draw.random() < 0.7,
+    }
+
+
+def step(model, inputs: dict, direction: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Hidden states and the gradients of their product with `direction`."""
+    model.zero_grad()
+    output = model(**inputs, use_cache=False)[0]
+    (output * direction).sum().backward()
+    return output.detach(), {name: grad.clone() for name, grad in gradients(model).items() if grad is not None}
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root of the mean square of the difference, relative to that of `expected`."""
+    return ((found - expected).double().norm() / expected.double().norm()).item()
+
+
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in tensors.values()])
+
+
+def plain_paths(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "is_plain", lambda module: False)
+    monkeypatch.setattr(attention, "serves", lambda query: False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(24))
+def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    model = gpt("sas", **random_fields(seed)).to(dtype).train()
+    batch, length = draw.choice([(1, 3), (2, 70), (3, 17), (1, 1)])
+    inputs = {"input_ids": token_ids(batch, length)}
+    if draw.random() < 0.5:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][-1, length // 2 + 1 :] = 0
+    real = inputs.get("attention_mask", torch.ones(batch, length))[..., None].to(dtype)
+    direction = torch.randn(batch, length, 67, dtype=dtype) * real
+
+    found, found_gradients = step(model, inputs, direction)
+    with torch.no_grad():
+        without_gradients = model(**inputs, use_cache=False)[0]
+    plain_paths(monkeypatch)
+    expected, expected_gradients = step(model, inputs, direction)
+
+    pairs = [
+        (found * real, expected * real),
+        (without_gradients * real, expected * real),
+        (flat(found_gradients), flat(expected_gradients)),
+    ]
+    assert found_gradients.keys() == expected_gradients.keys()
+    if dtype == torch.bfloat16:  # neither is exact, and one must not be worse than the other
+        exact, exact_gradients = step(model.double(), inputs, direction.double())
+        truths = (exact * real, exact * real, flat(exact_gradients))
+        for (fast, plain), truth in zip(pairs, truths, strict=True):
+            assert distance(fast, truth) < 3 * distance(plain, truth) + 0.01
+        return
+    for fast, plain in pairs:  # norms are computed in float32 whatever the type
+        assert distance(fast, plain) < (1e-4 if dtype == torch.float32 else 1e-6)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_blocked_attention_has_the_right_gradients(is_causal, monkeypatch):
+    """By finite differences, over more blocks and groups of heads than one."""
+    monkeypatch.setattr(blocked_attention, "BLOCK", 2)
+    monkeypatch.setattr(blocked_attention, "HEADS", 2)
+    shapes = [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 2)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    mask = None if is_causal else torch.rand(2, 1, 5, 5) > 0.3
+    assert torch.autograd.gradcheck(blocked_attention.BlockedAttention.apply, (*inputs, mask, is_causal, 0.7))
+    found = blocked_attention.attend(*inputs, mask, is_causal, 0.7).transpose(1, 2)
+    expected = nn.functional.scaled_dot_product_attention(*inputs, mask, is_causal=is_causal, scale=0.7)
+    seen = torch.ones(2, 1, 5, 1, dtype=torch.bool) if mask is None else mask.any(-1, keepdim=True)
+    torch.testing.assert_close(found * seen, expected * seen)
+
+
+def kept_bytes(model, ids) -> int:
+    """What the model keeps for its backward pass, each memory once."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def count(tensor):
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in known:
+            kept[memory.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = model(ids, use_cache=False)
+    assert output.logits.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_recomputation_keeps_about_as_much_as_plain_attention():
+    """The attention layers' own share, of models that differ in attention alone."""
+    ids, sizes = token_ids(1, 60), {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 4}
+    plain = kept_bytes(gpt("mha", **sizes).train(), ids)
+    recomputed = kept_bytes(gpt("sas", **sizes, simulated_head_dim=24).train(), ids)
+    kept = kept_bytes(gpt("sas", **sizes, simulated_head_dim=24, recompute_simulation=False).train(), ids)
+    assert recomputed < 1.1 * plain
+    assert kept > 1.8 * plain
+
+
+def test_other_kernels_run_once_and_the_simulation_again(monkeypatch):
+    """Selective checkpointing, which every device but the CPU gets."""
+    monkeypatch.setattr(attention, "serves", lambda query: False)
+    calls = {"simulate": 0, "attend": 0}
+    simulate_all = attention.simulate_all
+
+    def counted(*arguments):
+        calls["simulate"] += 1
+        return simulate_all(*arguments)
+
+    monkeypatch.setattr(attention, "simulate_all", counted)
+    model = gpt("sas", simulated_head_dim=8).double().train()  # one width: the CPU has a fast kernel
+    ids = token_ids(2, 14)
+    direction = torch.randn(2, 14, 67, dtype=torch.float64)
+
+    def kernel_events() -> int:
+        with torch.profiler.profile() as profile:
+            step(model, {"input_ids": ids}, direction)
+        return sum(event.name == "aten::_scaled_dot_product_flash_attention_for_cpu" for event in profile.events())
+
+    kept = kernel_events()
+    assert calls["simulate"] == 2 * model.config.num_hidden_layers
+    found, found_gradients = step(model, {"input_ids": ids}, direction)
+    monkeypatch.setattr(recomputation, "KERNELS", set())
+    assert 0 < kept < kernel_events()
+    plain_paths(monkeypatch)
+    expected, expected_gradients = step(model, {"input_ids": ids}, direction)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert_all_close(found_gradients, expected_gradients, 1e-5)
+
+
+class Doubled(nn.Module):
+    """A wrapper as adapters make them."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return 2 * self.base(x)
+
+
+@pytest.mark.parametrize("change", ["wrapped", "hooked", "forward"])
+def test_a_changed_part_is_called(change):
+    model, ids = gpt("sas"), token_ids(1, 9)
+    simulation = model.model.layers[0].self_attn.q_simulation
+    assert is_plain(simulation)
+    with torch.no_grad():
+        before = model(ids).logits
+        expansion = simulation.heads.expansion
+        if change == "wrapped":
+            simulation.heads.expansion = Doubled(expansion)
+        elif change == "hooked":
+            expansion.register_forward_hook(lambda module, inputs, output: 2 * output)
+        else:
+            forward = expansion.forward
+            expansion.forward = lambda x: 2 * forward(x)
+        assert not is_plain(simulation)
+        assert (model(ids).logits - before).abs().max() > 1e-2
