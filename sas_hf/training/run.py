@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import enable_full_determinism
 
+from ..figures import require_matplotlib
 from ..files import write_atomically
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
@@ -20,7 +21,7 @@ from .data import check_data, training_data
 from .fields import read_yaml
 from .models import build_model, check_match, load_config, load_tokenizer
 from .optimizer import RecipeTrainer
-from .recipe import TrainingRecipe
+from .recipe import TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
 from .reporting import TrainingLog, perplexity, plot_training
 
@@ -50,6 +51,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
         FloatingPointError, OSError: as `DurableTrainer.train`.
         InterruptedError: after SIGTERM, with a checkpoint saved.
     """
+    require_matplotlib()  # for the curves at the end
     check_recipe(recipe)
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
@@ -92,9 +94,9 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, which holds no run; name a free folder.")
         return
-    before, now = (
-        _flat(fields) for fields in (read_yaml((folder / RECIPE_NAME).read_text(encoding="utf-8")), recipe.to_dict())
-    )
+    there = read_yaml((folder / RECIPE_NAME).read_text(encoding="utf-8"))
+    # Built, so that a field that is newer than the run has its default.
+    before, now = _flat(recipe_from_dict(there).to_dict()), _flat(recipe.to_dict())
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names := [name for name in names if name != "training.output_dir"]:  # a folder may be moved
         listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)

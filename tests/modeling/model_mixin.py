@@ -22,6 +22,7 @@ from helpers import (
 )
 
 from sas_hf import SASGPTForCausalLM, SASViTForImageClassification
+from sas_hf.modeling import attention
 
 
 class Architecture:
@@ -172,8 +173,10 @@ class LoadingTests:
         assert difference < (0.1 if dtype == torch.bfloat16 else 0.02) * expected.std()
 
     @pytest.mark.parametrize("place", ["cpu", "auto", "disk"])
-    def test_loads_through_the_meta_device(self, variant, place, tmp_path):
+    def test_loads_through_the_meta_device(self, variant, place, tmp_path, monkeypatch):
         """With `device_map` weights are placed one by one; "disk" leaves the second layer there until it is used."""
+        if place == "disk":  # what fetches the weights makes the fast paths step aside, which differ in last digits
+            monkeypatch.setattr(attention, "is_plain", lambda simulation: False)
         model = self.make(variant)
         inputs = self.inputs(model)
         model.save_pretrained(tmp_path / "model")

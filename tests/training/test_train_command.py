@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_the_folder_of_another_run(whole, file):
     assert "training.learning_rate: 0.003 there, 0.001 now" in str(error.value)
     assert "model.overrides.head_dim: 8 there, 16 now" in str(error.value)
     assert "max_steps" not in str(error.value)
+
+
+def test_the_folder_of_a_run_that_is_older_than_a_field(whole, tmp_path):
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    fields = yaml.safe_load(recipe.read_text())
+    del fields["data"]["shuffle_buffer"]
+    recipe.write_text(yaml.safe_dump(fields))
+    again = load_recipe(folder / "recipe.yaml", [f"training.output_dir={tmp_path / 'run'}"])
+    assert train(again) == train(load_recipe(folder / "recipe.yaml"))
 
 
 def test_a_folder_that_holds_something_else(file, tmp_path):
