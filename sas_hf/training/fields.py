@@ -9,6 +9,8 @@ import re
 import types
 import typing
 from collections.abc import Iterable
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -39,6 +41,39 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """Raises: yaml.YAMLError."""
     return yaml.load(text, _Loader)  # a safe one
+
+
+def shipped_names(folder: Traversable) -> list[str]:
+    """The YAML files of a folder of the package, without their ending."""
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def find_yaml(source: str | Path, shipped: Traversable, kind: str, beside: Path = Path()) -> Path:
+    """The file `source`, beside another one, or the one of that name in a folder of the package.
+
+    Raises:
+        FileNotFoundError: where there is neither (with the nearest known name).
+    """
+    path, names = beside / source, shipped_names(shipped)
+    if path.is_file():
+        return path
+    if str(source) not in names:
+        near = difflib.get_close_matches(str(source), names, n=3) or names
+        raise FileNotFoundError(
+            f"{source} is no file, nor a {kind} of the package; those are, for instance, {', '.join(near)}."
+        )
+    return shipped / f"{source}.yaml"
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """What a YAML file holds; a ValueError if that is not fields and values."""
+    try:
+        fields = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    return fields
 
 
 def build(cls: type, values: dict[str, Any], where: str = "", kind: str = "no field of a recipe") -> Any:

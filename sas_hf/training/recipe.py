@@ -5,7 +5,6 @@ Read, checked and resolved here; nothing is loaded or built.
 
 import copy
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .fields import build, read_yaml
+from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
 from .recipe_checks import check_recipe
 
 
@@ -140,7 +139,7 @@ class TrainingRecipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir() if path.name.endswith(".yaml"))
+    return shipped_names(RECIPES)
 
 
 def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> TrainingRecipe:
@@ -171,22 +170,10 @@ def recipe_from_dict(fields: dict[str, Any]) -> TrainingRecipe:
 
 
 def _read(source: str | Path, beside: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    path = beside / source
-    if not path.is_file():
-        if str(source) not in recipe_names():
-            near = difflib.get_close_matches(str(source), recipe_names(), n=3) or recipe_names()
-            raise FileNotFoundError(
-                f"{source} is no file, nor a recipe of the package; those are, for instance, {', '.join(near)}."
-            )
-        path = RECIPES / f"{source}.yaml"
+    path = find_yaml(source, RECIPES, "recipe", beside)
     if path in seen:
         raise ValueError(f"{path} is the `base` of itself.")
-    try:
-        fields = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    fields = read_fields(path)
     return _resolve(fields, path.parent, (*seen, path))
 
 

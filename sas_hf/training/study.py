@@ -3,7 +3,6 @@
 Declared as YAML, resumable run by run. Statistics and tables are in `study_report.py`.
 """
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,12 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from accelerate import PartialState
 
 from ..figures import require_matplotlib
 from .data import check_data
-from .fields import build, read_yaml
+from .fields import build, find_yaml, read_fields, shipped_names
 from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import check_folder, train
@@ -73,7 +71,7 @@ class Run:
 
 def study_names() -> list[str]:
     """The studies that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in STUDIES.iterdir() if path.name.endswith(".yaml"))
+    return shipped_names(STUDIES)
 
 
 def load_study(source: str | Path, output: str | Path | None = None, seeds: list[int] | None = None) -> Study:
@@ -89,20 +87,8 @@ def load_study(source: str | Path, output: str | Path | None = None, seeds: list
         ValueError: for an unknown or misspelt field (with the nearest known one), a name given twice, a value of
             another type, or an empty grid.
     """
-    path = Path(source)
-    if not path.is_file():
-        if str(source) not in study_names():
-            near = difflib.get_close_matches(str(source), study_names(), n=3) or study_names()
-            raise FileNotFoundError(
-                f"{source} is no file, nor a study of the package; those are, for instance, {', '.join(near)}."
-            )
-        path = STUDIES / f"{source}.yaml"
-    try:
-        fields = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold fields and values, but holds {fields!r}.")
+    path = find_yaml(source, STUDIES, "study")
+    fields = read_fields(path)
     study = build(Study, fields, kind="no field of a study")
     if isinstance(study.recipe, str) and (path.parent / study.recipe).is_file():
         study.recipe = str(path.parent / study.recipe)
