@@ -47,6 +47,10 @@ def _check_model(recipe: TrainingRecipe) -> None:
             raise ValueError(
                 f"`model.{name}` is {getattr(model, name)!r}, of a checkpoint, but `model.checkpoint` is not given."
             )
+    if model.conversion is not None and recipe.task == "image_classification":
+        raise ValueError(
+            f"`model.conversion` is {model.conversion!r}, for language models; run `sas-hf convert` before."
+        )
     if model.config is not None and model.tokenizer is None and recipe.task != "image_classification":
         raise ValueError("`model.tokenizer` is not given, and a new model has none; give a folder or a Hub id.")
     if model.lora is not None and model.trainable is not None:
