@@ -242,7 +242,7 @@ def test_the_packages_studies_can_be_planned(name):
         with pytest.raises(ValueError, match="`data.train` is not given"):
             plan_runs(study)
     runs = plan_runs(study, [] if name.startswith("cpu-") else ["data.train=books.parquet"])
-    assert len({run.folder for run in runs}) == len(runs) == len(study.variants) * 3 * max(1, len(study.data))
+    assert len({run.folder for run in runs}) == len(runs) == len(study.variants) * len(study.seeds) * max(1, len(study.data))
     assert "cpu-study" in recipe_names()
 
 
