@@ -1,6 +1,7 @@
 """The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
 
 import functools
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -9,18 +10,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from ..checkpoints import read_settings
 from ..configurations import named_config
+from ..conversion import ConversionOptions, convert_model
+from ..conversion.convert import find_family, sas_config
 from ..text import python_reference, train_tokenizer
 from .data import BUILT_IN
-from .fields import check_names
+from .fields import build, check_names
 from .recipe import ModelRecipe, TrainingRecipe
 
 
 def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
     """
-    The configuration of a causal language model.
+    The configuration of a causal language model; of a checkpoint that is to be converted, before it is.
 
     Raises:
-        ValueError: for an unknown name, an override that is no field of it, or another kind of model.
+        ValueError: for an unknown name, an override that is no field of it, another kind of model, or a checkpoint
+            that cannot be converted.
         FileNotFoundError: where there is no such checkpoint.
     """
     if recipe.checkpoint is None:
@@ -35,7 +39,34 @@ def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
         name = recipe.config or recipe.checkpoint
         raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
     check_names(recipe.overrides, config.to_dict(), "model.overrides.", "no field of the model")
-    return load(**recipe.overrides)
+    config = load(**recipe.overrides)
+    if recipe.conversion is not None:
+        _check_conversion(recipe, config)
+    return config
+
+
+def _check_conversion(recipe: ModelRecipe, config: PreTrainedConfig) -> None:
+    options = conversion_options(recipe.conversion)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    try:
+        sas_config(config, find_family(config.model_type), options, architecture)
+    except ValueError as error:
+        raise ValueError(f"`model.conversion`: {recipe.checkpoint} cannot be converted so: {error}") from error
+
+
+def conversion_options(fields: dict[str, Any]) -> ConversionOptions:
+    """
+    Raises:
+        ValueError: for a field that `ConversionOptions` does not have or a value of another type; for a lossy
+            conversion, which must be fitted on a text.
+    """
+    options = build(ConversionOptions, fields, "model.conversion.", "no field of a conversion")
+    if options.lossy is not None:
+        raise ValueError(
+            f"`model.conversion.lossy` is {options.lossy!r}, which is fitted on a text; convert by `sas-hf convert "
+            f"--lossy {options.lossy}` first and give its folder as `model.checkpoint`."
+        )
+    return options
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
@@ -78,7 +109,7 @@ def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedMode
     """The model to train, in float32; training in bf16 casts as it computes."""
     if recipe.checkpoint is None:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         recipe.checkpoint,
         config=config,
         revision=recipe.revision,
@@ -86,3 +117,4 @@ def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedMode
         trust_remote_code=False,
         use_safetensors=True,
     )
+    return model if recipe.conversion is None else convert_model(model, conversion_options(recipe.conversion))

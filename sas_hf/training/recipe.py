@@ -28,7 +28,9 @@ class ModelRecipe:
         config: name of one of the papers' configurations, for a new model; or
         checkpoint: folder or Hub id of a model to go on from.
         revision: branch, tag or commit of a Hub checkpoint.
-        overrides: configuration fields to change.
+        conversion: fields of `ConversionOptions`; the checkpoint is converted to SAS, exactly, before it is trained.
+            `{}`: converted as `sas-hf convert` does by default; `None`: trained as it is.
+        overrides: configuration fields to change (of a checkpoint that is converted: before it is).
         tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
             is trained on that text.
         chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.
@@ -39,6 +41,7 @@ class ModelRecipe:
     config: str | None = None
     checkpoint: str | None = None
     revision: str | None = None
+    conversion: dict[str, Any] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     chat_template: str | None = None

@@ -42,9 +42,14 @@ def _check_model(recipe: TrainingRecipe) -> None:
             f"`model.config` is {model.config!r} and `model.checkpoint` is {model.checkpoint!r}; give exactly one: "
             "the name of a configuration for a new model, or a checkpoint to go on from."
         )
-    if model.revision is not None and model.checkpoint is None:
+    for name in ("revision", "conversion"):
+        if getattr(model, name) is not None and model.checkpoint is None:
+            raise ValueError(
+                f"`model.{name}` is {getattr(model, name)!r}, of a checkpoint, but `model.checkpoint` is not given."
+            )
+    if model.conversion is not None and recipe.task == "image_classification":
         raise ValueError(
-            f"`model.revision` is {model.revision!r}, of a checkpoint, but `model.checkpoint` is not given."
+            f"`model.conversion` is {model.conversion!r}, for language models; run `sas-hf convert` before."
         )
     if model.config is not None and model.tokenizer is None and recipe.task != "image_classification":
         raise ValueError("`model.tokenizer` is not given, and a new model has none; give a folder or a Hub id.")

@@ -38,7 +38,8 @@ class Study:
         data: by name, the fields of the recipe's `data` to change: every variant is trained on each. None: as the
             recipe says.
         output: folder of the study; a run's is `VARIANT/seed-N` in it, below the data's name where there are several.
-        figure: "curves": validation loss over tokens; "bars": final losses; "sweep": final loss over `variable`.
+        figure: "curves": validation loss over tokens; "curves-over-time": and over seconds of training; "bars": final
+            losses; "sweep": final loss over `variable`.
         variable: of a sweep: a number that every variant sets, such as `model.overrides.num_attention_heads`.
     """
 
@@ -47,7 +48,7 @@ class Study:
     seeds: list[int] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str | None = None
-    figure: Literal["curves", "bars", "sweep"] = "curves"
+    figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
     variable: str | None = None
 
 

@@ -1,5 +1,6 @@
 """What the runs of a study say together: means and deviations over seeds, paired tests, a table and a figure."""
 
+import itertools
 import json
 import math
 import statistics
@@ -85,7 +86,7 @@ class StudyReport:
     Args:
         runs: that have ended; the first's variant is what the others are compared with.
         study: its fields, for `study.json`.
-        figure: "curves", "bars" or "sweep".
+        figure: "curves", "curves-over-time", "bars" or "sweep".
         variables: of a sweep, the number of each variant.
     """
 
@@ -138,28 +139,42 @@ class StudyReport:
         return [folder / "study.md", folder / "study.json", *figures]
 
     def draw(self):
-        """The figure, a panel per data set."""
+        """The figure, a panel per data set; of "curves-over-time" two."""
         require_matplotlib()
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5.5 * len(self.data), 4), layout="constrained")
-        draw = {"curves": self._curves, "bars": self._bars, "sweep": self._sweep}[self.figure]
-        for number, data in enumerate(self.data, 1):
-            draw(figure.add_subplot(1, len(self.data), number), data)
+        panels = {
+            "curves": [self._curves],
+            "curves-over-time": [self._curves, self._curves_over_time],
+            "bars": [self._bars],
+            "sweep": [self._sweep],
+        }[self.figure]
+        columns = len(panels) * len(self.data)
+        figure = Figure(figsize=(5.5 * columns, 4), layout="constrained")
+        for number, (data, draw) in enumerate(itertools.product(self.data, panels), 1):
+            draw(figure.add_subplot(1, columns, number), data)
         return figure
 
     def _curves(self, axes, data: str) -> None:
-        for variant in self.variants:
+        self._draw_curves(axes, data, dict.fromkeys(self.variants, 1))
+        label_axes(axes, "tokens", "validation loss", data)
+        axes.legend()
+
+    def _curves_over_time(self, axes, data: str) -> None:
+        summaries = [summary for summary in self.summaries if summary.data == data]
+        self._draw_curves(axes, data, {s.variant: s.tokens_per_second for s in summaries if s.tokens_per_second})
+        label_axes(axes, "seconds of training, at the median speed", "validation loss", data)
+
+    def _draw_curves(self, axes, data: str, tokens_per_unit: dict[str, float]) -> None:
+        for variant, scale in tokens_per_unit.items():
             curves = [dict(run.curve) for run in self.of(data, variant)]
             tokens = sorted(set.intersection(*(set(curve) for curve in curves)))
             points = [mean_and_deviation([curve[place] for curve in curves]) for place in tokens]
-            means = [mean for mean, _ in points]
-            (line,) = axes.plot(tokens, means, marker="o", markersize=3, label=variant)
+            places = [place / scale for place in tokens]
+            (line,) = axes.plot(places, [mean for mean, _ in points], marker="o", markersize=3, label=variant)
             if len(curves) > 1:
                 low, high = ([mean + sign * deviation for mean, deviation in points] for sign in (-1, 1))
-                axes.fill_between(tokens, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        label_axes(axes, "tokens", "validation loss", data)
-        axes.legend()
+                axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
     def _bars(self, axes, data: str) -> None:
         for place, variant in enumerate(self.variants):

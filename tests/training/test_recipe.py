@@ -104,6 +104,7 @@ def test_the_batch_is_the_same_on_any_number_of_devices(file, monkeypatch):
         ("model.config=null", "`model.config` is None and `model.checkpoint` is None; give exactly one"),
         ("model.tokenizer=null", "`model.tokenizer` is not given"),
         ("model.revision=main", "`model.revision` is 'main', of a checkpoint"),
+        ("model.conversion={}", "`model.conversion` is {}, of a checkpoint"),
         ("training.output_dir=null", "`training.output_dir` is not given"),
         ("training.resume_from_checkpoint=x", "goes on from its own last checkpoint by itself"),
         ("simulation_learning_rate=0", "`simulation_learning_rate` is 0; it must be positive"),

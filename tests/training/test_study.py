@@ -145,9 +145,9 @@ def test_what_one_seed_or_equal_differences_cannot_tell():
     assert mean_and_deviation([2.0]) == (2.0, None)
 
 
-def finished(variant, seed, loss, data=""):
+def finished(variant, seed, loss, data="", speed=None):
     curve = [(100, loss + 1), (200, loss)]
-    return FinishedRun(variant, data, seed, loss, None, 10, None, curve)
+    return FinishedRun(variant, data, seed, loss, None, 10, speed, curve)
 
 
 @pytest.mark.parametrize("figure", ["curves", "bars", "sweep"])
@@ -178,6 +178,18 @@ def test_figures(figure, tmp_path):
     assert [path.name for path in report.save(tmp_path)][2:] == [f"{figure}.png", f"{figure}.svg"]
 
 
+def test_curves_over_time_take_each_variant_at_its_speed():
+    """Twice as fast: the same losses in half of the time; a variant whose speed is unknown is left out of it."""
+    runs = [finished("slow", 0, 3.0, speed=2.0), finished("fast", 0, 3.0, speed=4.0), finished("unknown", 0, 3.0)]
+    over_tokens, over_seconds = StudyReport(runs, figure="curves-over-time").draw().axes
+    assert [line.get_label() for line in over_tokens.lines] == ["slow", "fast", "unknown"]
+    slow, fast = over_seconds.lines
+    tokens = over_tokens.lines[0].get_xdata()
+    assert list(slow.get_xdata()) == [place / 2 for place in tokens]
+    assert list(fast.get_xdata()) == [place / 4 for place in tokens]
+    assert list(slow.get_ydata()) == list(over_tokens.lines[0].get_ydata())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -188,7 +200,7 @@ def test_figures(figure, tmp_path):
         ({"seeds": ["one"]}, "`seeds` is .* a whole number"),
         ({"output": ""}, "`output` is not given"),
         ({"recipe": None}, "`recipe` is not given"),
-        ({"figure": "pie"}, "`figure` is 'pie'; it must be 'curves' or 'bars' or 'sweep'"),
+        ({"figure": "pie"}, "`figure` is 'pie'; it must be 'curves' or 'curves-over-time' or 'bars'"),
         ({"figure": "sweep"}, "a sweep needs a variable"),
         ({"figure": "sweep", "variable": "batch_size"}, "'mha' has None as `batch_size`"),
         ({"variants": {"../mha": {}}}, "has the name '../mha'"),

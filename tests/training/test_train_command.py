@@ -16,10 +16,11 @@ from datasets import Dataset
 from helpers import assert_identical, python_environment, train_tokenizer
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.configurations import named_config
+from sas_hf.conversion import ConversionOptions, convert_model
 from sas_hf.training.recipe import load_recipe, recipe_from_dict
 from sas_hf.training.run import train
 
@@ -261,3 +262,55 @@ def test_fine_tuning_a_checkpoint_changes_what_it_should(model, fields, tmp_path
     moved = {name for name, weight in before.items() if not torch.equal(tuned[name], weight)}
     kind = "q_proj" if "lora" in model else "_simulation."
     assert moved and all(kind in name for name in moved)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """Folder of a small Llama with its tokenizer."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    config = LlamaConfig(vocab_size=400, num_key_value_heads=2, **{name: TINY[name] for name in names})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    train_tokenizer().save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def test_a_checkpoint_is_converted_before_it_is_trained(llama, fields, tmp_path):
+    """The first validation loss is the source's, what is saved is a SAS model whose simulation has moved."""
+    training = fields["training"] | {"max_steps": 2, "eval_on_start": True, "save_steps": 1}
+    losses = {}
+    for name, conversion in {"source": None, "sas": {"perturbation": 0.3}}.items():
+        changes = {
+            "model": {"checkpoint": str(llama), "conversion": conversion},
+            "simulation_learning_rate": None,
+            "training": training | {"output_dir": str(tmp_path / name)},
+        }
+        train(recipe_from_dict(fields | changes))
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses[name] = next(line["eval_loss"] for line in lines if line["step"] == 0)
+    assert losses["sas"] == pytest.approx(losses["source"], abs=1e-6)
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "sas")
+    assert isinstance(tuned, SASGPTForCausalLM) and tuned.config.num_simulated_heads == 12
+    converted = convert_model(AutoModelForCausalLM.from_pretrained(llama), ConversionOptions(perturbation=0.3))
+    before, after = converted.state_dict(), tuned.state_dict()
+    moved = [name for name in before if "_simulation." in name and not torch.equal(before[name], after[name])]
+    assert moved
+
+
+@pytest.mark.parametrize(
+    ("conversion", "message"),
+    [
+        ({"perturbatoin": 1.0}, "`model.conversion.perturbatoin` is no field of a conversion; did you mean"),
+        ({"perturbation": "small"}, "`model.conversion.perturbation` is 'small'; it must be a number"),
+        ({"num_simulated_heads": 5}, "`model.conversion`: .*cannot be converted so: .*num_simulated_heads"),
+        ({"lossy": "gqa"}, "`model.conversion.lossy` is 'gqa', which is fitted on a text; .* --lossy gqa"),
+    ],
+)
+def test_a_conversion_that_cannot_be_made_is_refused_before_the_model_is_built(
+    conversion, message, llama, fields, tmp_path
+):
+    training = fields["training"] | {"output_dir": str(tmp_path / "run")}
+    recipe = {"model": {"checkpoint": str(llama), "conversion": conversion}, "training": training}
+    (llama / "model.safetensors").write_bytes(b"")  # whoever reads it fails otherwise
+    with pytest.raises(ValueError, match=message):
+        train(recipe_from_dict(fields | recipe))
+    assert not (tmp_path / "run").exists()
