@@ -38,7 +38,8 @@ def make_chat_trainer(
     Args:
         build_model: gives the causal language model, once nothing of the data is left to refuse; adapters and frozen
             parameters are added as the recipe says.
-        tokenizer: of the model (see [`check_match`]); gets the recipe's chat template, where it has one, to be saved with the model.
+        tokenizer: of the model, as `check_match` found; gets the recipe's chat template, where it has one, to be
+            saved with the model.
         arguments: `TrainingArguments`, or an `SFTConfig` for more of TRL's options. The length is the recipe's.
 
     Raises:

@@ -1,13 +1,13 @@
 """`accelerate launch -m sas_hf train` on two processes: the training of one, written once, killed at no loss."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from helpers import assert_all_close, assert_identical, python_environment
@@ -74,7 +74,16 @@ def start(file, folder, *changes):
     command = [*launcher, "--main_process_port", "0", "-m", "sas_hf", "train", str(file)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command += [f"training.output_dir={folder}", *changes]
-    return subprocess.Popen(command, env=python_environment(), start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=python_environment(), **pipes)
+
+
+def processes_of(folder) -> list[psutil.Process]:
+    """The launcher and those it started, which are in sessions of their own."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"training.output_dir={folder}" in (process.info["cmdline"] or [])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +145,14 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, two,
     while not (folder / f"checkpoint-{2 * SAVE_EVERY}").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
-    if told == signal.SIGKILL:
-        os.killpg(process.pid, told)
-    else:
-        os.kill(process.pid, told)
+    workers = processes_of(folder)
+    assert len(workers) == 3  # with the launcher
+    for worker in workers if told == signal.SIGKILL else [process]:
+        worker.send_signal(told)
     _, errors = process.communicate()
     assert process.returncode != 0 and not (folder / "all_results.json").exists()
+    psutil.wait_procs(workers, timeout=60)
+    assert not processes_of(folder)
     if told == signal.SIGTERM:
         assert "the same command goes on from there" in errors
     again = start(file, folder)
@@ -157,5 +168,4 @@ def test_a_refusal_is_shown_once_and_ends_every_process(file, tmp_path):
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0 and not (tmp_path / "run").exists()
     assert errors.count("`data.sequence_length` is 257, but the model's `max_position_embeddings` is 256") == 1
-    with pytest.raises(ProcessLookupError):  # nobody is left of the launcher's session
-        os.killpg(process.pid, 0)
+    assert not processes_of(tmp_path / "run")
