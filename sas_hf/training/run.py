@@ -32,7 +32,7 @@ METRICS_NAME = "all_results.json"
 # A final model is written here, then moved up file by file.
 ASIDE = ".final"
 # Of the Trainer's logs: what two runs of one recipe do not share, or what is no result.
-NOT_RESULTS = ("_runtime", "_per_second", "total_flos", "epoch", "train_loss", "num_input_tokens_seen")
+NOT_RESULTS = ("_runtime", "_per_second", "total_flos", "epoch", "train_loss", "num_input_tokens_seen", "num_tokens")
 
 
 def train(recipe: TrainingRecipe) -> dict[str, float]:

@@ -136,13 +136,11 @@ def test_they_share_the_questions_of_benchmarks(two, questions):
     assert scores(saved).items() <= json.loads((folder / "all_results.json").read_text()).items()
 
 
-@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, two, file, tmp_path):
-    """SIGKILL to all at once, as where a machine goes away; SIGTERM to the launcher, as a cluster's scheduler does."""
-    folder = tmp_path / "run"
+def stop(file, folder, step: int, told: signal.Signals) -> str:
+    """Start, wait for the checkpoint of that step and stop; returns what was said."""
     process = start(file, folder)
     deadline = time.monotonic() + 300
-    while not (folder / f"checkpoint-{2 * SAVE_EVERY}").exists():
+    while not (folder / f"checkpoint-{step}").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     workers = processes_of(folder)
@@ -150,14 +148,19 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, two,
     for worker in workers if told == signal.SIGKILL else [process]:
         worker.send_signal(told)
     _, errors = process.communicate()
-    assert process.returncode != 0 and not (folder / "all_results.json").exists()
     psutil.wait_procs(workers, timeout=60)
-    assert not processes_of(folder)
-    if told == signal.SIGTERM:
-        assert "the same command goes on from there" in errors
-    again = start(file, folder)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    assert process.returncode != 0 and not processes_of(folder) and not (folder / "all_results.json").exists()
+    return errors
+
+
+def test_stopped_twice_the_same_command_ends_with_the_same_weights(two, file, tmp_path):
+    """SIGTERM to the launcher, as a cluster's scheduler does, and SIGKILL to all, as where a machine goes away."""
+    folder = tmp_path / "run"
+    assert "the same command goes on from there" in stop(file, folder, SAVE_EVERY, signal.SIGTERM)
+    stop(file, folder, 4 * SAVE_EVERY, signal.SIGKILL)
+    process = start(file, folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert_identical(weights(folder), weights(two[0]))
     results = [json.loads((path / "all_results.json").read_text()) for path in (folder, two[0])]
     assert results[0] == results[1]
