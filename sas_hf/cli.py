@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
+# How long a process waits with an error that the first one may have too.
+SECONDS_FOR_THE_FIRST = 10
 
 
 def show_version(wanted: bool) -> None:
@@ -53,7 +56,10 @@ def show_progress(message: str) -> None:
 
 
 def explain_errors(command: Callable) -> Callable:
-    """Show what the user can mend as one line instead of a traceback, and exit with status 1."""
+    """Show what the user can mend as one line instead of a traceback, and exit with status 1.
+
+    Of several processes that fail alike, the launcher ends the others once the first of a machine has spoken.
+    """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
@@ -62,6 +68,8 @@ def explain_errors(command: Callable) -> Callable:
         except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
             # Messages may hold brackets, which are not meant as markup.
             name, message = type(error).__name__, escape(str(error))
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
             Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
             sys.exit(1)
 

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,25 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, what: str) -> Path:
+    """
+    The folder itself or, where it is not there yet, the nearest one above it that is; nothing is made.
+
+    Args:
+        what: begins the error, such as "`output` is 'a.json'".
+
+    Raises:
+        PermissionError: when no file can be written there.
+    """
+    path = Path(folder).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise PermissionError(f"{what}, but no file can be written into {there}: {error.strerror}.") from error
+    return there
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from ..checkpoints import (
     save_model,
 )
 from ..dtypes import parse_dtype
+from ..files import check_writable
 from ..text import python_reference
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
@@ -246,14 +246,7 @@ def check_output(output: Path) -> Path:
     """The folder that exists and in which `output`, which must not, will be made; a `FileExistsError` or a
     `PermissionError` if it cannot."""
     refuse_existing(output)
-    nearest = next(parent for parent in output.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as error:
-        raise PermissionError(
-            f"{output} cannot be written: {nearest} refuses new files ({error.strerror})."
-        ) from error
-    return nearest
+    return check_writable(output.absolute().parent, f"The new checkpoint is to be {output}")
 
 
 def check_weights(source: str | Path, revision: str | None, nearest: Path) -> None:

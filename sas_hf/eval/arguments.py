@@ -1,9 +1,10 @@
 """Checks of what every evaluation is given, before anything is loaded."""
 
-import tempfile
 from pathlib import Path
 
 import torch
+
+from ..files import check_writable
 
 
 def check_arguments(
@@ -40,15 +41,5 @@ def check_output(output: str | Path) -> None:
 
 
 def check_folder(field: str, folder: str | Path) -> None:
-    """Raise an `OSError` when no file can be written into a folder, now rather than after the evaluation.
-
-    Nothing is made: a folder that is not there yet is judged by the nearest one above it that is.
-    """
-    path = Path(folder).expanduser().absolute()
-    there = next(place for place in (path, *path.parents) if place.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise OSError(
-            f"`{field}` is {str(folder)!r}, but no file can be written into {there}: {error.strerror}."
-        ) from error
+    """Raise a `PermissionError` when no file can be written into a folder, now rather than after the evaluation."""
+    check_writable(Path(folder), f"`{field}` is {str(folder)!r}")

@@ -52,13 +52,14 @@ def evaluate(
     cache: str | Path | None = None,
     output: str | Path | None = None,
     log_samples: bool = False,
+    shared: bool = False,
 ) -> EvaluationResult | list[EvaluationResult] | None:
     """
     Score causal language models on tasks of lm-evaluation-harness, with the harness's own code, and on texts.
 
     A live model is left as it was found: training or not, and with the same random numbers ahead of it. Code that a
     checkpoint brings along is never run. Under `accelerate launch` the processes share the work and the first one
-    returns and writes the result.
+    returns and writes the result; for a live model see `shared`.
 
     Args:
         model: a checkpoint's folder, a Hub id, a live model, or a peft adapter's folder or Hub id; or a list of
@@ -83,6 +84,8 @@ def evaluate(
             a live model.
         output: JSON file to write the result to; for one model. Several go into a [`Report`].
         log_samples: keep each request's log-likelihood in the result.
+        shared: whether each process of several holds a whole copy of the live model and calls this, to share the
+            work; `False`: a process that calls this does all of it, as sharded models need.
 
     Returns:
         the result, or for a list of models a list of results. In a process of several other than the first: `None`, or
@@ -133,6 +136,7 @@ def evaluate(
         add_bos_token=add_bos_token,
         truncation=truncation,
         cache=cache,
+        shared=shared,
     )
     results = []
     for subject in subjects:
@@ -206,6 +210,7 @@ def _load_model(
     add_bos_token: bool | None,
     truncation: bool,
     cache: str | Path | None,
+    shared: bool,
 ) -> SASHFLM:
     options = {} if subject.live else {"device": device, "dtype": dtype or "auto", "peft": subject.adapter}
     if subject.commit is not None and not subject.live:
@@ -216,6 +221,7 @@ def _load_model(
         batch_size=batch_size,
         add_bos_token=add_bos_token,
         truncation=truncation,
+        shared=shared and subject.live,
         **options,
     )
     if cache is not None:

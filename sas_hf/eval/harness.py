@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
@@ -55,6 +56,7 @@ class SASHFLM(HFLM):
         truncation: what to do with a request longer than the model's context: `True` cuts it from the left, as the
             `hf` model does; `False` raises before the first batch.
         answers: where log-likelihoods are kept, and taken from when they are there.
+        shared: whether every process has a whole copy of a live model, to share the batches as well.
         kwargs: as the harness's `HFLM` takes them.
 
     Raises:
@@ -71,6 +73,7 @@ class SASHFLM(HFLM):
         device: str | None = None,
         truncation: bool = False,
         answers: AnswerStore | None = None,
+        shared: bool = False,
         **kwargs,
     ):
         if not isinstance(pretrained, str):
@@ -94,9 +97,12 @@ class SASHFLM(HFLM):
                 truncation=truncation,
                 **kwargs,
             )
-        accelerator = getattr(self, "accelerator", None)
-        self.process_index = accelerator.process_index if accelerator else 0
-        self.num_processes = accelerator.num_processes if accelerator else 1
+        processes = getattr(self, "accelerator", None)
+        self.num_processes = processes.num_processes if processes else 1
+        if not isinstance(pretrained, str) and torch.distributed.is_initialized():
+            processes = PartialState()
+            self.num_processes = processes.num_processes if shared else 1
+        self.process_index = processes.process_index if processes else 0
         # The harness would deal out the questions, which changes the examples drawn for each; we deal out batches.
         self._rank, self._world_size = 0, 1
 
@@ -133,7 +139,7 @@ class SASHFLM(HFLM):
         self._check_lengths(requests)
         found: dict[int, Answer] = {}
         reused = 0
-        batches = self._plan_batches(requests)[self.process_index :: self.num_processes]
+        batches = self._plan_batches(requests)[self.process_index % self.num_processes :: self.num_processes]
         hidden = disable_tqdm or self.process_index != 0
         bar = tqdm(total=sum(map(len, batches)), disable=hidden, desc="Scoring requests")
         for batch in batches:

@@ -29,6 +29,7 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         fields["lr_scheduler_type"] = COSINE_WITH_FLOOR
         fields["lr_scheduler_kwargs"] = {"min_lr": recipe.minimum_learning_rate}
     fields.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    fields.setdefault("ddp_find_unused_parameters", False)  # every parameter that trains has a part in every loss
     _check_loggers(fields["report_to"])
     return TrainingArguments(**fields)
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .recipe import EvaluationRecipe
@@ -33,8 +35,8 @@ class Benchmarks(TrainerCallback):
     `benchmark/<suite or task>/<column or metric>`; whole results go to `benchmarks/step-<n>.json` in the output
     folder, for `sas-hf eval-report`. The training goes on as if there had been no evaluation.
 
-    Questions longer than the model's context are cut from the left, and counted in the result. Every process scores
-    all questions: sharded models need it, others could share the work.
+    Questions longer than the model's context are cut from the left, and counted in the result. Several processes share
+    the questions; of a sharded model each scores all, as every process is needed for every batch.
     """
 
     def __init__(self, recipe: EvaluationRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase):
@@ -48,18 +50,27 @@ class Benchmarks(TrainerCallback):
         if state.global_step % self.recipe.steps and state.global_step != state.max_steps:
             return
         file = Path(args.output_dir) / "benchmarks" / f"step-{state.global_step}.json"
-        result = self._evaluate(self.recipe.limit)
-        result.step = state.global_step
-        if state.is_world_process_zero:
+        result, found = self._evaluate(self.recipe.limit), {}
+        if result is not None:  # in the first process
+            result.step = state.global_step
             result.save(file)
-        self.trainer.log(scores(result))
+            found = scores(result)
+        (found,) = broadcast_object_list([found])
+        self.trainer.log(found)
 
     def _evaluate(self, limit: float | None):
         from ..eval import evaluate
 
         data = self.recipe.data
         options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True}
-        return evaluate(self.trainer.model, self.recipe.tasks, **options)
+        return evaluate(self.trainer.model, self.recipe.tasks, shared=has_whole_copies(self.trainer), **options)
+
+
+def has_whole_copies(trainer: Trainer) -> bool:
+    """Whether each of several processes holds all of the model, as under DDP."""
+    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return False
+    return not any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
 
 
 def scores(result) -> dict[str, float]:

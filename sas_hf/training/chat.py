@@ -38,14 +38,14 @@ def make_chat_trainer(
     Args:
         build_model: gives the causal language model, once nothing of the data is left to refuse; adapters and frozen
             parameters are added as the recipe says.
-        tokenizer: of the model; gets the recipe's chat template, where it has one, to be saved with the model.
+        tokenizer: of the model, as `check_match` found; gets the recipe's chat template, where it has one, to be
+            saved with the model.
         arguments: `TrainingArguments`, or an `SFTConfig` for more of TRL's options. The length is the recipe's.
 
     Raises:
         FileNotFoundError: for files or a dataset that are not there.
-        ValueError: for a tokenizer without chat template or of another model, a length beyond the model's, a dataset
-            without `messages`, conversations in which no assistant speaks, or whose assistant speaks only beyond the
-            length; and as [`prepare_parameters`].
+        ValueError: for a tokenizer without chat template, a dataset without `messages`, conversations in which no
+            assistant speaks, or whose assistant speaks only beyond the length; and as [`prepare_parameters`].
     """
     data = recipe.data
     template = read_chat_template(recipe.model.chat_template) or tokenizer.chat_template
@@ -61,7 +61,6 @@ def make_chat_trainer(
         validation = validation.take(min(len(validation), data.max_validation_sequences or len(validation)))
 
     model = build_model()
-    _check_sizes(model, tokenizer, data.sequence_length)
     tokenizer.chat_template = template
     fields = arguments.to_dict() | {
         "hub_token": arguments.hub_token,  # which `to_dict` hides
@@ -170,14 +169,3 @@ def _is_silent(messages: Any) -> bool:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return True
     return not any(message.get("role") == "assistant" and message.get("content") for message in messages)
-
-
-def _check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and length > longest:
-        raise ValueError(f"`data.sequence_length` is {length}, but the model has positions for {longest} tokens.")
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}; they do not "
-            "belong together."
-        )

@@ -35,7 +35,7 @@ class TrainingData:
 
     Collate them by `transformers.default_data_collator`: one that adds an attention mask, as the `Trainer` takes when
     it is given a tokenizer, joins the documents of a row. FlashAttention keeps them apart in Transformers only in
-    batches of one row (`per_device_train_batch_size=1`); eager, SDPA and flex attention always.
+    batches of one row, which [`one_row`] makes of others; eager, SDPA and flex attention always.
 
     Args:
         train: sequences, or a stream of them without end (then `max_steps` ends the training).

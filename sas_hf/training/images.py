@@ -16,13 +16,14 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ..configurations import named_config
 from ..image_data import find_split, load_image_dataset
 from ..image_files import with_channels
-from ..modeling import SASViTConfig, SASViTForImageClassification
+from ..modeling import SASViTForImageClassification
 from ..modeling.image_processing_sas_vit import SASViTImageProcessor
 from .adapters import prepare_parameters
+from .models import check_overrides, config_loader
 from .optimizer import RecipeTrainer
 from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
 
@@ -78,23 +79,27 @@ def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:
 
 def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """A model for these classes, and the image processor that belongs to it."""
-    if (recipe.config is None) == (recipe.checkpoint is None):
-        raise ValueError("A recipe needs either `model.config` or `model.checkpoint`.")
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    load = config_loader(recipe)
+    config = load()
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        name = recipe.config or recipe.checkpoint
+        raise ValueError(f"{name} is a {config.model_type} that is no image classifier; the task needs one.")
+    check_overrides(recipe.overrides, config)
+    classes = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    config = load(**{"num_labels": len(labels)} | classes | recipe.overrides)
     if recipe.checkpoint is not None:
         model = AutoModelForImageClassification.from_pretrained(
             recipe.checkpoint,
+            config=config,
             revision=recipe.revision,
+            dtype=torch.float32,
             trust_remote_code=False,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # of the classifier, which is new where the classes are others
-            **names | recipe.overrides,
         )
         return model, AutoImageProcessor.from_pretrained(
             recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
         )
-    config = named_config(recipe.config, **{"num_labels": len(labels)} | names | recipe.overrides)
-    if not isinstance(config, SASViTConfig):
-        raise ValueError(f"`model.config` is {recipe.config!r}, which is no image classifier.")
     height, width = config.image_shape
     size = {"height": height, "width": width}
     return SASViTForImageClassification(config), SASViTImageProcessor(num_channels=config.num_channels, size=size)

@@ -1,6 +1,7 @@
 """The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,18 +28,12 @@ def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
             that cannot be converted.
         FileNotFoundError: where there is no such checkpoint.
     """
-    if recipe.checkpoint is None:
-        load = functools.partial(named_config, recipe.config)
-    else:
-        read_settings(recipe.checkpoint, recipe.revision)  # says what is missing
-        load = functools.partial(
-            AutoConfig.from_pretrained, recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
-        )
+    load = config_loader(recipe)
     config = load()
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "is_causal", True):
         name = recipe.config or recipe.checkpoint
         raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
-    check_names(recipe.overrides, config.to_dict(), "model.overrides.", "no field of the model")
+    check_overrides(recipe.overrides, config)
     config = load(**recipe.overrides)
     if recipe.conversion is not None:
         _check_conversion(recipe, config)
@@ -67,6 +62,26 @@ def conversion_options(fields: dict[str, Any]) -> ConversionOptions:
             f"--lossy {options.lossy}` first and give its folder as `model.checkpoint`."
         )
     return options
+
+
+def config_loader(recipe: ModelRecipe) -> Callable[..., PreTrainedConfig]:
+    """What gives the configuration of a recipe's model, with the fields that it is called with changed.
+
+    Raises:
+        FileNotFoundError: where there is no such checkpoint.
+    """
+    if recipe.checkpoint is None:
+        return functools.partial(named_config, recipe.config)
+    read_settings(recipe.checkpoint, recipe.revision)  # says what is missing
+    return functools.partial(
+        AutoConfig.from_pretrained, recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
+    )
+
+
+def check_overrides(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raise a ValueError for an override that is no field of the model, with the nearest one."""
+    known = [*config.to_dict(), "attn_implementation"]
+    check_names(overrides, known, "model.overrides.", "no field of the model")
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:

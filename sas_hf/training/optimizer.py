@@ -1,8 +1,9 @@
-"""How a recipe's trainer steps: weight decay by shape, and a learning rate of the simulation's own."""
+"""How a recipe's trainer steps: weight decay by shape, a learning rate of the simulation's own, rows for flash."""
 
 import torch
 
 from .durable_trainer import DurableTrainer
+from .packing import one_row
 
 
 # Whatever a simulated attention adds to a model has this in its name.
@@ -16,9 +17,15 @@ class RecipeTrainer(DurableTrainer):
 
     Attributes:
         simulation_learning_rate: of the simulation's parameters; schedules scale it as the others'.
+        joins_rows: give the model each batch of packed sequences as one row, by [`one_row`].
     """
 
     simulation_learning_rate: float | None = None
+    joins_rows: bool = False
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        inputs = super()._prepare_inputs(inputs)
+        return one_row(inputs) if self.joins_rows else inputs
 
     def set_simulation_learning_rate(self, learning_rate: float | None) -> None:
         """

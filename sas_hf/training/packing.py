@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +42,11 @@ def pack_documents(
     if not rows:
         raise ValueError(f"`documents` have fewer than `sequence_length` = {sequence_length} tokens in all.")
     return Dataset.from_list(rows)
+
+
+def one_row(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Packed rows `[B, T]` as one `[1, B·T]`: as every row begins with position 0, the documents stay apart."""
+    return {name: values.reshape(1, -1) for name, values in batch.items()}
 
 
 class Packer:

@@ -54,7 +54,11 @@ def _check_model(recipe: TrainingRecipe) -> None:
     if model.config is not None and model.tokenizer is None and recipe.task != "image_classification":
         raise ValueError("`model.tokenizer` is not given, and a new model has none; give a folder or a Hub id.")
     if model.lora is not None and model.trainable is not None:
-        raise ValueError("`model.lora` and `model.trainable` both say what is trained; give one.")
+        raise ValueError(
+            "`model.lora` and `model.trainable` both say what is trained; give one (LoRA has `modules_to_save`)."
+        )
+    if model.trainable == []:
+        raise ValueError("`model.trainable` is [], and nothing would be trained; give regular expressions, or null.")
     for pattern in model.trainable or []:
         try:
             re.compile(pattern)

@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import enable_full_determinism
+from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
 from ..files import write_atomically
@@ -31,7 +32,7 @@ METRICS_NAME = "all_results.json"
 # A final model is written here, then moved up file by file.
 ASIDE = ".final"
 # Of the Trainer's logs: what two runs of one recipe do not share, or what is no result.
-NOT_RESULTS = ("_runtime", "_per_second", "total_flos", "epoch", "train_loss", "num_input_tokens_seen")
+NOT_RESULTS = ("_runtime", "_per_second", "total_flos", "epoch", "train_loss", "num_input_tokens_seen", "num_tokens")
 
 
 def train(recipe: TrainingRecipe) -> dict[str, float]:
@@ -137,7 +138,7 @@ def _language_trainer(
     recipe: TrainingRecipe, config, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, callbacks: list
 ) -> RecipeTrainer:
     data = training_data(recipe.data, tokenizer, arguments.seed)
-    return RecipeTrainer(
+    trainer = RecipeTrainer(
         prepare_parameters(_seeded_model(recipe, config, arguments), recipe.model),
         arguments,
         train_dataset=data.train,
@@ -146,6 +147,9 @@ def _language_trainer(
         processing_class=tokenizer,
         callbacks=[*callbacks, *data.callbacks],
     )
+    # Transformers' FlashAttention looks for packed documents in batches of one row alone.
+    trainer.joins_rows = is_flash_attention_requested(trainer.model.config)
+    return trainer
 
 
 def _seeded_model(recipe: TrainingRecipe, config, arguments: TrainingArguments):

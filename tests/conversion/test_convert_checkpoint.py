@@ -259,7 +259,7 @@ def test_a_name_that_is_no_folder_is_said_to_be_none(tmp_path, monkeypatch):
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(llama_folder):
     (llama_folder / "model.safetensors").unlink()  # an error about it would mean that this one came too late
-    with pytest.raises(PermissionError, match="/proc/sas cannot be written"):
+    with pytest.raises(PermissionError, match="is to be /proc/sas, but no file can be written into /proc"):
         convert_checkpoint(llama_folder, "/proc/sas")
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from sas_hf import SASGPTForCausalLM
 from sas_hf.training.chat import make_chat_trainer
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from sas_hf.training.run import train
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
@@ -171,7 +172,6 @@ def test_other_data_is_refused(rows, message, chats, tmp_path):
     [
         ({"chat_template": None}, {}, "has no chat template; give `model.chat_template` a Jinja file, or `chatml`."),
         ({"chat_template": "chatlm"}, {}, "`model.chat_template` is 'chatlm', which is no file"),
-        ({}, {"sequence_length": 129}, "`data.sequence_length` is 129, but the model has positions for 128 tokens."),
         ({}, {"train": None}, "`data.train` is missing"),
         ({}, {"train": "nowhere.jsonl"}, "nowhere.jsonl, which is no file"),
         ({}, {"train": ["a/b", "c/d"]}, "are no files; of Hub datasets give one"),
@@ -187,8 +187,22 @@ def test_other_recipes_are_refused(model, data, message, chats, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_of_another_model_is_refused(chats, tmp_path):
-    tokenizer = chat_tokenizer()
-    tokenizer.add_tokens(["<one more>"])
-    with pytest.raises(ValueError, match="tokenizer has 403 tokens, but the model only 402"):
-        trainer_of(chats, tmp_path, tokenizer=tokenizer)
+@pytest.mark.parametrize(
+    ("sizes", "data", "message"),
+    [
+        ({}, {"sequence_length": 129}, "`data.sequence_length` is 129, but the model's `max_position_embeddings`"),
+        ({"vocab_size": 401}, {}, "The tokenizer has 402 tokens, but the model's `vocab_size` is 401"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_the_chats_are_read(sizes, data, message, tmp_path):
+    chat_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    overrides = {"vocab_size": 402, "max_position_embeddings": 128} | sizes
+    recipe = TrainingRecipe(
+        task="chat",
+        model=ModelRecipe(config="sas-125m", tokenizer=str(tmp_path / "tokenizer"), overrides=overrides),
+        data=DataRecipe(**{"train": "nowhere.jsonl"} | data),
+        training={"output_dir": str(tmp_path / "out"), "use_cpu": True},
+    )
+    with pytest.raises(ValueError) as error:
+        train(recipe)
+    assert message in str(error.value) and not (tmp_path / "out").exists()

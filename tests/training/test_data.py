@@ -1,5 +1,6 @@
 """The text of a recipe: what is refused and how, and what packed sequences the rest gives."""
 
+import copy
 from pydoc_data.topics import topics
 
 import pytest
@@ -196,6 +197,12 @@ def test_the_cache_serves_again_until_something_changes(tmp_path):
     first = file()
     tokenizer(["used", "and padded"], padding=True, truncation=True, max_length=8)
     assert file() == first and file(seed=1) == first and first.startswith(str(tmp_path / "cache"))
+    begins_otherwise = copy.deepcopy(tokenizer)
+    begins_otherwise.bos_token = begins_otherwise.pad_token
     others = {file(sequence_length=16), file(tokenizer=train_tokenizer(350)), file(document_separator="---")}
+    others.add(file(tokenizer=begins_otherwise))
     path.write_text("\n\n".join(DOCUMENTS[20:]))
-    assert len({first, file(), *others}) == 5
+    assert len({first, file(), *others}) == 6
+    Dataset.from_dict({"text": DOCUMENTS, "other": DOCUMENTS[::-1]}).to_parquet(tmp_path / "two.parquet")
+    columns = {file(train=str(tmp_path / "two.parquet"), text_column=name) for name in ("text", "other")}
+    assert len(columns) == 2

@@ -124,9 +124,8 @@ def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(s
     ("model", "data", "message"),
     [
         ({"config": "mnist-sa"}, {}, "There is no configuration named 'mnist-sa'"),
-        ({"config": "imdb-super"}, {}, "`model.config` is 'imdb-super', which is no image classifier"),
-        ({}, {}, "needs either `model.config` or `model.checkpoint`"),
-        ({"config": "mnist-sas", "checkpoint": "a/b"}, {}, "needs either `model.config` or `model.checkpoint`"),
+        ({"config": "imdb-super"}, {}, "imdb-super is a sas_gpt that is no image classifier; the task needs one."),
+        ({"config": "mnist-sas", "overrides": {"hiden_size": 64}}, {}, "did you mean `model.overrides.hidden_size`?"),
         ({"config": "mnist-sas"}, {"train": None}, "`data.train` is None; for images it must be one folder or Hub id"),
         ({"config": "mnist-sas"}, {"split": "training"}, "no split 'training'; it has train, test"),
         ({"config": "mnist-sas"}, {"validation_split": "tests"}, "no split 'tests'; it has train, test"),

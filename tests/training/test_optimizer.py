@@ -1,11 +1,15 @@
-"""What each parameter's step is made of: weight decay by shape, the simulation's own rate, the schedule's floor."""
+"""What a step is made of: weight decay by shape, the simulation's own rate, the schedule's floor, joined rows."""
 
 import pytest
 import torch
-from helpers import gpt
-from transformers import TrainingArguments
+from helpers import gpt, real_text, train_tokenizer
+from transformers import TrainingArguments, default_data_collator
+from transformers.utils.generic import is_flash_attention_requested
 
+from sas_hf.training import pack_documents
+from sas_hf.training.models import build_model, load_config
 from sas_hf.training.optimizer import RecipeTrainer
+from sas_hf.training.recipe import ModelRecipe
 
 
 def trainer_of(tmp_path, variant="sas_k5_gqa", simulation_learning_rate=None, **options):
@@ -71,3 +75,45 @@ def test_the_cosine_ends_at_its_floor(tmp_path):
     torch.testing.assert_close(rates[4:, 0], expected)
     torch.testing.assert_close(rates[:4, 0], 1e-3 * torch.arange(4, dtype=torch.float64) / 4)
     torch.testing.assert_close(rates[:, -1], 5 * rates[:, 0])
+
+
+def test_joined_rows_train_and_evaluate_the_same(tmp_path):
+    """As under FlashAttention, which is not there on a CPU; by SDPA both must be the same."""
+    packed, found = pack_documents(real_text()[:60], train_tokenizer(), 32), {}
+    for joins in (False, True):
+        torch.manual_seed(0)
+        trainer = RecipeTrainer(
+            gpt("sas_k5_gqa", vocab_size=400, initializer_range=0.02),
+            TrainingArguments(
+                str(tmp_path),
+                max_steps=3,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                logging_steps=1,
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+                report_to="none",
+            ),
+            train_dataset=packed,
+            eval_dataset=packed.select(range(8)),
+            data_collator=default_data_collator,
+        )
+        trainer.joins_rows = joins
+        shapes = set()
+        trainer.model.register_forward_pre_hook(
+            lambda _, args, kwargs, shapes=shapes: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        )
+        trainer.train()
+        evaluated = trainer.evaluate()["eval_loss"]
+        found[joins] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] + [evaluated]
+        assert shapes == ({(1, 4 * 32), (1, 8 * 32)} if joins else {(4, 32), (8, 32)})
+    assert found[True] == pytest.approx(found[False], abs=1e-5)
+
+
+def test_a_recipe_chooses_the_attention_implementation(tmp_path):
+    flash = load_config(ModelRecipe(config="sas-125m", overrides={"attn_implementation": "flash_attention_2"}))
+    assert is_flash_attention_requested(flash)
+    gpt("sas").save_pretrained(tmp_path)
+    recipe = ModelRecipe(checkpoint=str(tmp_path), overrides={"attn_implementation": "eager"})
+    assert build_model(recipe, load_config(recipe)).config._attn_implementation == "eager"

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from helpers import gpt, real_text, train_tokenizer
+from transformers import default_data_collator
 
 from sas_hf.training import pack_documents
+from sas_hf.training.packing import one_row
 
 
 LENGTH = 32
@@ -58,6 +60,18 @@ def test_a_document_computes_what_it_does_alone(implementation, packed, tokenize
     logits[:length].square().sum().backward()
     inside = embedded.grad[0].abs().sum(-1) > 0
     assert inside[first : first + length].all() and not inside[:first].any()
+
+
+@pytest.mark.parametrize("variant", ["sas_k5_gqa", "super", "learned"])
+def test_a_batch_in_one_row_computes_the_same(variant, packed, tokenizer):
+    """What FlashAttention needs, which looks for documents in batches of one row alone; shown by SDPA."""
+    model = gpt(variant, vocab_size=len(tokenizer), max_position_embeddings=LENGTH)
+    batch = default_data_collator([packed[row] for row in range(4)])
+    joined = one_row(batch)
+    assert {tuple(values.shape) for values in joined.values()} == {(1, 4 * LENGTH)}
+    rows, row = (model(**inputs) for inputs in (batch, joined))
+    torch.testing.assert_close(row.logits.view_as(rows.logits), rows.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(row.loss, rows.loss, rtol=0, atol=1e-5)
 
 
 def test_a_seed_shuffles_documents(tokenizer):

@@ -129,6 +129,7 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
         (["minimum_learning_rate=0", "training.lr_scheduler_type=linear"], "the end of a cosine, but"),
         (["batch_size=8", "training.gradient_accumulation_steps=2"], "given as well; give one of them"),
         (["model.lora={r: 4}", "model.trainable=[norm]"], "both say what is trained"),
+        (["model.trainable=[]"], "`model.trainable` is \\[\\], and nothing would be trained"),
     ],
 )
 def test_fields_that_contradict_each_other(changes, message, file):

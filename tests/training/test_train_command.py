@@ -206,6 +206,10 @@ def no_model(monkeypatch):
         ("data.train={parquet}", "`data.text_column` is 'text', which .* does not have.*'texts'"),
         ("model.lora={rank: 4, target_modules: [q_proj]}", "`model.lora` has no field 'rank'"),
         ("evaluation.tasks=[sas_table]", "no task 'sas_table'.*sas_table1"),
+        (
+            "evaluation={tasks: [sas_table1], data: ./nowhere}",
+            "`evaluation.data` is './nowhere': there is no such folder",
+        ),
         ("training.eval_strategy=stpes", "stpes"),
     ],
 )
