@@ -275,11 +275,12 @@ def study(
 def recipe_table(recipes: dict) -> Table:
     """The package's recipes, by name."""
     table = Table(title="Recipes: sas-hf train NAME [FIELD=VALUE ...]")
-    for column in ("name", "task", "model", "data", "output folder"):
-        table.add_column(column)
+    table.add_column("name", no_wrap=True)
+    for column in ("task", "model", "data"):
+        table.add_column(column, overflow="fold")
     for name, recipe in recipes.items():
         model = recipe.model.config or recipe.model.checkpoint
-        table.add_row(name, recipe.task, model, str(recipe.data.train), recipe.training["output_dir"])
+        table.add_row(name, recipe.task.replace("_", " "), model, str(recipe.data.train))
     return table
 
 

@@ -7,6 +7,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .recipe import EvaluationRecipe
+from .reporting import TrainingLog
 
 
 def check_benchmarks(recipe: EvaluationRecipe) -> None:
@@ -39,8 +40,10 @@ class Benchmarks(TrainerCallback):
     the questions; of a sharded model each scores all, as every process is needed for every batch.
     """
 
-    def __init__(self, recipe: EvaluationRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase):
-        self.recipe, self.trainer, self.tokenizer = recipe, trainer, tokenizer
+    def __init__(
+        self, recipe: EvaluationRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, log: TrainingLog
+    ):
+        self.recipe, self.trainer, self.tokenizer, self.log = recipe, trainer, tokenizer, log
 
     def rehearse(self) -> None:
         """One question of each task, so that missing data shows before the first thousand steps."""
@@ -49,6 +52,7 @@ class Benchmarks(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.recipe.steps and state.global_step != state.max_steps:
             return
+        self.log.pause()
         file = Path(args.output_dir) / "benchmarks" / f"step-{state.global_step}.json"
         result, found = self._evaluate(self.recipe.limit), {}
         if result is not None:  # in the first process
@@ -56,7 +60,9 @@ class Benchmarks(TrainerCallback):
             result.save(file)
             found = scores(result)
         (found,) = broadcast_object_list([found])
+        logs_loss = control.should_log
         self.trainer.log(found)
+        control.should_log = logs_loss  # which every log takes for done
 
     def _evaluate(self, limit: float | None):
         from ..eval import evaluate

@@ -82,7 +82,10 @@ def check_data(recipe: DataRecipe) -> None:
         )
     fields = [name for name in ("validation", "validation_split", "validation_documents") if getattr(recipe, name)]
     if len(fields) > 1:
-        raise ValueError(f"`data.{fields[0]}` and `data.{fields[1]}` are both given; one tells what to validate on.")
+        raise ValueError(
+            f"`data.{fields[0]}` and `data.{fields[1]}` are both given; one tells what to validate on: set the "
+            "other to null."
+        )
     files = _find_files(recipe.train, "train")
     if recipe.validation_split and (files or recipe.train == BUILT_IN):
         raise ValueError(

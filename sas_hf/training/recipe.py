@@ -177,6 +177,8 @@ def _read(source: str | Path, beside: Path, seen: tuple[Path, ...] = ()) -> dict
     if path in seen:
         raise ValueError(f"{path} is the `base` of itself.")
     fields = read_fields(path)
+    if "variants" in fields:
+        raise ValueError(f"{path} is a study, not a recipe; run it by `sas-hf study`.")
     return _resolve(fields, path.parent, (*seen, path))
 
 
@@ -197,7 +199,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _override(fields: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not name:
         raise ValueError(f"{override!r} must be of the form FIELD=VALUE, such as training.max_steps=100.")
     *parents, last = name.split(".")
     for parent in parents:

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from .recipe import TrainingRecipe
 
 
+# The least that the counts and weights of `TrainingArguments` may be.
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 0,
+    "logging_steps": 0,
+    "eval_steps": 0,
+    "save_steps": 0,
+    "save_total_limit": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+}
+POSITIVE = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")  # may be fractions, but not 0
 TASKS = ("language_modeling", "chat", "image_classification")
 COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
 
@@ -81,6 +97,7 @@ def _check_training_fields(recipe: TrainingRecipe) -> None:
     check_names(training, known, "training.", "no field of `TrainingArguments`")
     for name, value in training.items():
         check_type(f"training.{name}", value, hints[name])
+    _check_numbers(training)
     if not training.get("output_dir"):
         raise ValueError("`training.output_dir` is not given; name the folder of this run.")
     if training.get("resume_from_checkpoint") is not None:
@@ -88,6 +105,17 @@ def _check_training_fields(recipe: TrainingRecipe) -> None:
             "`training.resume_from_checkpoint` is given, but a run goes on from its own last checkpoint by itself; to "
             "start from another model, give it as `model.checkpoint`."
         )
+
+
+def _check_numbers(training: dict) -> None:
+    for name, least in AT_LEAST.items():
+        value = training.get(name)
+        if value is not None and (value < least or (value == 0 and name in POSITIVE)):
+            bound = "above" if name in POSITIVE else "at least"
+            raise ValueError(f"`training.{name}` is {value}; it must be {bound} {least}.")
+    steps = training.get("max_steps", -1)
+    if steps < 1 and steps != -1:
+        raise ValueError(f"`training.max_steps` is {steps}; it must be at least 1, or -1 to go by `num_train_epochs`.")
 
 
 def _check_rates(recipe: TrainingRecipe) -> None:

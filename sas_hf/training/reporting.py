@@ -48,6 +48,7 @@ class TrainingLog(TrainerCallback):
         self.tokens_per_sequence = tokens_per_sequence
         self.console = Console()
         self._progress: Progress | None = None
+        self._training_since: float | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not state.is_world_process_zero:
@@ -87,11 +88,16 @@ class TrainingLog(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        if control.should_log or control.should_evaluate or control.should_save:  # not training until the next step
-            self._trained += time.perf_counter() - self._training_since
-            self._training_since = None
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.pause()
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, description="training")
+
+    def pause(self) -> None:
+        """What comes until the next step is no training, and does not count in `tokens_per_second`."""
+        if self._training_since is not None:
+            self._trained += time.perf_counter() - self._training_since
+            self._training_since = None
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self._progress is not None:
@@ -134,6 +140,9 @@ class TrainingLog(TrainerCallback):
         shown = {"loss": ".4f", "eval_loss": ".4f", "perplexity": ".2f", "learning_rate": ".2e"}
         shown |= {"tokens_per_second": ",.0f"}
         new = {name: format(line[name], style) for name, style in shown.items() if line.get(name) is not None}
+        if benchmarks := {name: f"{value:.4f}" for name, value in line.items() if name.startswith("benchmark/")}:
+            self.console.print(f"step {state.global_step}: {_sentence(benchmarks)}", highlight=False, soft_wrap=True)
+            return
         self._numbers |= new
         if self._progress is not None:
             self._progress.update(self._task, numbers=_sentence(self._numbers))

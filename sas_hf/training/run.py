@@ -14,7 +14,7 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
 from .benchmarks import Benchmarks, check_benchmarks
@@ -65,7 +65,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
         trainer.remove_callback(callback)
     if recipe.evaluation.tasks:
-        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class)
+        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class, log)
         benchmarks.rehearse()
         trainer.add_callback(benchmarks)
     if arguments.should_save:
@@ -86,15 +86,21 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
 
 
 def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
-    """Raise a FileExistsError unless the folder is free, or holds the run of this recipe."""
+    """
+    Raise a FileExistsError unless the folder is free, or holds the run of this recipe; one that has no checkpoint yet
+    counts as free. A PermissionError where nothing can be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, a file; name a folder.")
+    check_writable(folder, f"`training.output_dir` is {str(folder)!r}")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, a file; name a folder.")
     if not (folder / RECIPE_NAME).is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, which holds no run; name a free folder.")
         return
+    if not has_trained(folder):
+        return  # a mistake that was seen at once is not in the way of the corrected command
     there = read_yaml((folder / RECIPE_NAME).read_text(encoding="utf-8"))
     # Built, so that a field that is newer than the run has its default.
     before, now = _flat(recipe_from_dict(there).to_dict()), _flat(recipe.to_dict())
@@ -105,6 +111,11 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
             f"`training.output_dir` is {str(folder)!r}, which holds the run of another recipe ({listed}); name "
             "another folder, or go on with the recipe there."
         )
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run's folder has a checkpoint or a result."""
+    return any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).is_file()
 
 
 def _flat(fields: dict, where: str = "") -> dict:

@@ -10,18 +10,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from accelerate import PartialState
 
 from ..figures import require_matplotlib
+from ..files import check_writable, write_atomically
 from .data import check_data
-from .fields import build, find_yaml, read_fields, shipped_names
+from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
 from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
-from .run import check_folder, train
+from .run import RECIPE_NAME, check_folder, has_trained, train
 from .study_report import FinishedRun, StudyReport
 
 
+STUDY_NAME = "study.yaml"
 STUDIES = files(__package__) / "studies"
+# Fields of a recipe that a study sets itself, and where they are given to it.
+DECIDED = {"training.seed": "as `seeds` or --seeds", "training.output_dir": "as `output` or --output"}
 NAME = re.compile(r"\w[\w.+-]*")  # names become folders
 
 
@@ -90,6 +95,8 @@ def load_study(source: str | Path, output: str | Path | None = None, seeds: list
     """
     path = find_yaml(source, STUDIES, "study")
     fields = read_fields(path)
+    if fields.keys() & {"base", "model", "training"}:
+        raise ValueError(f"{path} is a recipe, not a study; run it by `sas-hf train`.")
     study = build(Study, fields, kind="no field of a study")
     if isinstance(study.recipe, str) and (path.parent / study.recipe).is_file():
         study.recipe = str(path.parent / study.recipe)
@@ -113,6 +120,8 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
     changed |= {f"data.{name}" for fields in study.data.values() for name in flat(fields)}
     for override in overrides:
         name = override.partition("=")[0]
+        if name in DECIDED:
+            raise ValueError(f"{override!r} sets what the study decides; give it {DECIDED[name]}.")
         if clash := [
             other for other in changed if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}.")
         ]:
@@ -129,6 +138,10 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
                 except ValueError as error:
                     raise ValueError(f"Variant {variant!r}: {error}") from error
                 runs.append(Run(variant, data, seed, recipe))
+    for name, fields in study.variants.items() if study.variable else ():
+        value = flat(fields).get(study.variable)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"Variant {name!r} has {value!r} as `{study.variable}`; a sweep needs a number.")
     return runs
 
 
@@ -147,16 +160,21 @@ def run_study(
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as [`plan_runs`] and `train`.
-        FileExistsError: where a run's folder holds the run of another recipe.
+        FileExistsError: where the folder holds something else than a part of this study.
+        PermissionError: where nothing can be written.
         InterruptedError: after SIGTERM; the same study goes on from there.
     """
     _check(study)
     require_matplotlib()
     runs = plan_runs(study, overrides)
+    folder, declared = Path(study.output), _declaration(study, overrides)
+    _check_folder(folder, declared)
     for run in runs:
         check_folder(run.folder, run.recipe)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
+    if PartialState().is_main_process:
+        write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     finished = []
     for number, run in enumerate(runs, 1):
         progress(f"run {number} of {len(runs)}: {run.name}")
@@ -165,10 +183,47 @@ def run_study(
     variables = None
     if study.figure == "sweep":
         variables = {name: flat(fields)[study.variable] for name, fields in study.variants.items()}
-    report = StudyReport(finished, asdict(study) | {"overrides": list(overrides)}, study.figure, variables)
+    report = StudyReport(finished, declared, study.figure, variables)
     if PartialState().is_main_process:
-        report.save(Path(study.output))
+        report.save(folder)
     return report
+
+
+def _declaration(study: Study, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """What `study.yaml` and `study.json` say of a study."""
+    return asdict(study) | {"overrides": list(overrides)}
+
+
+def _check_folder(folder: Path, declared: dict[str, Any]) -> None:
+    """
+    Raise a FileExistsError unless the folder is free or holds this study, which may have grown since; one without a
+    checkpoint counts as free. A PermissionError where nothing can be written.
+    """
+    where = f"`output` is {str(folder)!r}"
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{where}, a file; name a folder.")
+    check_writable(folder, where)
+    if not folder.exists():
+        return
+    if not (folder / STUDY_NAME).is_file():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise FileExistsError(f"{where}, which holds no study; name a free folder.")
+        return
+    if not any(has_trained(run.parent) for run in folder.rglob(RECIPE_NAME)):
+        return
+    there = read_yaml((folder / STUDY_NAME).read_text(encoding="utf-8"))
+    for name in ("recipe", "overrides"):
+        if there[name] != declared[name]:
+            raise FileExistsError(
+                f"{where}, which holds another study (`{name}` is {there[name]!r} there, {declared[name]!r} now); "
+                "name another folder."
+            )
+    for name in ("variants", "data", "seeds"):
+        if missing := [entry for entry in there[name] if entry not in declared[name]]:
+            raise FileExistsError(
+                f"{where}, which holds a study with more `{name}` ({', '.join(map(str, missing))}); a study may grow "
+                "in its folder, not shrink: name another folder."
+            )
 
 
 def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
@@ -189,22 +244,24 @@ def _check(study: Study) -> None:
             raise ValueError(f"`{name}` is empty; a study needs at least one, and two of each to compare.")
     if len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"`seeds` is {study.seeds}; each must be there once.")
+    if min(study.seeds) < 0:
+        raise ValueError(f"`seeds` is {study.seeds}; a seed is 0 or more.")
+    variants = list(study.variants.items())
+    for number, (name, fields) in enumerate(variants):
+        if same := [other for other, theirs in variants[:number] if theirs == fields]:
+            raise ValueError(f"Variants {same[0]!r} and {name!r} are the same; leave one out.")
     for kind in ("variants", "data"):
         for name in getattr(study, kind):
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"`{kind}` has the name {name!r}; a name is text of letters, digits, _ . + and -.")
     for name, fields in study.variants.items():
-        for taken in ("training.seed", "training.output_dir", "base"):
+        for taken in (*DECIDED, "base"):
             if taken in flat(fields):
                 raise ValueError(f"Variant {name!r} sets `{taken}`, which the study decides; leave it out.")
     if (study.figure == "sweep") != (study.variable is not None):
         raise ValueError(
             f"`variable` is {study.variable!r} and `figure` is {study.figure!r}; a sweep needs a variable."
         )
-    for name, fields in study.variants.items() if study.variable else ():
-        value = flat(fields).get(study.variable)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"Variant {name!r} has {value!r} as `{study.variable}`; a sweep needs a number.")
 
 
 def _check_run(run: Run) -> None:

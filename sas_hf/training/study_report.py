@@ -125,9 +125,11 @@ class StudyReport:
     def save(self, folder: Path) -> list[Path]:
         """Write `study.md`, `study.json` and the figure; returns the files."""
         figures = save_figure(self.draw(), folder, self.figure)
-        document = "\n".join(
-            ["# Study", "", *(grid.markdown() for grid in self.grids()), f"![]({figures[0].name})", ""]
-        )
+        told = {name: self.study.get(name) for name in ("recipe", "overrides", "seeds", "data", "variants")}
+        declared = [f"- {name}: `{json.dumps(value)}`" for name, value in told.items() if value]
+        title = f"# Study {Path(self.study.get('output', '')).name}".rstrip()
+        tables = [grid.markdown() for grid in self.grids()]
+        document = "\n".join([title, "", *declared, "", *tables, f"![{self.figure}]({figures[0].name})", ""])
         write_atomically(folder / "study.md", document.encode())
         content = {
             "study": self.study,

@@ -40,6 +40,8 @@ def test_benchmarks_at_chosen_steps(questions, tmp_path):
     metrics = run(tmp_path / "with", tmp_path, **tasks, steps=2)
     log = [line for line in read_log(tmp_path / "with") if any(name.startswith("benchmark/") for name in line)]
     assert [line["step"] for line in log] == [2, 4, 5]
+    losses = [line for line in read_log(tmp_path / "with") if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5] and all(line["tokens_per_second"] for line in losses)
     files = {path.name for path in (tmp_path / "with" / "benchmarks").iterdir()}
     assert files == {"step-2.json", "step-4.json", "step-5.json"}
     for line in log:

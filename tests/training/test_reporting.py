@@ -146,12 +146,16 @@ def test_tensorboard_is_the_trainers_own(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
 
+    board = TensorBoardCallback()  # what `report_to: tensorboard` adds
+
     class Watched(Logged):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.add_callback(TensorBoardCallback)  # what `report_to: tensorboard` adds
+            self.add_callback(board)
 
     resumable.run(str(tmp_path), trainer_class=Watched, **OPTIONS)
+    if board.tb_writer is not None:  # an evaluation after the training opens it again
+        board.tb_writer.close()
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     losses = {event.step: event.value for event in events.Scalars("eval/loss")}
     assert losses == {

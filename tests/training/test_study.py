@@ -197,6 +197,9 @@ def test_curves_over_time_take_each_variant_at_its_speed():
         ({"variants": {}}, "`variants` is empty"),
         ({"seeds": []}, "`seeds` is empty"),
         ({"seeds": [1, 1]}, "each must be there once"),
+        ({"seeds": [0, -1]}, "a seed is 0 or more"),
+        ({"variants": {"mha": {}, "sas": {}}}, "Variants 'mha' and 'sas' are the same"),
+        ({"model": {}}, "is a recipe, not a study; run it by `sas-hf train`"),
         ({"seeds": ["one"]}, "`seeds` is .* a whole number"),
         ({"output": ""}, "`output` is not given"),
         ({"recipe": None}, "`recipe` is not given"),
@@ -218,6 +221,35 @@ def test_refused_before_any_run(fields, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_study(load_study(write_study(tmp_path, **fields)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["training.seed=3", "training.output_dir=elsewhere"])
+def test_what_the_study_decides_cannot_be_overridden(change, tmp_path):
+    with pytest.raises(ValueError, match=f"{change.partition('=')[0]}.* sets what the study decides; give it as"):
+        plan_runs(load_study(write_study(tmp_path)), [change])
+
+
+def test_a_folder_of_something_else_is_refused(whole, tmp_path):
+    folder, _ = whole
+
+    def refuses(message, overrides=(), **fields):
+        path = write_study(tmp_path, **{"output": str(folder)} | fields)
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(FileExistsError, match=message):
+            run_study(load_study(path), overrides)
+        assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    refuses(r"more `seeds` \(5\)", seeds=[3])
+    refuses(r"more `variants` \(sas\)", variants={"mha": {"model": {"overrides": PLAIN}}, "wide": {}})
+    refuses(r"another study \(`recipe` is", recipe="cpu-study")
+    refuses(r"another study \(`overrides` is", overrides=["training.max_steps=7"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refuses("which holds no study", output=str(tmp_path / "mine"))
+    refuses("a file; name a folder", output=str(tmp_path / "mine" / "notes.txt"))
+    unwritable = load_study(write_study(tmp_path, output="/proc/study"))
+    with pytest.raises(PermissionError, match="`output` is '/proc/study', but no file can be written into /proc"):
+        run_study(unwritable)
 
 
 def test_a_name_given_twice_is_refused(tmp_path):
@@ -242,7 +274,11 @@ def test_the_packages_studies_can_be_planned(name):
         with pytest.raises(ValueError, match="`data.train` is not given"):
             plan_runs(study)
     runs = plan_runs(study, [] if name.startswith("cpu-") else ["data.train=books.parquet"])
-    assert len({run.folder for run in runs}) == len(runs) == len(study.variants) * len(study.seeds) * max(1, len(study.data))
+    assert (
+        len({run.folder for run in runs})
+        == len(runs)
+        == len(study.variants) * len(study.seeds) * max(1, len(study.data))
+    )
     assert "cpu-study" in recipe_names()
 
 
