@@ -21,8 +21,8 @@ WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 
 class _Loader(yaml.SafeLoader):
     """
-    YAML 1.2's numbers: 6e-4 is one, where YAML 1.1, which PyYAML reads, takes it for text. A name that comes twice is
-    an error, where PyYAML takes the last.
+    YAML 1.2's numbers and truth values, where PyYAML reads YAML 1.1: 6e-4 is a number, `eval_strategy: no` is text.
+    A name that comes twice is an error, where PyYAML takes the last.
     """
 
     def construct_mapping(self, node, deep=False):
@@ -36,6 +36,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+_RESOLVERS = _Loader.yaml_implicit_resolvers
+for _letter in "yYnNoO":  # of yes, no, on and off
+    _RESOLVERS[_letter] = [pair for pair in _RESOLVERS[_letter] if pair[0] != "tag:yaml.org,2002:bool"]
 
 
 def read_yaml(text: str) -> Any:

@@ -26,10 +26,15 @@ def test_the_command_line_overrides_any_field(file):
         "training.max_steps=7",
         "training.learning_rate=6e-4",
         "model.overrides.hidden_size=64",
+        "training.save_strategy=no",
         "batch_size=16",
     ]
     recipe = load_recipe(file, [*changes, "data.train=[a.txt, b.txt]", "data.cache=null"])
-    assert recipe.training == RECIPE["training"] | {"max_steps": 7, "learning_rate": 0.0006}
+    assert recipe.training == RECIPE["training"] | {
+        "max_steps": 7,
+        "learning_rate": 0.0006,
+        "save_strategy": "no",
+    }
     assert recipe.model.overrides == {"hidden_size": 64} and recipe.model.config == "sas-125m"
     assert (recipe.batch_size, recipe.data.train, recipe.data.cache) == (16, ["a.txt", "b.txt"], None)
     assert recipe_from_dict(recipe.to_dict()) == recipe
