@@ -119,9 +119,7 @@ def check_names(
 def check_type(name: str, value: Any, hint: Any) -> None:
     """Raise a ValueError unless `value` is of the type."""
     if not _is_of(value, hint):
-        # In YAML, no, off, yes and on are truth values.
-        quoted = ", in quotation marks where it is no, off, yes or on" if isinstance(value, bool) else ""
-        raise ValueError(f"`{name}` is {value!r}; it must be {_words(hint)}{quoted}.")
+        raise ValueError(f"`{name}` is {value!r}; it must be {_words(hint)}.")
 
 
 def _is_of(value: Any, hint: Any) -> bool:

@@ -117,7 +117,6 @@ def test_the_batch_is_the_same_on_any_number_of_devices(file, monkeypatch):
             "`training.per_device_train_batch_size` is 0; .* at least 1",
         ),
         ("training.weight_decay=-1", "`training.weight_decay` is -1; it must be at least 0"),
-        ("training.eval_strategy=no", "`training.eval_strategy` is False; .*, in quotation marks where it is no"),
         ("=40", "must be of the form FIELD=VALUE"),
         ("model.conversion={}", "`model.conversion` is {}, of a checkpoint"),
         ("training.output_dir=null", "`training.output_dir` is not given"),
