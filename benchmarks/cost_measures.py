@@ -263,14 +263,14 @@ PARTS = {
     "parameters": Part("parameters of an attention layer", "numbers", "", count=parameters),
     "simulation": Part("of these simulation", "numbers", "", count=simulation_parameters),
     "operations": Part(
-        "operations of a token, forward, that sees the whole context",
+        "operations of a token that sees the context",
         "millions",
         "contexts",
         count=operations,
         paper=False,
     ),
     "operations-mean": Part(
-        "operations of a token, forward, that sees half of the length (the mean of a causal step)",
+        "operations of a token that sees half of them",
         "millions",
         "lengths",
         count=lambda m, config, ids: operations(m, config, ids[:, : ids.shape[1] // 2]),
