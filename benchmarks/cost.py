@@ -1,288 +1,199 @@
-"""What SAS costs beside multi-head attention: training step, prefill, decoding, bytes kept for backward, cache.
+"""What SAS costs beside multi-head attention: time, bytes kept for backward, peak memory, cache, operations.
 
     python benchmarks/cost.py --output cost.json --plot cost.png
-    python benchmarks/cost.py --models mha sas --layers 2 --lengths 512 1024 2048 --parts train
+    python benchmarks/cost.py --models mha sas paper --parts layer bytes --lengths 512 1024 2048 4096 --layers 1
+    python benchmarks/cost.py --models mha sas-x2 sas sas-x4 sas-x6 --parts train memory-train --layers 2
+    python benchmarks/cost.py --models sas sas-plain sas-kept sas-no_blocks sas-no_mean --parts train bytes
     python benchmarks/cost.py --device cuda --dtype bfloat16 --batch 8
 
-All models of one run take turns in one process on the same tokens; a figure is the median over the rounds of its ratio
-to our plain multi-head attention *in the same round*, with the smallest and the largest. Bytes are counted, not timed.
+All models of one run take turns in one process on the same tokens; a timed figure is the median over the rounds of the
+ratio to the first model *in the same round*, with the smallest and the largest. What is counted has no spread.
+
+The file of `--output` is written after every figure. The same command again keeps what is there, and other parts,
+lengths or contexts of the same machine and shape are added to it. Names of models: cost_rivals.py.
 """
 
 import argparse
 import json
 import statistics
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from cost_measures import PARTS
+from cost_report import plot, show
+from cost_rivals import make_config, make_model, parse
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from torch import nn
-from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from sas_hf import SASGPTForCausalLM
-from sas_hf.configurations import named_config
-from sas_hf.modeling.cache_name import CACHE_NAME
-from sas_hf.modeling.positions import rotate_leading_features
+from sas_hf.configurations import SIZES
+from sas_hf.files import write_atomically
 
 
-def simulated(kernel: int = 1, groups: int = 3, **fields) -> dict:
+MODELS = ("mha", "llama", "paper", "sas", "sas-kept", "sas-k5", "sas-base")
+DEFAULT_PARTS = ("bytes", "cache", "memory-train", "train", "prefill", "decode-static", "decode-dynamic")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="the first is the measure of the others")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(DEFAULT_PARTS))
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[512], help="tokens of a step or prefill")
+    parser.add_argument("--contexts", type=positive, nargs="+", default=[1024], help="tokens before the decoded one")
+    parser.add_argument("--rounds", type=positive, default=5, help="after one for warming up")
+    parser.add_argument("--tokens", type=positive, default=4, help="decoded in a round")
+    parser.add_argument("--size", choices=SIZES, default="125m", help="whose width and heads the backbone has")
+    parser.add_argument("--layers", type=positive, default=12)
+    parser.add_argument("--vocabulary", type=positive, default=50304)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--plot", type=Path, help="image file")
+    arguments = parser.parse_args(command)
+    try:
+        for name in arguments.models:
+            make_config(name, arguments.size, **backbone(arguments))
+        arguments.results = results_so_far(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def backbone(arguments: argparse.Namespace) -> dict:
     return {
-        "num_simulated_heads": groups * 12, "simulated_head_dim": 96, "simulation_kernel_size": kernel, **fields
-    }  # fmt: skip
-
-
-MODELS = {
-    "mha": {},
-    "llama": None,
-    "paper": simulated(),
-    "sas": simulated(),
-    "sas-kept": simulated(recompute_simulation=False),
-    "sas-k5": simulated(5),
-    "sas-base": simulated(simulation_cache="base"),
-    "sas-24": simulated(groups=2),
-    "sas-48": simulated(groups=4),
-    "gqa-sas": simulated(attention_type="gqa", num_key_value_heads=4),
-    "gqa": {"attention_type": "gqa", "num_key_value_heads": 4},
-    "mqa": {"attention_type": "mqa"},
-    "mla": {"attention_type": "mla"},
-    "tpa": {"attention_type": "tpa"},
-    "optimised": {"attention_type": "optimised"},
-    "efficient": {"attention_type": "efficient"},
-    "super": {"attention_type": "super"},
-}
-DEFAULT = ("mha", "llama", "paper", "sas", "sas-kept", "sas-k5", "sas-base")
-
-
-class PaperAttention(nn.Module):
-    """Appendix L as printed (convolutions, maps, softmax attention, output projection before the mean), with the
-    backbone's rotary positions; made of one of our layers, whose parameters it takes."""
-
-    mixes_tokens = rotates_at_use = False  # what the backbone asks of a layer
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **_):
-        layer = self.layer
-        batch, length = hidden_states.shape[:2]
-        query, key, value = layer.project(hidden_states)
-
-        def simulate(simulation, heads):
-            x = heads.reshape(batch * length, *heads.shape[2:])
-            for maps in simulation:
-                x = maps.expansion(x)
-                x = maps.residual(F.relu(x)) + x
-            return x.reshape(batch, length, -1, x.shape[-1])
-
-        query = rotate_leading_features(simulate(layer.q_simulation, query), position_embeddings).transpose(1, 2)
-        key = rotate_leading_features(simulate(layer.k_simulation, key), position_embeddings).transpose(1, 2)
-        value = simulate(layer.v_simulation, value).transpose(1, 2)
-        output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=layer.scaling
-        )
-        groups = output.transpose(1, 2).reshape(batch, length, -1, layer.o_proj.in_features)
-        return layer.o_proj(groups).mean(dim=-2), None
-
-
-def make_model(name: str, arguments: argparse.Namespace) -> nn.Module:
-    """A random model of 125M width."""
-    torch.manual_seed(0)
-    positions = max(*arguments.lengths, arguments.context + 1 + arguments.tokens)
-    shared = {"num_hidden_layers": arguments.layers, "max_position_embeddings": positions}
-    ours = named_config("mha-125m", **shared, **(MODELS[name] or {}))
-    if name == "llama":
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "tie_word_embeddings")
-        model = LlamaForCausalLM(LlamaConfig(**shared, **{field: getattr(ours, field) for field in names}))
-    else:
-        model = SASGPTForCausalLM(ours)
-    if name == "paper":
-        for layer in model.model.layers:
-            layer.self_attn = PaperAttention(layer.self_attn)
-    return model.to(arguments.device, getattr(torch, arguments.dtype))
-
-
-def timed(function, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def train(model: nn.Module, ids: torch.Tensor) -> None:
-    """Forward and backward of one step (the optimiser's share does not depend on attention)."""
-    model.train()
-    model.zero_grad(set_to_none=True)
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-
-
-@torch.no_grad()
-def prefill(model: nn.Module, ids: torch.Tensor) -> None:
-    model.eval()
-    model(input_ids=ids, logits_to_keep=1)
-
-
-class Decoding:
-    """Steps of one token after a context, each at the same length."""
-
-    def __init__(self, model: nn.Module, ids: torch.Tensor, tokens: int, static: bool):
-        self.model, self.tokens, self.ids = model.eval(), tokens, ids
-        length = ids.shape[1] + tokens
-        self.cache = StaticCache(config=model.config, max_cache_len=length) if static else DynamicCache()
-        with torch.no_grad():
-            model(input_ids=ids, **{CACHE_NAME: self.cache}, logits_to_keep=1)
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        self.model.eval()
-        for _ in range(self.tokens):
-            self.model(input_ids=self.ids[:, -1:], **{CACHE_NAME: self.cache})
-        self.cache.crop(-self.tokens)
-
-    def numbers(self) -> int:
-        """Cached per token and layer."""
-        layer = self.cache.layers[0]
-        return (layer.keys[0, :, 0].numel()) + (layer.values[0, :, 0].numel())
-
-
-def bytes_kept(model: nn.Module, length: int) -> float:
-    """Bytes per token that the first attention layer keeps for its backward pass, each memory once, parameters and the
-    rotary tables (which all layers share) apart."""
-    hidden = torch.randn(1, length, 768, device=model.device, dtype=model.dtype, requires_grad=True)
-    tables = model.model.rotary_emb(hidden, torch.arange(length, device=model.device)[None])
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *tables)}
-    kept = {}
-
-    def count(tensor):
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in known:
-            kept[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        output = model.model.layers[0].self_attn(hidden, position_embeddings=tables, attention_mask=None)
-    del output
-    return sum(kept.values()) / length
-
-
-def measure(jobs: dict, arguments: argparse.Namespace, progress: Progress, title: str) -> dict:
-    """Seconds of every job in every round; the order turns from round to round."""
-    times = {name: [] for name in jobs}
-    task = progress.add_task(title, total=arguments.rounds + 1)
-    names = list(jobs)
-    for turn in range(arguments.rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            seconds = timed(jobs[name], arguments.device)
-            if turn:  # the first is for warming up
-                times[name].append(seconds)
-        progress.advance(task)
-    reference = times[names[0]]
-    return {
-        name: {
-            "milliseconds": 1000 * statistics.median(seconds),
-            "ratio": statistics.median(ratios := [a / b for a, b in zip(seconds, reference, strict=True)]),
-            "smallest": min(ratios),
-            "largest": max(ratios),
-        }
-        for name, seconds in times.items()
+        "num_hidden_layers": arguments.layers,
+        "vocab_size": arguments.vocabulary,
+        "max_position_embeddings": max(*arguments.lengths, *arguments.contexts) + arguments.tokens + 1,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
 
 
-def show(figures: dict, models: list[str]) -> None:
-    table = Table(title=f"Ratios to {models[0]}: median (smallest to largest); then counts")
-    table.add_column("")
-    for name in models:
-        table.add_column(name, justify="right")
-    for part, values in figures.items():
-        cells = []
-        for name in models:
-            value = values.get(name)
-            if isinstance(value, dict):
-                cells.append(f"{value['ratio']:.2f} ({value['smallest']:.2f}-{value['largest']:.2f})")
-            else:
-                cells.append("" if value is None else f"{value:,.0f}")
-        table.add_row(part, *cells)
-    Console(width=200).print(table)
+def results_so_far(arguments: argparse.Namespace) -> dict:
+    """What the output file holds, or nothing yet.
+
+    Raises:
+        ValueError: if it was measured with other settings, or is no such file.
+    """
+    names = ("size", "layers", "vocabulary", "batch", "threads", "device", "dtype")
+    settings = {name: getattr(arguments, name) for name in names} | {"measure": arguments.models[0]}
+    settings |= {"device": str(arguments.device), "torch": torch.__version__}
+    if arguments.output is None or not arguments.output.exists():
+        return {"settings": settings, "figures": {}}
+    try:
+        results = json.loads(arguments.output.read_text(encoding="utf-8"))
+        held = results["settings"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"--output {arguments.output} exists and is no file of figures: choose another.") from error
+    for name, value in settings.items():
+        if held.get(name) != value:
+            raise ValueError(
+                f"--output {arguments.output} holds figures with {name} {held.get(name)!r}, not {value!r}: choose "
+                "another file, or the same setting."
+            )
+    return results
 
 
-def plot(figures: dict, models: list[str], path: Path) -> None:
-    import matplotlib
+def _seconds(job, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    job()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    job.reset()
+    return seconds
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    timed_parts = {part: values for part, values in figures.items() if isinstance(next(iter(values.values())), dict)}
-    figure, axes = pyplot.subplots(1, len(timed_parts), figsize=(3.2 * len(timed_parts), 3.2), squeeze=False)
-    for axis, (part, values) in zip(axes[0], timed_parts.items(), strict=True):
-        names = [name for name in models if name in values]
-        ratios = [values[name]["ratio"] for name in names]
-        spread = [
-            [ratio - values[name]["smallest"] for name, ratio in zip(names, ratios, strict=True)],
-            [values[name]["largest"] - ratio for name, ratio in zip(names, ratios, strict=True)],
-        ]
-        axis.barh(names, ratios, xerr=spread)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_title(part, fontsize=9)
-        axis.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def take_turns(jobs: dict, device: torch.device, rounds: int, calls: int, now: Callable) -> dict[str, dict]:
+    """Time jobs round by round, each round in another order, after one for warming up.
+
+    Args:
+        calls: how many units (tokens) a call of a job is.
+        now: is told which job runs.
+
+    Returns:
+        by name: the median in milliseconds and every round's; median, smallest and largest ratio to the first job
+        *in the same round*.
+    """
+    times = {name: [] for name in jobs}
+    names = list(jobs)
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            now(name, f"round {turn} of {rounds}" if turn else "warming up")
+            seconds = _seconds(jobs[name], device) / calls
+            if turn:
+                times[name].append(1000 * seconds)
+    figures = {}
+    for name, values in times.items():
+        ratios = [value / first for value, first in zip(values, times[names[0]], strict=True)]
+        spread = {"smallest": min(ratios), "largest": max(ratios), "rounds": values}
+        figures[name] = {"value": statistics.median(values), "ratio": statistics.median(ratios), **spread}
+    return figures
+
+
+def figures_of(name: str, place: int | None, models: dict, arguments: argparse.Namespace, progress: Progress) -> dict:
+    """One part at one length or context, for every model."""
+    part, start = PARTS[name], time.perf_counter()
+    able = {model: made for model, made in models.items() if part.paper or parse(model)[0] != "paper"}
+    ids = torch.randint(arguments.vocabulary, (arguments.batch, place or 8), device=arguments.device)
+    title = f"{part.title}, {place:,}" if place else part.title
+    task = progress.add_task(title, total=len(able) * (1 if part.count else arguments.rounds + 1))
+
+    def now(model: str, state: str = "") -> None:
+        progress.update(task, description=f"{title}: {model} {state}", advance=1)
+
+    progress.update(task, completed=-1)  # `now` is called before a model runs
+    if part.count:
+        counts = {}
+        for model, made in able.items():
+            now(model)
+            counts[model] = part.count(made, make_config(model, arguments.size, **backbone(arguments)), ids)
+        first = next(iter(counts.values()))
+        figures = {m: {"value": count, "ratio": count / first if first else None} for m, count in counts.items()}
+    else:
+        jobs = {model: part.job(made, ids, arguments.tokens) for model, made in able.items()}
+        calls = arguments.tokens if part.along == "contexts" else 1
+        figures = take_turns(jobs, arguments.device, arguments.rounds, calls, now)
+    progress.remove_task(task)
+    progress.console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)
+    return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(DEFAULT), help="the first is the measure")
-    parser.add_argument("--parts", nargs="+", choices=("train", "prefill", "decode", "bytes"), default=None)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512], help="of training steps and prefills")
-    parser.add_argument("--context", type=int, default=1024, help="of decoding")
-    parser.add_argument("--tokens", type=int, default=4, help="decoded in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--output", type=Path, help="JSON file")
-    parser.add_argument("--plot", type=Path, help="image file")
-    arguments = parser.parse_args()
+    arguments = arguments_of()
     torch.set_num_threads(arguments.threads)
-    parts = arguments.parts or ["bytes", "train", "prefill", "decode"]
-
-    models = {name: make_model(name, arguments) for name in arguments.models}
-    vocabulary = next(iter(models.values())).config.vocab_size
-    figures = {}
-    with Progress(transient=True) as progress:
-        for length in arguments.lengths:
-            ids = torch.randint(vocabulary, (arguments.batch, length), device=arguments.device)
-            if "bytes" in parts:
-                figures[f"bytes kept per token, {length}"] = {n: bytes_kept(m, length) for n, m in models.items()}
-            for part, function in (("train", train), ("prefill", prefill)):
-                if part in parts:
-                    jobs = {n: partial(function, m, ids) for n, m in models.items()}
-                    figures[f"{part}, {length}"] = measure(jobs, arguments, progress, part)
-                for model in models.values():
-                    model.zero_grad(set_to_none=True)
-        if "decode" in parts:
-            ids = torch.randint(vocabulary, (arguments.batch, arguments.context), device=arguments.device)
-            for form in ("static", "dynamic"):
-                able = {n: m for n, m in models.items() if n != "paper"}  # which has no cache
-                jobs = {n: Decoding(m, ids, arguments.tokens, form == "static") for n, m in able.items()}
-                figures[f"decode, {arguments.context}, {form}"] = measure(jobs, arguments, progress, form)
-            figures["cached numbers per token and layer"] = {n: job.numbers() for n, job in jobs.items()}
-
-    show(figures, arguments.models)
-    settings = {name: str(value) for name, value in vars(arguments).items()} | {"torch": torch.__version__}
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n")
+    results, models = arguments.results, {}
+    with Progress(console=Console(stderr=True)) as progress:
+        for name in arguments.parts:
+            for place in getattr(arguments, PARTS[name].along, [None]):
+                held = results["figures"].setdefault(name, {})
+                wanted = {m for m in arguments.models if PARTS[name].paper or parse(m)[0] != "paper"}
+                if wanted <= held.get(str(place or ""), {}).keys():
+                    continue
+                models = models or {
+                    model: make_model(model, arguments.size, **backbone(arguments)).to(
+                        arguments.device, getattr(torch, arguments.dtype)
+                    )
+                    for model in arguments.models
+                }
+                held[str(place or "")] = figures_of(name, place, models, arguments, progress)
+                if arguments.output:
+                    write_atomically(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
+    show(results)
     if arguments.plot:
-        plot(figures, arguments.models, arguments.plot)
+        plot(results, arguments.plot)
 
 
 if __name__ == "__main__":
