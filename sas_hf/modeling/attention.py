@@ -162,6 +162,12 @@ class SASAttention(nn.Module):
             )
         if self.caches_state and cache is not None:
             state = _update_state(cache, self.layer_idx, *state, kwargs)
+            if self.config.simulates and can_shorten(cache, state[0], attention_mask):
+                filled = int(cache.get_seq_length(self.layer_idx))
+                state = [tensor[:, :filled] for tensor in state]
+                attention_mask = None if attention_mask is None else attention_mask[..., :filled]
+                if key_position_embeddings is not None:
+                    key_position_embeddings = tuple(table[:, :filled] for table in key_position_embeddings)
 
         key, value = self.expand(*state)
         sides = (self.q_simulation, self.k_simulation, self.v_simulation)
@@ -259,6 +265,19 @@ class SASAttention(nn.Module):
     def implementation(self) -> str:
         # Every cache was extended before, the pool of continuous batching too: "paged|" asks for nothing more.
         return self.config._attn_implementation.removeprefix("paged|")
+
+
+def can_shorten(cache: Cache, state: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    """Whether the empty slots of a static cache can be left out, whose simulation would be for nothing.
+
+    Elsewhere their number would have to be fetched from the device, and shapes would change under a compiled graph.
+    """
+    return (
+        getattr(cache, "is_compileable", False)
+        and state.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and (attention_mask is None or isinstance(attention_mask, torch.Tensor))
+    )
 
 
 def _update_state(

@@ -38,7 +38,7 @@ def _blocks(query, key, value, mask, is_causal):
 
 
 def _weights(query, key, mask, is_causal, scaling):
-    """Softmax of the scores `[heads, queries, keys]` of a block."""
+    """Softmax of the scores `[heads, queries, keys]` of a block, in place."""
     scores = torch.matmul(query * scaling, key.transpose(-2, -1))
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
@@ -47,7 +47,7 @@ def _weights(query, key, mask, is_causal, scaling):
     elif is_causal:  # the last columns are the block's own tokens
         own = query.shape[-2]
         scores[..., -own:] += torch.full((own, own), -torch.inf, dtype=scores.dtype).triu_(1)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 def attend(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
@@ -69,8 +69,8 @@ def attend_backward(grad, query, key, value, mask, is_causal, scaling) -> tuple[
         block_grad = grad[row, queries, some].transpose(0, 1)
         weights = _weights(block_query, block_key, block_mask, is_causal, scaling)
         grad_value[row, some, seen] += torch.matmul(weights.transpose(-2, -1), block_grad)
-        grad_weights = torch.matmul(block_grad, block_value.transpose(-2, -1))
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scaling)
+        grad_scores = torch.matmul(block_grad, block_value.transpose(-2, -1))  # of the weights; then in place
+        torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype, grad_input=grad_scores).mul_(scaling)
         grad_query[row, some, queries] = torch.matmul(grad_scores, block_key)
         grad_key[row, some, seen] += torch.matmul(grad_scores.transpose(-2, -1), block_query)
     return grad_query, grad_key, grad_value

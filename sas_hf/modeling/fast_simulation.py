@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .blocked_attention import serves
+from .blocked_simulation import BLOCK, BlockedMaps, is_heads_first
 from .simulation import (
     FeatureExpansion,
     FeatureResidual,
@@ -76,33 +78,52 @@ def simulate(
     `[B, Ĥ, T, D̂]`.
 
     With κ = 1 heads stand first, so that each head map is one product of matrices and the result lies in memory as
-    attention reads it; residuals, biases and rotation are added in place. (κ > 1 stays a convolution.)
+    attention reads it; residuals, biases and rotation are added in place. (κ > 1 stays a convolution.) Without
+    gradients, many tokens on a CPU are taken a block at a time, which saves a tenth.
     """
-    expand, expand_bias, residual, residual_bias, *features = weights
-    heads_first = expand is not None and expand.shape[2] == 1
+    size = max(1, BLOCK // heads.shape[0])
+    if heads.shape[1] > size and not torch.is_grad_enabled() and serves(heads):
+        parts = []
+        for start in range(0, heads.shape[1], size):
+            block = slice(start, start + size)
+            turns = [table if table is None else table[:, block] for table in (cos, sin)]
+            parts.append(simulate(heads[:, block], weights, act, *turns))
+        return torch.cat(parts, dim=2)
+    heads_first = is_heads_first(weights)
+    hidden = heads.flatten(0, 1)
     if heads_first:
-        flat = heads.permute(2, 0, 1, 3).reshape(heads.shape[2], -1)
-        hidden = torch.addmm(expand_bias[:, None], expand[..., 0], flat)
+        hidden = hidden.transpose(0, 1).contiguous()
+    if torch.is_grad_enabled() and serves(heads):
+        hidden = BlockedMaps.apply(act, hidden, *weights)
+    else:
+        hidden = maps(act, hidden, *weights)
+    hidden = hidden.unflatten(1 if heads_first else 0, heads.shape[:2])
+    if cos is not None:
+        if not heads_first:
+            cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+        if all(weight is None for weight in weights):  # the memory is the caller's
+            hidden = hidden.clone()
+        hidden = Rotation.apply(hidden, cos, sin)
+    return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
+
+
+def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
+    """The maps over heads and over features, on `[H, N, D]` if `is_heads_first(weights)`, otherwise `[N, H, D]`."""
+    expand, expand_bias, residual, residual_bias, *features = weights
+    hidden = heads
+    if is_heads_first(weights):
+        hidden = torch.addmm(expand_bias[:, None], expand[..., 0], heads.flatten(1))
         hidden = torch.addmm(hidden, residual[..., 0], act(hidden)).add_(residual_bias[:, None])
-        hidden = hidden.view(-1, *heads.shape[:2], heads.shape[3])
+        hidden = hidden.unflatten(1, heads.shape[1:])
     elif expand is not None:
         padding = expand.shape[2] // 2
-        hidden = F.conv1d(heads.flatten(0, 1), expand, expand_bias, padding=padding)
+        hidden = F.conv1d(heads, expand, expand_bias, padding=padding)
         hidden = F.conv1d(act(hidden), residual, residual_bias, padding=padding).add_(hidden)
-        hidden = hidden.unflatten(0, heads.shape[:2])
-    else:
-        hidden = heads
     expand, expand_bias, residual, residual_bias = features
     if expand is not None:
         hidden = F.linear(hidden, expand, expand_bias)
         hidden = F.linear(act(hidden), residual, residual_bias).add_(hidden)
-    if cos is not None:
-        if not heads_first:
-            cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-        if hidden is heads:  # the caller's
-            hidden = hidden.clone()
-        hidden = Rotation.apply(hidden, cos, sin)
-    return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
+    return hidden
 
 
 class Rotation(torch.autograd.Function):

@@ -1,14 +1,18 @@
 """The fast paths compute what the plain ones do, and step aside where a part is not what it was."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 from helpers import assert_all_close, gpt, gradients, token_ids
 from torch import nn
+from transformers import StaticCache
 
-from sas_hf.modeling import attention, blocked_attention, recomputation
-from sas_hf.modeling.fast_simulation import is_plain
+from sas_hf.modeling import attention, blocked_attention, blocked_simulation, fast_simulation, recomputation
+from sas_hf.modeling.base_projections import make_attention
+from sas_hf.modeling.cache_name import CACHE_NAME
+from sas_hf.modeling.fast_simulation import is_plain, simulate_all, simulation_weights
 
 
 def random_fields(seed: int) -> dict:
@@ -50,9 +54,8 @@ def plain_paths(monkeypatch) -> None:
     monkeypatch.setattr(attention, "serves", lambda query: False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("seed", range(24))
-def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
+def random_case(seed: int, dtype: torch.dtype) -> tuple[nn.Module, dict, torch.Tensor, torch.Tensor]:
+    """A model, its inputs, which tokens are real, and the direction to derive along."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     model = gpt("sas", **random_fields(seed)).to(dtype).train()
@@ -62,28 +65,47 @@ def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         inputs["attention_mask"][-1, length // 2 + 1 :] = 0
     real = inputs.get("attention_mask", torch.ones(batch, length))[..., None].to(dtype)
-    direction = torch.randn(batch, length, 67, dtype=dtype) * real
+    return model, inputs, real, torch.randn(batch, length, 67, dtype=dtype) * real
 
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("seed", range(24))
+def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
+    monkeypatch.setattr(blocked_simulation, "BLOCK", 16)
+    monkeypatch.setattr(fast_simulation, "BLOCK", 16)
+    model, inputs, real, direction = random_case(seed, dtype)
     found, found_gradients = step(model, inputs, direction)
     with torch.no_grad():
         without_gradients = model(**inputs, use_cache=False)[0]
     plain_paths(monkeypatch)
     expected, expected_gradients = step(model, inputs, direction)
 
-    pairs = [
-        (found * real, expected * real),
-        (without_gradients * real, expected * real),
-        (flat(found_gradients), flat(expected_gradients)),
-    ]
     assert found_gradients.keys() == expected_gradients.keys()
-    if dtype == torch.bfloat16:  # neither is exact, and one must not be worse than the other
+    bound = 1e-4 if dtype == torch.float32 else 1e-6  # norms are computed in float32 whatever the type
+    assert distance(found * real, expected * real) < bound
+    assert distance(without_gradients * real, expected * real) < bound
+    assert distance(flat(found_gradients), flat(expected_gradients)) < bound
+
+
+def test_fast_paths_are_as_exact_as_plain_ones_in_bfloat16(monkeypatch):
+    """Both round, at other places: by chance either is up to 2.5 times as far from float64 as the other in one case,
+    and over many cases (60 were looked at: median ratio 1.0) they are equally far."""
+    ratios = []
+    for seed in range(24):
+        model, inputs, real, direction = random_case(seed, torch.bfloat16)
+        fast, fast_gradients = step(model, inputs, direction)
+        with monkeypatch.context() as patch:
+            plain_paths(patch)
+            plain, plain_gradients = step(model, inputs, direction)
         exact, exact_gradients = step(model.double(), inputs, direction.double())
-        truths = (exact * real, exact * real, flat(exact_gradients))
-        for (fast, plain), truth in zip(pairs, truths, strict=True):
-            assert distance(fast, truth) < 3 * distance(plain, truth) + 0.01
-        return
-    for fast, plain in pairs:  # norms are computed in float32 whatever the type
-        assert distance(fast, plain) < (1e-4 if dtype == torch.float32 else 1e-6)
+        truths = exact * real, flat(exact_gradients)
+        found, expected = (fast * real, flat(fast_gradients)), (plain * real, flat(plain_gradients))
+        ratios.append(
+            [distance(a, truth) / distance(b, truth) for a, b, truth in zip(found, expected, truths, strict=True)]
+        )
+    output_ratio, gradient_ratio = torch.tensor(ratios).log().mean(dim=0).exp().tolist()
+    assert output_ratio < 1.1
+    assert gradient_ratio < 1.15
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -99,6 +121,52 @@ def test_blocked_attention_has_the_right_gradients(is_causal, monkeypatch):
     expected = nn.functional.scaled_dot_product_attention(*inputs, mask, is_causal=is_causal, scale=0.7)
     seen = torch.ones(2, 1, 5, 1, dtype=torch.bool) if mask is None else mask.any(-1, keepdim=True)
     torch.testing.assert_close(found * seen, expected * seen)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeypatch):
+    """By finite differences, through simulation, rotation and attention, of everything that can be learnt."""
+    monkeypatch.setattr(blocked_attention, "BLOCK", 2)
+    monkeypatch.setattr(blocked_simulation, "BLOCK", 2)
+    config = gpt("sas", simulated_head_dim=10, simulation_kernel_size=kernel, simulation_act="gelu").config
+    layer = make_attention(config, 0).double()
+    heads = [torch.randn(1, 3, layer.num_heads, layer.head_dim, dtype=torch.float64) for _ in range(3)]
+    angles = torch.rand(1, 3, layer.head_dim // 2, dtype=torch.float64).repeat(1, 1, 2)
+    sides = (layer.q_simulation, layer.k_simulation, layer.v_simulation)
+    weights = [weight for side in sides for weight in simulation_weights(side)]
+    learnt = [index for index, weight in enumerate(weights) if weight is not None]
+    mask = None if is_causal else torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1]])[None, None].bool()
+
+    def attention(*tensors):
+        given = [*tensors[:3], *2 * (angles.cos(), angles.sin()), *weights]
+        for index, weight in zip(learnt, tensors[3:], strict=True):
+            given[7 + index] = weight
+        simulate = partial(simulate_all, layer.acts)
+        return recomputation.RecomputedAttention.apply(simulate, mask, is_causal, 0.7, *given)
+
+    inputs = [*heads, *(torch.randn_like(weights[index]) / 2 for index in learnt)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(attention, inputs, fast_mode=True)
+
+
+def test_the_empty_slots_of_a_static_cache_are_not_simulated(monkeypatch):
+    model = gpt("sas", simulation_cache="base").eval()
+    ids, lengths = token_ids(2, 9), []
+    simulate_all = attention.simulate_all
+
+    def counted(acts, query, key, *others):
+        lengths.append(key.shape[1])
+        return simulate_all(acts, query, key, *others)
+
+    with torch.no_grad():
+        expected = model(ids).logits
+        monkeypatch.setattr(attention, "simulate_all", counted)
+        cache = StaticCache(config=model.config, max_cache_len=24)
+        found = [model(part, **{CACHE_NAME: cache}).logits for part in (ids[:, :6], ids[:, 6:8], ids[:, 8:])]
+    layers = model.config.num_hidden_layers
+    assert lengths == [6] * layers + [8] * layers + [9] * layers
+    torch.testing.assert_close(torch.cat(found, dim=1), expected)
 
 
 def kept_bytes(model, ids) -> int:
