@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .blocked_attention import serves
-from .blocked_simulation import BLOCK, BlockedMaps, is_heads_first
 from .simulation import (
     FeatureExpansion,
     FeatureResidual,
@@ -19,6 +18,7 @@ from .simulation import (
 )
 
 
+BLOCK = 128  # tokens that are simulated at a time where no gradients are wanted
 PLAIN_TYPES = (
     *(nn.Sequential, nn.Identity, nn.Linear, HeadSimulation, HeadExpansion, HeadResidual),
     *(FeatureSimulation, FeatureExpansion, FeatureResidual),
@@ -93,10 +93,7 @@ def simulate(
     hidden = heads.flatten(0, 1)
     if heads_first:
         hidden = hidden.transpose(0, 1).contiguous()
-    if torch.is_grad_enabled() and serves(heads):
-        hidden = BlockedMaps.apply(act, hidden, *weights)
-    else:
-        hidden = maps(act, hidden, *weights)
+    hidden = maps(act, hidden, *weights)
     hidden = hidden.unflatten(1 if heads_first else 0, heads.shape[:2])
     if cos is not None:
         if not heads_first:
@@ -105,6 +102,11 @@ def simulate(
             hidden = hidden.clone()
         hidden = Rotation.apply(hidden, cos, sin)
     return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
+
+
+def is_heads_first(weights: list[torch.Tensor | None]) -> bool:
+    """Whether the head maps have κ = 1 and are products of matrices."""
+    return weights[0] is not None and weights[0].shape[2] == 1
 
 
 def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:

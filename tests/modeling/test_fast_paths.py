@@ -9,7 +9,7 @@ from helpers import assert_all_close, gpt, gradients, token_ids
 from torch import nn
 from transformers import StaticCache
 
-from sas_hf.modeling import attention, blocked_attention, blocked_simulation, fast_simulation, recomputation
+from sas_hf.modeling import attention, blocked_attention, fast_simulation, recomputation
 from sas_hf.modeling.base_projections import make_attention
 from sas_hf.modeling.cache_name import CACHE_NAME
 from sas_hf.modeling.fast_simulation import is_plain, simulate_all, simulation_weights
@@ -71,7 +71,6 @@ def random_case(seed: int, dtype: torch.dtype) -> tuple[nn.Module, dict, torch.T
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("seed", range(24))
 def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
-    monkeypatch.setattr(blocked_simulation, "BLOCK", 16)
     monkeypatch.setattr(fast_simulation, "BLOCK", 16)
     model, inputs, real, direction = random_case(seed, dtype)
     found, found_gradients = step(model, inputs, direction)
@@ -128,7 +127,6 @@ def test_blocked_attention_has_the_right_gradients(is_causal, monkeypatch):
 def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeypatch):
     """By finite differences, through simulation, rotation and attention, of everything that can be learnt."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 2)
-    monkeypatch.setattr(blocked_simulation, "BLOCK", 2)
     config = gpt("sas", simulated_head_dim=10, simulation_kernel_size=kernel, simulation_act="gelu").config
     layer = make_attention(config, 0).double()
     heads = [torch.randn(1, 3, layer.num_heads, layer.head_dim, dtype=torch.float64) for _ in range(3)]
