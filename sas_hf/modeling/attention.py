@@ -73,11 +73,13 @@ class SASAttention(nn.Module):
         self.value_head_dim = self.head_dim
         self.scaling = config.query_pre_attn_scalar**-0.5
         self.attention_dropout = config.attention_dropout
+        # Kept, as reading a configuration costs microseconds, which a decoded token has few of.
+        self.simulates, self.simulates_heads = config.simulates, config.num_simulated_heads is not None
         self.is_causal = config.is_causal
         self.make_projections(config)
 
         kv_heads = config.num_key_value_heads
-        self.num_key_value_groups = self.num_heads // kv_heads if config.num_simulated_heads is None else 1
+        self.num_key_value_groups = 1 if self.simulates_heads else self.num_heads // kv_heads
         output_width, output_bias = self.num_heads * self.value_head_dim, config.attention_output_bias
         self.o_proj = nn.Linear(output_width, config.hidden_size, bias=output_bias)
         self.q_simulation = make_simulation(config, self.num_heads, config.query_head_dim, "query")
@@ -111,12 +113,12 @@ class SASAttention(nn.Module):
     @property
     def caches_state(self) -> bool:
         """Whether the state is cached, rather than simulated keys and values."""
-        return not self.config.simulates or self.config.simulation_cache == "base"
+        return not self.simulates or self.config.simulation_cache == "base"
 
     @property
     def rotates_at_use(self) -> bool:
         """Whether keys are cached before rotation, so that their positions must be known at every step."""
-        return self.caches_state and (self.config.simulates or not self.rotates_state)
+        return self.caches_state and (self.simulates or not self.rotates_state)
 
     @either_cache_name
     def forward(
@@ -149,7 +151,7 @@ class SASAttention(nn.Module):
         query, *state = self.project(hidden_states)
         if self.mixes_tokens:
             state = self.mix_tokens(state[0], cache, token_mixing)
-        rotated = self.rotates_state and not self.config.simulates
+        rotated = self.rotates_state and not self.simulates
         if rotated:
             state = self.rotate_state(*state, position_embeddings)
 
@@ -162,7 +164,7 @@ class SASAttention(nn.Module):
             )
         if self.caches_state and cache is not None:
             state = _update_state(cache, self.layer_idx, *state, kwargs)
-            if self.config.simulates and can_shorten(cache, state[0], attention_mask):
+            if self.simulates and can_shorten(cache, state[0], attention_mask):
                 filled = int(cache.get_seq_length(self.layer_idx))
                 state = [tensor[:, :filled] for tensor in state]
                 attention_mask = None if attention_mask is None else attention_mask[..., :filled]
@@ -171,7 +173,7 @@ class SASAttention(nn.Module):
 
         key, value = self.expand(*state)
         sides = (self.q_simulation, self.k_simulation, self.v_simulation)
-        if self.config.simulates and all(is_plain(side) for side in sides):
+        if self.simulates and all(is_plain(side) for side in sides):
             tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
             weights = [weight for side in sides for weight in simulation_weights(side)]
             tensors = (query, key, value, *tables, *weights)
@@ -210,7 +212,7 @@ class SASAttention(nn.Module):
 
     def aggregate(self, output: torch.Tensor) -> torch.Tensor:
         """`[B, T, heads, D_v]` to `[B, T, C]`."""
-        if self.config.num_simulated_heads is None:  # under tensor parallelism perhaps a part of the heads
+        if not self.simulates_heads:  # under tensor parallelism perhaps a part of the heads
             return self.o_proj(output.flatten(2))
         return self.o_proj(aggregate_heads(output, self.num_heads))
 
@@ -242,9 +244,9 @@ class SASAttention(nn.Module):
     def attends_in_blocks(self, query: torch.Tensor, query_width: int, kwargs: dict) -> bool:
         """Whether `blocked_attention` computes what the implementation is asked for, faster."""
         return (
-            self.implementation == "sdpa"
+            query_width != self.value_head_dim
             and self.num_key_value_groups == 1
-            and query_width != self.value_head_dim
+            and self.implementation == "sdpa"
             and not (self.training and self.attention_dropout)
             and not any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
             and serves(query)

@@ -32,17 +32,18 @@ class MultiHeadAttention(SASAttention):
         self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
-        if config.qk_norm is not None:
-            per_head = config.qk_norm == "per_head"
+        self.qk_norm = config.qk_norm
+        if self.qk_norm is not None:
+            per_head = self.qk_norm == "per_head"
             self.q_norm = SASRMSNorm(self.head_dim if per_head else self.q_proj.out_features, config.rms_norm_eps)
             self.k_norm = SASRMSNorm(self.head_dim if per_head else kv_width, config.rms_norm_eps)
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        if self.config.qk_norm == "all_heads":
+        if self.qk_norm == "all_heads":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (states.unflatten(-1, (-1, self.head_dim)) for states in (query, key, value))
-        if self.config.qk_norm == "per_head":
+        if self.qk_norm == "per_head":
             query, key = self.q_norm(query), self.k_norm(key)
         return query, key, value
 

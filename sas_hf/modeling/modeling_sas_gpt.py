@@ -148,6 +148,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.rotary_emb = None if learned else SASRotaryEmbedding(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([SASGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.rotating_layers = [config.rotates(index) for index in range(config.num_hidden_layers)]
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -227,7 +228,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
 
         hidden_states = self.dropout(inputs_embeds)
         for index, decoder_layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-            rotates = self.config.rotates(index)
+            rotates = self.rotating_layers[index]
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=mask,

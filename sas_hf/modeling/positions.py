@@ -57,10 +57,10 @@ def rotate_leading_features(
         return x
     cos, sin = (table.unsqueeze(-2) for table in position_embeddings)
     width = cos.shape[-1]
-    rotary, rest = x[..., :width], x[..., width:]
+    rotary, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
     first, second = rotary.chunk(2, dim=-1)
     rotary = rotary * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((rotary, rest), dim=-1) if rest.shape[-1] else rotary
+    return rotary if rest is None else torch.cat((rotary, rest), dim=-1)
 
 
 def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tensor:
