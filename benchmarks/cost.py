@@ -10,7 +10,7 @@ All models of one run take turns in one process on the same tokens; a timed figu
 ratio to the first model *in the same round*, with the smallest and the largest. What is counted has no spread.
 
 The file of `--output` is written after every figure. The same command again keeps what is there, and other parts,
-lengths or contexts of the same machine and shape are added to it. Names of models: cost_rivals.py.
+lengths, contexts or models of the same machine and shape are added to it. Names of models: cost_rivals.py.
 """
 
 import argparse
@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sas_hf.configurations import SIZES
-from sas_hf.files import write_atomically
+from sas_hf.files import check_writable, write_atomically
 
 
 MODELS = ("mha", "llama", "paper", "sas", "sas-kept", "sas-k5", "sas-base")
+PICTURES = (".png", ".svg", ".pdf")
 DEFAULT_PARTS = ("bytes", "cache", "memory-train", "train", "prefill", "decode-static", "decode-dynamic")
 
 
@@ -39,6 +40,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def device(text: str) -> torch.device:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(text)
 
 
 def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +63,7 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=positive, default=50304)
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", type=device, default=torch.device("cpu"))
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--plot", type=Path, help="image file")
@@ -62,10 +71,23 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     try:
         for name in arguments.models:
             make_config(name, arguments.size, **backbone(arguments))
+        for name in ("output", "plot"):
+            check_file(f"--{name}", getattr(arguments, name))
         arguments.results = results_so_far(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return arguments
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raise a ValueError or an OSError where no such file can be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file.")
+    if option == "--plot" and path.suffix not in PICTURES:
+        raise ValueError(f"{option} {path}: a picture's name ends in {', '.join(PICTURES)}.")
+    check_writable(path.parent, f"{option} is {str(path)!r}")
 
 
 def backbone(arguments: argparse.Namespace) -> dict:
@@ -188,7 +210,8 @@ def main() -> None:
                     )
                     for model in arguments.models
                 }
-                held[str(place or "")] = figures_of(name, place, models, arguments, progress)
+                measured = figures_of(name, place, models, arguments, progress)
+                held[str(place or "")] = held.get(str(place or ""), {}) | measured  # others' ratios stay true
                 if arguments.output:
                     write_atomically(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
     show(results)

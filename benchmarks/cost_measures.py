@@ -263,7 +263,7 @@ PARTS = {
     "parameters": Part("parameters of an attention layer", "numbers", "", count=parameters),
     "simulation": Part("of these simulation", "numbers", "", count=simulation_parameters),
     "operations": Part(
-        "operations of a token that sees the context",
+        "operations of a token that sees the context, cached as attention reads it",
         "millions",
         "contexts",
         count=operations,

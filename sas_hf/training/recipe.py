@@ -123,7 +123,8 @@ class TrainingRecipe:
         simulation_learning_rate: of the simulation's parameters; `None`: as all others.
         minimum_learning_rate: where the cosine ends (the papers' floor); the simulation's rate keeps its ratio to the
             others', there too. `None`: the schedule that `training` says.
-        training: fields of `TrainingArguments`; `output_dir` among them. `bf16: auto` is bf16 where the device has it.
+        training: fields of `TrainingArguments`, `output_dir` among them; null is as if not given. `bf16: auto` is bf16
+            where the device has it.
     """
 
     task: str = "language_modeling"
@@ -162,6 +163,8 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tupl
     fields = _resolve(source, Path()) if isinstance(source, dict) else _read(source, Path())
     for override in overrides:
         _override(fields, override)
+    if isinstance(fields.get("training"), dict):  # null: not given
+        fields["training"] = {name: value for name, value in fields["training"].items() if value is not None}
     recipe = recipe_from_dict(fields)
     check_recipe(recipe)
     return recipe

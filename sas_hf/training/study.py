@@ -19,11 +19,12 @@ from .data import check_data
 from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
 from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
-from .run import RECIPE_NAME, check_folder, has_trained, train
+from .run import METRICS_NAME, RECIPE_NAME, check_folder, has_trained, train
 from .study_report import FinishedRun, StudyReport
 
 
-STUDY_NAME = "study.yaml"
+# What a study was declared as: beside its runs, so that another one does not mix with them.
+STUDY_NAME = "declaration.yaml"
 STUDIES = files(__package__) / "studies"
 # Fields of a recipe that a study sets itself, and where they are given to it.
 DECIDED = {"training.seed": "as `seeds` or --seeds", "training.output_dir": "as `output` or --output"}
@@ -98,12 +99,19 @@ def load_study(source: str | Path, output: str | Path | None = None, seeds: list
     if fields.keys() & {"base", "model", "training"}:
         raise ValueError(f"{path} is a recipe, not a study; run it by `sas-hf train`.")
     study = build(Study, fields, kind="no field of a study")
-    if isinstance(study.recipe, str) and (path.parent / study.recipe).is_file():
-        study.recipe = str(path.parent / study.recipe)
+    if isinstance(study.recipe, str):
+        study.recipe = _beside(path, study.recipe)
+    elif study.recipe is not None and isinstance(study.recipe.get("base"), str):
+        study.recipe["base"] = _beside(path, study.recipe["base"])
     study.output = study.output if output is None else str(output)
     study.seeds = study.seeds if seeds is None else seeds
     _check(study)
     return study
+
+
+def _beside(path: Path, recipe: str) -> str:
+    """The recipe beside a study's file, or that of the package."""
+    return str(path.parent / recipe) if (path.parent / recipe).is_file() else recipe
 
 
 def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list[Run]:
@@ -170,14 +178,15 @@ def run_study(
     folder, declared = Path(study.output), _declaration(study, overrides)
     _check_folder(folder, declared)
     for run in runs:
-        check_folder(run.folder, run.recipe)
+        _check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     finished = []
     for number, run in enumerate(runs, 1):
-        progress(f"run {number} of {len(runs)}: {run.name}")
+        kept = " (has ended, kept)" if (run.folder / METRICS_NAME).is_file() else ""
+        progress(f"run {number} of {len(runs)}: {run.name}{kept}")
         metrics = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, metrics))
     variables = None
@@ -212,25 +221,41 @@ def _check_folder(folder: Path, declared: dict[str, Any]) -> None:
     if not any(has_trained(run.parent) for run in folder.rglob(RECIPE_NAME)):
         return
     there = read_yaml((folder / STUDY_NAME).read_text(encoding="utf-8"))
-    for name in ("recipe", "overrides"):
-        if there[name] != declared[name]:
+    before, now = _shared_fields(there), _shared_fields(declared)
+    if names := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)
+        raise FileExistsError(f"{where}, which holds another study ({listed}); name another folder.")
+    for kind in ("variants", "data", "seeds"):
+        held, wanted = (as_dict(study[kind]) for study in (there, declared))
+        if other := [name for name in held if name not in wanted or held[name] != wanted[name]]:
             raise FileExistsError(
-                f"{where}, which holds another study (`{name}` is {there[name]!r} there, {declared[name]!r} now); "
-                "name another folder."
+                f"{where}, which holds a study with more or other `{kind}` ({', '.join(map(str, other))}); a study "
+                "may grow in its folder, not shrink or change: name another folder."
             )
-    for name in ("variants", "data", "seeds"):
-        if missing := [entry for entry in there[name] if entry not in declared[name]]:
-            raise FileExistsError(
-                f"{where}, which holds a study with more `{name}` ({', '.join(map(str, missing))}); a study may grow "
-                "in its folder, not shrink: name another folder."
-            )
+
+
+def as_dict(entries: dict | list) -> dict:
+    return entries if isinstance(entries, dict) else dict.fromkeys(entries)
+
+
+def _shared_fields(declared: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a study share, by name: its recipe's fields and the overrides."""
+    shared = flat({"recipe": declared["recipe"]})
+    return shared | dict(override.split("=", 1) for override in declared["overrides"])
+
+
+def _check_run_folder(run: Run) -> None:
+    try:
+        check_folder(run.folder, run.recipe)
+    except FileExistsError as error:
+        raise FileExistsError(f"Run {run.name}: {error}") from error
 
 
 def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Fields inside of fields by their whole names, such as "model.config"."""
     found = {}
     for name, value in fields.items():
-        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) and value else {where + name: value}
     return found
 
 

@@ -160,12 +160,14 @@ class StudyReport:
     def _curves(self, axes, data: str) -> None:
         self._draw_curves(axes, data, dict.fromkeys(self.variants, 1))
         label_axes(axes, "tokens", "validation loss", data)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.legend()
 
     def _curves_over_time(self, axes, data: str) -> None:
         summaries = [summary for summary in self.summaries if summary.data == data]
         self._draw_curves(axes, data, {s.variant: s.tokens_per_second for s in summaries if s.tokens_per_second})
         label_axes(axes, "seconds of training, at the median speed", "validation loss", data)
+        axes.ticklabel_format(axis="y", useOffset=False)
 
     def _draw_curves(self, axes, data: str, tokens_per_unit: dict[str, float]) -> None:
         for variant, scale in tokens_per_unit.items():

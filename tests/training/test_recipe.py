@@ -83,6 +83,13 @@ def test_the_batch_is_the_same_on_any_number_of_devices(file, monkeypatch):
         training_arguments(recipe)
 
 
+def test_null_takes_a_training_field_of_the_base_away():
+    recipe = load_recipe("fine-tune", ["batch_size=8", "training.gradient_accumulation_steps=null"])
+    assert training_arguments(recipe).gradient_accumulation_steps == 2
+    with pytest.raises(ValueError, match="set one of them to null"):
+        load_recipe("fine-tune", ["batch_size=8"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -117,6 +124,7 @@ def test_the_batch_is_the_same_on_any_number_of_devices(file, monkeypatch):
             "`training.per_device_train_batch_size` is 0; .* at least 1",
         ),
         ("training.weight_decay=-1", "`training.weight_decay` is -1; it must be at least 0"),
+        ("batch_size=-2", "`batch_size` is -2; it must be a multiple"),
         ("=40", "must be of the form FIELD=VALUE"),
         ("model.conversion={}", "`model.conversion` is {}, of a checkpoint"),
         ("training.output_dir=null", "`training.output_dir` is not given"),
@@ -141,7 +149,7 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
     ("changes", "message"),
     [
         (["minimum_learning_rate=0", "training.lr_scheduler_type=linear"], "the end of a cosine, but"),
-        (["batch_size=8", "training.gradient_accumulation_steps=2"], "given as well; give one of them"),
+        (["batch_size=8", "training.gradient_accumulation_steps=2"], "given as well; set one of them to null"),
         (["model.lora={r: 4}", "model.trainable=[norm]"], "both say what is trained"),
         (["model.trainable=[]"], "`model.trainable` is \\[\\], and nothing would be trained"),
     ],

@@ -223,6 +223,22 @@ def test_refused_before_any_run(fields, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_one_variant_alone_sets_cannot_be_overridden(tmp_path):
+    """Not even where it sets something empty, as `conversion: {}`."""
+    variants = {"source": {}, "sas": {"model": {"conversion": {}}}}
+    path = write_study(tmp_path, recipe={"base": "fine-tuning-study"}, variants=variants)
+    with pytest.raises(ValueError, match="'model.conversion={}' changes `model.conversion`, in which"):
+        plan_runs(load_study(path), ["model.conversion={}"])
+
+
+def test_a_recipe_is_looked_for_beside_the_study(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("base: cpu-study\ntraining: {max_steps: 3}\n")
+    monkeypatch.chdir("/")
+    for recipe in ("mine.yaml", {"base": "mine.yaml"}):
+        runs = plan_runs(load_study(write_study(tmp_path, recipe=recipe)))
+        assert {run.recipe.training["max_steps"] for run in runs} == {3}
+
+
 @pytest.mark.parametrize("change", ["training.seed=3", "training.output_dir=elsewhere"])
 def test_what_the_study_decides_cannot_be_overridden(change, tmp_path):
     with pytest.raises(ValueError, match=f"{change.partition('=')[0]}.* sets what the study decides; give it as"):
@@ -239,10 +255,11 @@ def test_a_folder_of_something_else_is_refused(whole, tmp_path):
             run_study(load_study(path), overrides)
         assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
-    refuses(r"more `seeds` \(5\)", seeds=[3])
-    refuses(r"more `variants` \(sas\)", variants={"mha": {"model": {"overrides": PLAIN}}, "wide": {}})
-    refuses(r"another study \(`recipe` is", recipe="cpu-study")
-    refuses(r"another study \(`overrides` is", overrides=["training.max_steps=7"])
+    refuses(r"more or other `seeds` \(5\)", seeds=[3])
+    refuses(r"more or other `variants` \(sas\)", variants={"mha": {"model": {"overrides": PLAIN}}, "wide": {}})
+    refuses(r"another study \(.*recipe: None there, 'cpu-study' now", recipe="cpu-study")
+    refuses(r"another study \(training.max_steps: None there, '7' now", overrides=["training.max_steps=7"])
+    refuses(r"other `variants` \(sas\)", variants=STUDY["variants"] | {"sas": {"batch_size": 16}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refuses("which holds no study", output=str(tmp_path / "mine"))
