@@ -165,7 +165,7 @@ def bytes_saved(model: nn.Module, config, ids: torch.Tensor) -> float:
 
 
 @contextmanager
-def _silence():
+def silence():
     """Kineto writes a line to the error stream at the start and the end of every profile."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -193,10 +193,10 @@ def allocated(function: Callable, device: torch.device) -> tuple[int, int]:
         del result
         return peak - before, end - before
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _silence():
+    with silence():
         profiler.start()
     result = function()
-    with _silence():
+    with silence():
         profiler.stop()
     del result
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
