@@ -94,13 +94,15 @@ def simulate(
     if heads_first:
         hidden = hidden.transpose(0, 1).contiguous()
     hidden = maps(act, hidden, *weights)
-    hidden = hidden.unflatten(1 if heads_first else 0, heads.shape[:2])
+    width = heads.shape[-1] if weights[4] is None else weights[4].shape[0]
+    shape = (-1, *heads.shape[:2], width) if heads_first else (*heads.shape[:2], -1, width)
     if cos is not None:
         if not heads_first:
             cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
         if all(weight is None for weight in weights):  # the memory is the caller's
             hidden = hidden.clone()
-        hidden = Rotation.apply(hidden, cos, sin)
+        hidden = Rotation.apply(hidden, shape, cos, sin)
+    hidden = hidden.view(shape)
     return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
 
 
@@ -110,46 +112,56 @@ def is_heads_first(weights: list[torch.Tensor | None]) -> bool:
 
 
 def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
-    """The maps over heads and over features, on `[H, N, D]` if `is_heads_first(weights)`, otherwise `[N, H, D]`."""
+    """
+    The maps over heads and over features, on `[H, N, D]` if `is_heads_first(weights)`, otherwise `[N, H, D]`.
+
+    The result's numbers lie in that order, in the shape they were computed in: what is done in place to a view costs
+    copies of the whole in the backward pass.
+    """
     expand, expand_bias, residual, residual_bias, *features = weights
     hidden = heads
     if is_heads_first(weights):
         hidden = torch.addmm(expand_bias[:, None], expand[..., 0], heads.flatten(1))
         hidden = torch.addmm(hidden, residual[..., 0], act(hidden)).add_(residual_bias[:, None])
-        hidden = hidden.unflatten(1, heads.shape[1:])
     elif expand is not None:
         padding = expand.shape[2] // 2
         hidden = F.conv1d(heads, expand, expand_bias, padding=padding)
         hidden = F.conv1d(act(hidden), residual, residual_bias, padding=padding).add_(hidden)
     expand, expand_bias, residual, residual_bias = features
     if expand is not None:
-        hidden = F.linear(hidden, expand, expand_bias)
-        hidden = F.linear(act(hidden), residual, residual_bias).add_(hidden)
+        hidden = torch.addmm(expand_bias, hidden.reshape(-1, heads.shape[-1]), expand.T)
+        hidden = torch.addmm(residual_bias, act(hidden), residual.T).add_(hidden)
     return hidden
 
 
 class Rotation(torch.autograd.Function):
-    """`rotate_leading_features` in place, which keeps nothing for the backward pass but the angles."""
+    """`rotate_leading_features` in place, which keeps nothing for the backward pass but the angles.
+
+    Seen as `shape`, `x` has the features last, and axes that `cos` and `sin` fit before.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, shape: tuple[int, ...], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.mark_dirty(x)
         ctx.save_for_backward(cos, sin)
+        ctx.shape = shape
         (cos_1, cos_2), (sin_1, sin_2) = cos.to(x.dtype).chunk(2, dim=-1), sin.to(x.dtype).chunk(2, dim=-1)
-        return _turn(x, cos_1, -sin_1, cos_2, sin_2)
+        _turn(x.view(shape), cos_1, -sin_1, cos_2, sin_2)
+        return x
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         cos, sin = (table.to(grad.dtype) for table in ctx.saved_tensors)
         (cos_1, cos_2), (sin_1, sin_2) = cos.chunk(2, dim=-1), sin.chunk(2, dim=-1)
-        return _turn(grad.clone(), cos_1, sin_2, cos_2, -sin_1), None, None
+        turned = grad.clone(memory_format=torch.contiguous_format)
+        _turn(turned.view(ctx.shape), cos_1, sin_2, cos_2, -sin_1)
+        return turned, None, None, None
 
 
-def _turn(x, first_by_first, first_by_second, second_by_second, second_by_first):
+def _turn(x, first_by_first, first_by_second, second_by_second, second_by_first) -> None:
     half = first_by_first.shape[-1]
     first, second = x[..., :half], x[..., half : 2 * half]
     turned = (first * first_by_first).addcmul_(second, first_by_second)
     second.mul_(second_by_second).addcmul_(first, second_by_first)
     first.copy_(turned)
-    return x
