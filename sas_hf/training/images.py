@@ -23,7 +23,7 @@ from ..image_files import with_channels
 from ..modeling import SASViTForImageClassification
 from ..modeling.image_processing_sas_vit import SASViTImageProcessor
 from .adapters import prepare_parameters
-from .models import check_overrides, config_loader
+from .models import check_overrides, config_loader, load_weights
 from .optimizer import RecipeTrainer
 from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
 
@@ -88,15 +88,8 @@ def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedM
     classes = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
     config = load(**{"num_labels": len(labels)} | classes | recipe.overrides)
     if recipe.checkpoint is not None:
-        model = AutoModelForImageClassification.from_pretrained(
-            recipe.checkpoint,
-            config=config,
-            revision=recipe.revision,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # of the classifier, which is new where the classes are others
-        )
+        # Of another size is the classifier where the classes are others; it is new then.
+        model = load_weights(AutoModelForImageClassification, recipe, config, ignore_mismatched_sizes=True)
         return model, AutoImageProcessor.from_pretrained(
             recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
         )

@@ -124,12 +124,18 @@ def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedMode
     """The model to train, in float32; training in bf16 casts as it computes."""
     if recipe.checkpoint is None:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_weights(AutoModelForCausalLM, recipe, config)
+    return model if recipe.conversion is None else convert_model(model, conversion_options(recipe.conversion))
+
+
+def load_weights(auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """The recipe's checkpoint in float32, never by pickled weights or code of its own."""
+    return auto_class.from_pretrained(
         recipe.checkpoint,
         config=config,
         revision=recipe.revision,
         dtype=torch.float32,
         trust_remote_code=False,
         use_safetensors=True,
+        **options,
     )
-    return model if recipe.conversion is None else convert_model(model, conversion_options(recipe.conversion))

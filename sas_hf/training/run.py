@@ -14,12 +14,13 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
-from ..files import check_writable, write_atomically
+from ..files import write_atomically
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
 from .benchmarks import Benchmarks, check_benchmarks
 from .data import check_data, training_data
 from .fields import read_yaml
+from .folders import differences, flat, holds
 from .models import build_model, check_match, load_config, load_tokenizer
 from .optimizer import RecipeTrainer
 from .recipe import TrainingRecipe, recipe_from_dict
@@ -90,39 +91,22 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
     Raise a FileExistsError unless the folder is free, or holds the run of this recipe; one that has no checkpoint yet
     counts as free. A PermissionError where nothing can be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, a file; name a folder.")
-    check_writable(folder, f"`training.output_dir` is {str(folder)!r}")
-    if not folder.exists():
-        return
-    if not (folder / RECIPE_NAME).is_file():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise FileExistsError(f"`training.output_dir` is {str(folder)!r}, which holds no run; name a free folder.")
-        return
-    if not has_trained(folder):
+    where = f"`training.output_dir` is {str(folder)!r}"
+    if not holds(folder, RECIPE_NAME, where, "run") or not has_trained(folder):
         return  # a mistake that was seen at once is not in the way of the corrected command
     there = read_yaml((folder / RECIPE_NAME).read_text(encoding="utf-8"))
-    # Built, so that a field that is newer than the run has its default.
-    before, now = _flat(recipe_from_dict(there).to_dict()), _flat(recipe.to_dict())
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if names := [name for name in names if name != "training.output_dir"]:  # a folder may be moved
-        listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)
+    # Built, so that a field that is newer than the run has its default; and a folder may be moved.
+    before, now = flat(recipe_from_dict(there).to_dict()), flat(recipe.to_dict())
+    if listed := differences(before, now, but=("training.output_dir",)):
         raise FileExistsError(
-            f"`training.output_dir` is {str(folder)!r}, which holds the run of another recipe ({listed}); name "
-            "another folder, or go on with the recipe there."
+            f"{where}, which holds the run of another recipe ({listed}); name another folder, or go on with the "
+            "recipe there."
         )
 
 
 def has_trained(folder: Path) -> bool:
     """Whether a run's folder has a checkpoint or a result."""
     return any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).is_file()
-
-
-def _flat(fields: dict, where: str = "") -> dict:
-    flat = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
-    return flat
 
 
 def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list) -> Trainer:

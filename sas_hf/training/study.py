@@ -14,9 +14,10 @@ import yaml
 from accelerate import PartialState
 
 from ..figures import require_matplotlib
-from ..files import check_writable, write_atomically
+from ..files import write_atomically
 from .data import check_data
 from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
+from .folders import differences, flat, holds
 from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import METRICS_NAME, RECIPE_NAME, check_folder, has_trained, train
@@ -209,21 +210,12 @@ def _check_folder(folder: Path, declared: dict[str, Any]) -> None:
     checkpoint counts as free. A PermissionError where nothing can be written.
     """
     where = f"`output` is {str(folder)!r}"
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{where}, a file; name a folder.")
-    check_writable(folder, where)
-    if not folder.exists():
-        return
-    if not (folder / STUDY_NAME).is_file():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise FileExistsError(f"{where}, which holds no study; name a free folder.")
+    if not holds(folder, STUDY_NAME, where, "study"):
         return
     if not any(has_trained(run.parent) for run in folder.rglob(RECIPE_NAME)):
         return
     there = read_yaml((folder / STUDY_NAME).read_text(encoding="utf-8"))
-    before, now = _shared_fields(there), _shared_fields(declared)
-    if names := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
-        listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)
+    if listed := differences(_shared_fields(there), _shared_fields(declared)):
         raise FileExistsError(f"{where}, which holds another study ({listed}); name another folder.")
     for kind in ("variants", "data", "seeds"):
         held, wanted = (as_dict(study[kind]) for study in (there, declared))
@@ -249,14 +241,6 @@ def _check_run_folder(run: Run) -> None:
         check_folder(run.folder, run.recipe)
     except FileExistsError as error:
         raise FileExistsError(f"Run {run.name}: {error}") from error
-
-
-def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Fields inside of fields by their whole names, such as "model.config"."""
-    found = {}
-    for name, value in fields.items():
-        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) and value else {where + name: value}
-    return found
 
 
 def _check(study: Study) -> None:

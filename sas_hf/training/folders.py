@@ -1,0 +1,43 @@
+"""Whose an output folder is: free, or of a run or study that wrote its declaration there."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files import check_writable
+
+
+def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
+    """
+    Whether a folder holds a run or study; no: it is free.
+
+    Args:
+        declaration: file that a run or study writes first.
+        where: begins the errors, such as "`output` is 'runs/a'".
+        kind: "run" or "study".
+
+    Raises:
+        FileExistsError: for a file, or a folder that holds something else.
+        PermissionError: where nothing can be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{where}, a file; name a folder.")
+    check_writable(folder, where)
+    if (folder / declaration).is_file():
+        return True
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise FileExistsError(f"{where}, which holds no {kind}; name a free folder.")
+    return False
+
+
+def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Fields inside of fields by their whole names, such as "model.config"; empty ones are values."""
+    found = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) and value else {where + name: value}
+    return found
+
+
+def differences(there: dict[str, Any], now: dict[str, Any], but: tuple[str, ...] = ()) -> str:
+    """The flat fields in which two differ, as a sentence; "" where there are none."""
+    names = sorted(name for name in there.keys() | now.keys() if there.get(name) != now.get(name) and name not in but)
+    return "; ".join(f"{name}: {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
