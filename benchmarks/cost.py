@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from cost_measures import PARTS
 from cost_report import plot, show
-from cost_rivals import make_config, make_model, parse
+from cost_rivals import backbone, make_config, make_model, parse
 from rich.console import Console
 from rich.progress import Progress
 
@@ -70,7 +70,7 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(command)
     try:
         for name in arguments.models:
-            make_config(name, arguments.size, **backbone(arguments))
+            make_config(name, arguments.size, **shared_fields(arguments))
         for name in ("output", "plot"):
             check_file(f"--{name}", getattr(arguments, name))
         arguments.results = results_so_far(arguments)
@@ -90,14 +90,9 @@ def check_file(option: str, path: Path | None) -> None:
     check_writable(path.parent, f"{option} is {str(path)!r}")
 
 
-def backbone(arguments: argparse.Namespace) -> dict:
-    return {
-        "num_hidden_layers": arguments.layers,
-        "vocab_size": arguments.vocabulary,
-        "max_position_embeddings": max(*arguments.lengths, *arguments.contexts) + arguments.tokens + 1,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+def shared_fields(arguments: argparse.Namespace) -> dict:
+    positions = max(*arguments.lengths, *arguments.contexts) + arguments.tokens + 1
+    return backbone(arguments.layers, arguments.vocabulary, positions)
 
 
 def results_so_far(arguments: argparse.Namespace) -> dict:
@@ -181,7 +176,7 @@ def figures_of(name: str, place: int | None, models: dict, arguments: argparse.N
         counts = {}
         for model, made in able.items():
             now(model)
-            counts[model] = part.count(made, make_config(model, arguments.size, **backbone(arguments)), ids)
+            counts[model] = part.count(made, make_config(model, arguments.size, **shared_fields(arguments)), ids)
         first = next(iter(counts.values()))
         figures = {m: {"value": count, "ratio": count / first if first else None} for m, count in counts.items()}
     else:
@@ -205,7 +200,7 @@ def main() -> None:
                 if wanted <= held.get(str(place or ""), {}).keys():
                     continue
                 models = models or {
-                    model: make_model(model, arguments.size, **backbone(arguments)).to(
+                    model: make_model(model, arguments.size, **shared_fields(arguments)).to(
                         arguments.device, getattr(torch, arguments.dtype)
                     )
                     for model in arguments.models

@@ -13,7 +13,7 @@ import time
 
 import torch
 from cost_measures import Training, silence
-from cost_rivals import make_config, make_model
+from cost_rivals import backbone, make_config, make_model
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,6 +28,7 @@ ATTENTION = (
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
 )
 KINDS = {"products": PRODUCTS, "convolutions": CONVOLUTIONS, "PyTorch's attention": ATTENTION}
+COLUMNS = (*KINDS, "softmax", "other passes")
 
 
 def kind_of(operation: str) -> str:
@@ -62,7 +63,7 @@ def measure(job: Training, rounds: int) -> tuple[float, dict[str, float], float]
             profiler.stop()
         job.reset()
         if turn and (best is None or whole < best[0]):
-            kinds = dict.fromkeys((*KINDS, "softmax", "other passes"), 0.0)
+            kinds = dict.fromkeys(COLUMNS, 0.0)
             for event in profiler.key_averages():
                 if event.key.startswith(("aten::", "mkldnn")):
                     kinds[kind_of(event.key)] += event.self_cpu_time_total / 1000
@@ -81,13 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="after one for warming up")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    shared = {
-        "num_hidden_layers": arguments.layers,
-        "vocab_size": arguments.vocabulary,
-        "max_position_embeddings": arguments.length,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    shared = backbone(arguments.layers, arguments.vocabulary, arguments.length)
     try:
         for name in arguments.models:
             make_config(name, arguments.size, **shared)
@@ -95,10 +90,9 @@ def main() -> None:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
     rate, ids = best_rate(), torch.randint(arguments.vocabulary, (1, arguments.length))
-    kinds = (*KINDS, "softmax", "other passes")
     table = Table(title=f"Milliseconds of a training step; one large product runs at {rate / 1e9:.0f} GFLOP/s")
     table.add_column("")
-    for column in ("step", "ratio", *kinds, "GFLOP", "GFLOP/s", "products alone"):
+    for column in ("step", "ratio", *COLUMNS, "GFLOP", "GFLOP/s", "products alone"):
         table.add_column(column, justify="right")
     first = None
     for name in track(arguments.models, description="profiling", transient=True):
@@ -107,7 +101,7 @@ def main() -> None:
         speed = flops / times["products"] / 1e6 if times["products"] else 0.0
         first = first or whole
         alone = sum(times[kind] for kind in KINDS) / first
-        cells = [f"{times[kind]:.0f}" for kind in kinds] + [f"{flops / 1e9:.0f}", f"{speed:.0f}", f"{alone:.2f}"]
+        cells = [f"{times[kind]:.0f}" for kind in COLUMNS] + [f"{flops / 1e9:.0f}", f"{speed:.0f}", f"{alone:.2f}"]
         table.add_row(name, f"{whole:.0f}", f"{whole / first:.2f}", *cells)
     Console(width=140).print(table)
 

@@ -87,6 +87,17 @@ def parse(name: str) -> tuple[str, list[str]]:
     return kind, changes
 
 
+def backbone(layers: int, vocabulary: int, positions: int) -> dict:
+    """What all models of a comparison share: fields that Llama's configuration has, too."""
+    return {
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
 def make_config(name: str, size: str, **shared) -> SASGPTConfig:
     """Its configuration in the backbone of `size` (of `llama` that of `mha`).
 

@@ -200,7 +200,7 @@ def run_study(
 
 
 def _declaration(study: Study, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """What `study.yaml` and `study.json` say of a study."""
+    """What `declaration.yaml` and `study.json` say of a study."""
     return asdict(study) | {"overrides": list(overrides)}
 
 
