@@ -3,17 +3,7 @@
 Importing it registers the architectures with the Auto classes; everything else is imported when first used.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from transformers import AutoImageProcessor
 from transformers.utils import is_vision_available
 
 from .configurations import named_config
@@ -48,29 +38,8 @@ __all__ = [
 ]
 
 
-def _register() -> None:
-    for config_class, classes in {
-        SASGPTConfig: (  # the base model first: heads built with AutoModel look it up
-            (AutoModel, SASGPTModel),
-            (AutoModelForCausalLM, SASGPTForCausalLM),
-            (AutoModelForSequenceClassification, SASGPTForSequenceClassification),
-            (AutoModelForTokenClassification, SASGPTForTokenClassification),
-            (AutoModelForQuestionAnswering, SASGPTForQuestionAnswering),
-        ),
-        SASViTConfig: (
-            (AutoModel, SASViTModel),
-            (AutoModelForImageClassification, SASViTForImageClassification),
-            (AutoModelForMaskedImageModeling, SASViTForMaskedImageModeling),
-        ),
-    }.items():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        for auto_class, model_class in classes:
-            auto_class.register(config_class, model_class, exist_ok=True)
-    if is_vision_available():
-        from .modeling.image_processing_sas_vit import SASViTImageProcessor
+# The models registered themselves when they were imported.
+if is_vision_available():
+    from .modeling.image_processing_sas_vit import SASViTImageProcessor
 
-        backends = {"pil": SASViTImageProcessor}
-        AutoImageProcessor.register(SASViTConfig, image_processor_classes=backends, exist_ok=True)
-
-
-_register()
+    AutoImageProcessor.register(SASViTConfig, image_processor_classes={"pil": SASViTImageProcessor}, exist_ok=True)

@@ -113,8 +113,17 @@ class SASAttentionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(self, kwargs)
         forget_travelling_code(self, kwargs)
+        # TRL reads it of every architecture that is not Transformers' own.
+        self.auto_map = kwargs.pop("auto_map", {})
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As in Transformers; an `auto_map` that names nothing is left out."""
+        output = super().to_dict()
+        if output.get("auto_map") == {}:
+            del output["auto_map"]
+        return output
 
     @property
     def query_head_dim(self) -> int:

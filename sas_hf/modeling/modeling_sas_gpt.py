@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import ContinuousBatchingConfig, GenerationMixin
@@ -41,6 +47,7 @@ from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
 from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .registration import register
 from .sharing import CodeTravelsMixin, came_with_its_checkpoint
 
 
@@ -475,6 +482,17 @@ class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrain
 class SASGPTForQuestionAnswering(GenericForQuestionAnswering, SASGPTPreTrainedModel):
     """The SAS GPT with start and end scores for extractive question answering: two logits `[B, T]`."""
 
+
+register(
+    "llama",
+    {
+        AutoModel: SASGPTModel,
+        AutoModelForCausalLM: SASGPTForCausalLM,
+        AutoModelForSequenceClassification: SASGPTForSequenceClassification,
+        AutoModelForTokenClassification: SASGPTForTokenClassification,
+        AutoModelForQuestionAnswering: SASGPTForQuestionAnswering,
+    },
+)
 
 __all__ = [
     "SASGPTForCausalLM",

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -21,6 +22,7 @@ from .attention import SASAttention
 from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .configuration_sas_vit import SASViTConfig
 from .losses import classification_loss
+from .registration import register
 from .sharing import CodeTravelsMixin
 
 
@@ -381,6 +383,15 @@ class SASViTForMaskedImageModeling(SASViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+
+register(
+    "vit",
+    {
+        AutoModel: SASViTModel,
+        AutoModelForImageClassification: SASViTForImageClassification,
+        AutoModelForMaskedImageModeling: SASViTForMaskedImageModeling,
+    },
+)
 
 __all__ = [
     "SASViTForImageClassification",

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,6 +44,9 @@ class DurableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.label_smoother is not None and self._loss_shifts_labels:
+            # The stock Trainer goes by the name of a class, which it does not see under `torch_compile` or a prefix.
+            self.label_smoother = partial(self.label_smoother, shift_labels=True)
         self._saves_aside = False
         self._finite: torch.Tensor | None = None
         self._rows_before, self._steps_before = 0, 0  # of the stream, when this process took it up

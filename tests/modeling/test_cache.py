@@ -4,12 +4,27 @@ Logits are compared, position by position, with those of one forward over the wh
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
-from helpers import MHA_VARIANTS, PLAIN_VARIANTS, SAS, SAS_VARIANTS, gpt, left_padded, returned_cache, token_ids
+import transformers
+from helpers import (
+    CACHE_NAME,
+    GPT_BASE,
+    MHA_VARIANTS,
+    PLAIN_VARIANTS,
+    SAS,
+    SAS_VARIANTS,
+    gpt,
+    gpt_config,
+    left_padded,
+    returned_cache,
+    token_ids,
+)
 from transformers import DynamicCache, StaticCache
 
+import sas_hf
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 
 
@@ -299,11 +314,33 @@ def test_a_cache_of_another_form_is_refused():
 
 
 def test_the_cache_is_taken_under_both_of_its_names():
-    """As Transformers 5.23's `generate` and older code pass it, and as 5.24's; neither warns."""
+    """As Transformers 5.23's `generate` and older code pass it, and as 5.24's."""
     model, ids = gpt(**SAS), token_ids(1, 4)
     caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
     with torch.no_grad():
-        first = model(ids, cache=caches[0]).logits
+        first = model(ids, **{CACHE_NAME: caches[0]}).logits
         second = model(ids, past_key_values=caches[1]).logits
     assert torch.equal(first, second)
     assert [cache.get_seq_length() for cache in caches] == [4, 4]
+
+
+NAMED_ALIKE = [name for name in dir(sas_hf) if name.startswith("SASGPT") and not name.endswith("Config")]
+
+
+@pytest.mark.parametrize("name", NAMED_ALIKE)
+def test_the_old_name_of_the_cache_is_deprecated_where_llama_deprecates_it(name, tolerate_deprecations):
+    """From Transformers 5.24 on: in the arguments of every model, and in what it gives."""
+    said, given = [], []
+    for package, prefix, config in (
+        (transformers, "Llama", transformers.LlamaConfig(**GPT_BASE)),
+        (sas_hf, "SASGPT", gpt_config("mha")),
+    ):
+        model = getattr(package, name.replace("SASGPT", prefix))(config).eval()
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            output = model(token_ids(1, 3), past_key_values=DynamicCache(config=model.config))
+            expected = getattr(output, CACHE_NAME, None)
+            given.append((list(output), hasattr(output, "past_key_values") and output.past_key_values is expected))
+        said.append([(one.category, str(one.message).replace(prefix, "X")) for one in caught])
+    assert said[1] == said[0] and given[1][1] == given[0][1]
+    assert len(said[1]) == (CACHE_NAME == "cache")

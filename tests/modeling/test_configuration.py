@@ -3,7 +3,7 @@
 import pytest
 from helpers import GPT_BASE, SAS, SAS_VARIANTS, gpt_config
 
-from sas_hf import SASGPTConfig
+from sas_hf import SASGPTConfig, SASViTConfig
 
 
 ROPE = {"rope_theta": 1e4, "rope_type": "default"}
@@ -120,3 +120,16 @@ def test_a_given_scale_is_kept():
 def test_head_size_may_differ_from_the_hidden_size_over_heads():
     config = gpt_config("mha", hidden_size=30, head_dim=6)
     assert (config.head_dim, config.query_pre_attn_scalar) == (6, 6)
+
+
+@pytest.mark.parametrize("config_class", [SASGPTConfig, SASViTConfig])
+def test_an_empty_auto_map_is_read_and_not_saved(config_class, tmp_path):
+    """TRL reads it of every architecture that is not Transformers' own."""
+    first, second = config_class(), config_class()
+    assert first.auto_map == {}
+    first.save_pretrained(tmp_path)
+    assert "auto_map" not in (tmp_path / "config.json").read_text() + first.to_json_string() + str(first.to_dict())
+    assert config_class.from_pretrained(tmp_path).auto_map == {}
+    first.auto_map["AutoModel"] = "mine.Mine"  # as `register_for_auto_class` has it done; of this configuration alone
+    assert first.to_dict()["auto_map"] == {"AutoModel": "mine.Mine"}
+    assert second.auto_map == {} == config_class().auto_map

@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 import resumable
 import torch
-from helpers import assert_all_close, assert_identical, gpt, gpt_config, python_environment, real_text, train_tokenizer
-from peft import LoraConfig, PeftModel, get_peft_model
+from helpers import (
+    assert_all_close,
+    assert_identical,
+    gpt,
+    gpt_config,
+    python_environment,
+    real_text,
+    token_ids,
+    train_tokenizer,
+)
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -25,6 +34,7 @@ from sas_hf import (
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
 )
+from sas_hf.training import DurableTrainer
 
 
 def texts(count: int, max_length: int = 48) -> list[dict]:
@@ -123,6 +133,65 @@ def test_accumulated_gradients_equal_those_of_one_batch(task, batch, steps, tmp_
     accumulated = first_gradients(task, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=steps)
     assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
     assert_all_close(accumulated, whole, 1e-6)
+
+
+def wrapped(model, kind: str):
+    if kind == "lora":
+        return get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    if kind == "prefix":
+        return get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    return torch.compile(model, backend="eager") if kind == "compiled" else model
+
+
+def smoothed(logits: torch.Tensor, targets: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The mean over targets that are not -100 of the cross-entropy with smoothed labels."""
+    surprise, counted = -logits.log_softmax(-1), targets != -100
+    hit = surprise.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    return ((1 - epsilon) * hit + epsilon * surprise.mean(-1))[counted].mean()
+
+
+# The stock Trainer looks for a name, which neither prefix tuning nor `torch.compile` shows it: of Llama no more than
+# of this model. `DurableTrainer` looks for the loss.
+SMOOTHED = [(Trainer, kind) for kind in ("plain", "lora")]
+SMOOTHED += [(DurableTrainer, kind) for kind in ("plain", "lora", "prefix", "compiled")]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls what Transformers deprecates
+@pytest.mark.parametrize(("trainer_class", "kind"), SMOOTHED)
+def test_smoothed_labels_are_shifted(trainer_class, kind, tmp_path, tolerate_deprecations):
+    model = wrapped(gpt("sas_k5_gqa", simulation_cache="base"), kind).eval()
+    ids = token_ids(3, 12)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    inputs["labels"][0, :5] = -100
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    with torch.no_grad():
+        found = trainer_class(model, arguments).compute_loss(model, dict(inputs))
+        logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(found, smoothed(logits[:, :-1], inputs["labels"][:, 1:], 0.3))
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, DurableTrainer])
+def test_smoothed_labels_of_tokens_and_of_rows_are_not_shifted(trainer_class, tmp_path):
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    ids = token_ids(3, 12)
+    for model_class, shape in ((SASGPTForTokenClassification, (3, 12)), (SASGPTForSequenceClassification, (3,))):
+        model = gpt(model_class=model_class, num_labels=5, pad_token_id=0)
+        labels = torch.randint(0, 5, shape)
+        with torch.no_grad():
+            found = trainer_class(model, arguments).compute_loss(model, {"input_ids": ids, "labels": labels})
+            torch.testing.assert_close(found, smoothed(model(ids).logits, labels, 0.3))
+
+
+def test_a_model_trained_on_smoothed_labels_says_what_comes_next(tmp_path):
+    row = list(range(3, 51))
+    data = [{"input_ids": row, "labels": row}] * 4
+    trainer = trainer_of(
+        language_model("sas_k5_gqa"), tmp_path, data, max_steps=40, learning_rate=1e-2, label_smoothing_factor=0.1
+    )
+    trainer.train()
+    with torch.no_grad():
+        predicted = trainer.model.eval()(torch.tensor([row])).logits.argmax(-1)[0]
+    assert (predicted[:-1] == torch.tensor(row[1:])).float().mean() > 0.9
 
 
 def test_activation_checkpointing_in_the_trainer(tmp_path):
