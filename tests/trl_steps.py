@@ -54,7 +54,7 @@ class KeepLogs(TrainerCallback):
 
 def step(kind: str, model: str | PreTrainedModel, output: str, lora=False, tokenizer=None, **loading):
     """
-    Two optimizer steps. Gives the trainer, and what it logged of the first.
+    An optimizer step. Gives the trainer, and what it logged of the step.
 
     Args:
         kind: of `STEPS`.
@@ -63,10 +63,11 @@ def step(kind: str, model: str | PreTrainedModel, output: str, lora=False, token
         loading: arguments of `from_pretrained` for a folder.
     """
     trainer_class, arguments_class, rows, options, others = STEPS[kind]
-    options |= {"model_init_kwargs": loading} if loading else {}
-    options |= {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
+    options = options | ({"model_init_kwargs": loading} if loading else {})
+    options |= {"max_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
     arguments = arguments_class(output, **options, bf16=False, use_cpu=True, report_to=[], save_strategy="no")
-    adapters = LoraConfig(target_modules=["q_proj", "v_proj"]) if lora else None
+    task = "SEQ_CLS" if kind == "reward" else "CAUSAL_LM"
+    adapters = LoraConfig(target_modules=["q_proj", "v_proj"], task_type=task) if lora else None
     kept = KeepLogs()
     trainer = trainer_class(
         model,
