@@ -36,6 +36,8 @@ class DurableTrainer(Trainer):
       command serves every start.
     - SIGTERM (pre-emption) ends the training after the step at hand, with a checkpoint.
     - A loss or gradient that is not finite raises before the weights are saved.
+    - The smoothed loss (`label_smoothing_factor`) of a causal model is that of the next token under `torch_compile`,
+      FSDP2 and prefix tuning, too, where the stock Trainer loses the model's name and does not shift the labels.
     - The place of a [`PackedStream`] is part of each checkpoint: a resumed run goes on at the right document, without
       reading those before it. The sizes of a step may then change, which the stock Trainer would count wrongly.
 
@@ -45,7 +47,7 @@ class DurableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.label_smoother is not None and self._loss_shifts_labels:
-            # The stock Trainer goes by the name of a class, which it does not see under `torch_compile` or a prefix.
+            # The stock Trainer goes by the name of the outermost class, which is another then.
             self.label_smoother = partial(self.label_smoother, shift_labels=True)
         self._saves_aside = False
         self._finite: torch.Tensor | None = None
