@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .files import one_at_a_time
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
@@ -295,6 +297,7 @@ def metrics_table(metrics: dict[str, float]) -> Table:
 
 @app.command(name="eval")
 @explain_errors
+@one_at_a_time("report", in_place=True)
 def evaluate(
     models: Annotated[
         list[str],

@@ -59,6 +59,11 @@ class AnswerStore:
         self._connection.close()
 
 
+def answers_of(folder: str | Path, source: str, adapter: str | None) -> Path:
+    """What an evaluation locks in the folder: all answers of one model, so that others may be evaluated meanwhile."""
+    return Path(folder) / hashlib.sha256(f"{source}\n{adapter}".encode()).hexdigest()[:16]
+
+
 def model_identity(source: str, adapter: str | None, commit: str | None, settings: dict) -> dict:
     """What tells a model's answers from another's: files by size and time, or the commit on the Hub, and settings."""
     return {"model": _fingerprint(source), "adapter": adapter and _fingerprint(adapter), "commit": commit} | settings

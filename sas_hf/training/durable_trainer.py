@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
+from ..files import locked
 from .streaming import PackedStream
 
 
@@ -56,8 +57,13 @@ class DurableTrainer(Trainer):
         Raises:
             FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
+            BlockingIOError: where another process trains into the output folder.
         """
         output = Path(self.args.output_dir)
+        with locked(output, f"`output_dir` is {str(output)!r}", in_place=True):
+            return self._train(output, resume_from_checkpoint, **kwargs)
+
+    def _train(self, output: Path, resume_from_checkpoint: str | bool | None, **kwargs):
         if self.args.should_save:
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):

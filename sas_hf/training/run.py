@@ -14,7 +14,7 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
-from ..files import write_atomically
+from ..files import locked, write_atomically
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
 from .benchmarks import Benchmarks, check_benchmarks
@@ -50,6 +50,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     Raises:
         ValueError, FileNotFoundError, ImportError: for a recipe that cannot be run; before the model is built.
         FileExistsError: where the output folder holds something else, or the run of another recipe.
+        BlockingIOError: where another process trains into it.
         FloatingPointError, OSError: as `DurableTrainer.train`.
         InterruptedError: after SIGTERM, with a checkpoint saved.
     """
@@ -57,6 +58,11 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     check_recipe(recipe)
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
+    with locked(folder, f"`training.output_dir` is {str(folder)!r}", in_place=True):
+        return _train(recipe, arguments, folder)
+
+
+def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -> dict[str, float]:
     check_folder(folder, recipe)
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))

@@ -134,7 +134,11 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, whol
     while not (folder / f"checkpoint-{2 * SAVE_EVERY}").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(BlockingIOError, match=rf"{folder}', where process {process.pid} on .* is at work"):
+        train(load_recipe(file, [f"training.output_dir={folder}"]))
     os.kill(process.pid, told)
+    os.kill(process.pid, signal.SIGCONT)
     _, errors = process.communicate()
     if told == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
