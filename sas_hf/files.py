@@ -1,9 +1,13 @@
-"""Writing files so that a reader never meets half of one, and no second writer is there meanwhile."""
+"""Writing files so that a reader never meets half of one, no second writer is there meanwhile, and a full disk is
+called so.
+"""
 
 import errno
 import functools
 import inspect
 import os
+import re
+import shutil
 import socket
 import tempfile
 import warnings
@@ -17,6 +21,16 @@ from filelock import FileLock, Timeout
 # What file systems say that know no locks, such as Lustre and NFS as some are mounted.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 LOCK_NAME = "_lock"  # in a folder; the Trainer pushes no such name to the Hub
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "more than `ulimit -f` allows",
+}
+# How a failed write is told without an errno: by Rust (safetensors, tokenizers), by SQLite, by torch.save.
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+FAILED_WRITE = re.compile(
+    r"database or disk is full|disk I/O error|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
+)
 
 
 @contextmanager
@@ -118,17 +132,80 @@ def one_at_a_time(argument: str, in_place: bool = False) -> Callable[[Callable],
     return decorate
 
 
+class NoRoomError(OSError):
+    """A file cannot be written for want of room: says which and how much is free; its cause is what was raised."""
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+@contextmanager
+def writing(place: Path | None = None) -> Iterator[None]:
+    """
+    Turn the error of any library that finds no room to write into a [`NoRoomError`]; all others pass.
+
+    Args:
+        place: what is written. `None`: something in a cache or among the temporary files.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = next((link for link in _chain(error) if isinstance(link, NoRoomError)), None)
+        if known is not None and known is not error:
+            raise known from error
+        number = next((number for link in _chain(error) if (number := _write_error(link))), None)
+        if known is error or number is None:
+            raise
+        if number == errno.EIO and place is not None and _free(place) < 1:
+            number = errno.ENOSPC
+        reason = f"{os.strerror(number)} ({NO_ROOM.get(number) or str(error).splitlines()[0]})"
+        if place is not None:
+            said = f"{place} cannot be written: {reason}; {_free(place):,.1f} MB are free there now."
+        else:
+            from huggingface_hub.constants import HF_HOME
+
+            caches = {"HF_HOME": Path(HF_HOME), "TMPDIR": Path(tempfile.gettempdir())}
+            free = ", ".join(f"{_free(folder):,.1f} MB in {name} ({folder})" for name, folder in caches.items())
+            said = f"A file cannot be written: {reason}. Free are {free}."
+        raise NoRoomError(number, said) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _write_error(error: BaseException) -> int | None:
+    """The errno of a write that found no room, EIO where the library does not tell it; `None` for other errors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := RUST_ERROR.search(str(error)):
+        number = int(found[1])
+    if number in NO_ROOM:
+        return number
+    if isinstance(error, OSError) or not FAILED_WRITE.search(str(error)):
+        return None
+    return errno.ENOSPC if "disk is full" in str(error) else errno.EIO
+
+
+def _free(place: Path) -> float:
+    """Megabytes."""
+    there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free / 1e6
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which becomes `path` when the block ends well; missing folders are made.
 
     Whatever goes wrong before the rename leaves the old file, or none, and no other trace.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..files import writing
 from ..version import versions
 
 
@@ -52,7 +53,7 @@ class AnswerStore:
         # Not a number is an error of this run, not an answer for the next.
         numbers = [number for number, (value, _) in answers.items() if not math.isnan(value)]
         rows = [(_key(requests[number]), *answers[number]) for number in numbers]
-        with self._connection:
+        with writing(self.path), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
@@ -76,9 +77,10 @@ def _fingerprint(source: str) -> list:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path)
+    with writing(path):
+        connection = sqlite3.connect(path)
     try:
-        with connection:
+        with writing(path), connection:
             connection.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, value REAL, greedy INT)")
     except sqlite3.DatabaseError as error:
         connection.close()
