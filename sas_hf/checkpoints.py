@@ -25,6 +25,8 @@ from transformers.utils import (
     cached_file,
 )
 
+from .files import writing
+
 
 REPORT_NAME = "fidelity.json"
 CARD_NAME = "README.md"
@@ -77,12 +79,14 @@ def refuse_existing(output: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp's 0700 would keep others from reading a shared checkpoint
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

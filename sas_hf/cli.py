@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .files import one_at_a_time, writing
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
@@ -38,7 +40,10 @@ def options(
 ) -> None:
     """Simulated Attention Score for Hugging Face Transformers."""
     # So that what a command writes aside is removed when it is told to stop, as it is on Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for name in ("SIGTERM", "SIGHUP"):
+        told = getattr(signal, name, None)
+        if told is not None and signal.getsignal(told) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(told, lambda number, frame: sys.exit(128 + number))
 
 
 TextToVerify = Annotated[
@@ -56,22 +61,29 @@ def show_progress(message: str) -> None:
 
 
 def explain_errors(command: Callable) -> Callable:
-    """Show what the user can mend as one line instead of a traceback, and exit with status 1.
+    """Show what the user can mend as one line instead of a traceback, and exit with status 1; 130 after Ctrl-C.
 
     Of several processes that fail alike, the launcher ends the others once the first of a machine has spoken.
     """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
         try:
-            return command(*args, **kwargs)
+            with writing():
+                return command(*args, **kwargs)
         except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
             # Messages may hold brackets, which are not meant as markup.
             name, message = type(error).__name__, escape(str(error))
-            if os.environ.get("LOCAL_RANK", "0") != "0":
+            if not first:
                 time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
             Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
             sys.exit(1)
+        except KeyboardInterrupt as error:
+            if first:
+                message = escape(str(error)) or "Nothing half-written is left; what was whole stays."
+                Console(stderr=True, soft_wrap=True).print(f"[yellow]interrupted:[/yellow] {message}")
+            sys.exit(130)
 
     return wrapped
 
@@ -295,6 +307,7 @@ def metrics_table(metrics: dict[str, float]) -> Table:
 
 @app.command(name="eval")
 @explain_errors
+@one_at_a_time("report", in_place=True)
 def evaluate(
     models: Annotated[
         list[str],

@@ -22,9 +22,11 @@ from .checkpoints import (
     refuse_existing,
     save_model,
 )
+from .files import one_at_a_time
 from .modeling.sharing import add_code, auto_classes
 
 
+@one_at_a_time("output")
 def export_model(
     source: str | Path,
     output: str | Path,
@@ -47,6 +49,7 @@ def export_model(
 
     Raises:
         FileExistsError: if `output` holds something.
+        BlockingIOError: while another process writes it.
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the source is no SAS model, or its weights, report or card are damaged or incomplete.
         OSError: if it has no safetensors weights, or the disk is full. Nothing is left behind in any of these cases.

@@ -33,7 +33,7 @@ from ..checkpoints import (
     save_model,
 )
 from ..dtypes import parse_dtype
-from ..files import check_writable
+from ..files import check_writable, one_at_a_time
 from ..text import python_reference
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
@@ -46,6 +46,7 @@ TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitt
 SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
+@one_at_a_time("output")
 def convert_checkpoint(
     source: str | Path,
     output: str | Path,
@@ -87,6 +88,7 @@ def convert_checkpoint(
 
     Raises:
         FileExistsError: if `output` holds something.
+        BlockingIOError: while another process writes it.
         FileNotFoundError: if `source` has no configuration or no weights.
         ConversionError: if the source is unsupported, damaged or incomplete, or the result is not exact.
         ValueError: if the options do not fit the source.

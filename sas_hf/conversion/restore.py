@@ -20,6 +20,7 @@ from ..checkpoints import (
     read_settings,
     save_model,
 )
+from ..files import one_at_a_time
 from .checkpoint import check_output, check_weights, comparison_report, own_weights
 from .convert import FAMILIES
 from .family import ConversionError
@@ -30,6 +31,7 @@ from .samples import verification_samples
 LABELS = ("id2label", "label2id", "problem_type")  # fine-tuning may have given other ones
 
 
+@one_at_a_time("output")
 def restore_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
@@ -60,6 +62,7 @@ def restore_checkpoint(
 
     Raises:
         FileExistsError: if `output` holds something.
+        BlockingIOError: while another process writes it.
         FileNotFoundError: if `checkpoint` has no configuration or no weights.
         ConversionError: if it is no conversion, a lossy one, damaged, or its simulation changes the outputs.
     """

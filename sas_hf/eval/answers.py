@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..files import writing
 from ..version import versions
 
 
@@ -52,11 +53,16 @@ class AnswerStore:
         # Not a number is an error of this run, not an answer for the next.
         numbers = [number for number, (value, _) in answers.items() if not math.isnan(value)]
         rows = [(_key(requests[number]), *answers[number]) for number in numbers]
-        with self._connection:
+        with writing(self.path), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
         self._connection.close()
+
+
+def answers_of(folder: str | Path, source: str, adapter: str | None) -> Path:
+    """What an evaluation locks in the folder: all answers of one model, so that others may be evaluated meanwhile."""
+    return Path(folder) / hashlib.sha256(f"{source}\n{adapter}".encode()).hexdigest()[:16]
 
 
 def model_identity(source: str, adapter: str | None, commit: str | None, settings: dict) -> dict:
@@ -71,9 +77,10 @@ def _fingerprint(source: str) -> list:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path)
+    with writing(path):
+        connection = sqlite3.connect(path)
     try:
-        with connection:
+        with writing(path), connection:
             connection.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, value REAL, greedy INT)")
     except sqlite3.DatabaseError as error:
         connection.close()

@@ -1,5 +1,6 @@
 """`evaluate`: a model and the names of tasks in, scores out. All that can be checked early is checked first."""
 
+import contextlib
 import functools
 import json
 import math
@@ -16,8 +17,9 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import locked, one_at_a_time
 from ..version import versions
-from .answers import AnswerStore, model_identity
+from .answers import AnswerStore, answers_of, model_identity
 from .arguments import check_arguments, check_folder, check_output
 from .harness import SASHFLM
 from .models import Subject, inspect_model, left_as_found
@@ -33,6 +35,7 @@ NOT_NUMBERS = (
 )
 
 
+@one_at_a_time("output")
 def evaluate(
     model: str | Path | PreTrainedModel | Sequence[str | Path | PreTrainedModel],
     tasks: str | Sequence[str] = (),
@@ -95,6 +98,7 @@ def evaluate(
         ValueError: unknown task or column, unusable argument, model, tokenizer or data; also when the model's
             log-likelihoods are not numbers.
         FileNotFoundError: missing folder, weights, configuration or data file.
+        BlockingIOError: when another process evaluates to `output`, or the same model with `cache`.
         All before the model is loaded, except for requests longer than the model's context (before the first batch)
         and log-likelihoods that are not numbers.
     """
@@ -139,16 +143,20 @@ def evaluate(
         shared=shared,
     )
     results = []
-    for subject in subjects:
-        result = _evaluate_one(subject, load, names, data, columns, limit, num_fewshot, perplexity, documents)
-        if result is None:
-            continue
-        if not log_samples:
-            for task in result.tasks.values():
-                task.samples = None
-        if output is not None:
-            result.save(output)
-        results.append(result)
+    with contextlib.ExitStack() as locks:
+        for subject in subjects if cache is not None else ():
+            answers = answers_of(cache, subject.source, subject.adapter)
+            locks.enter_context(locked(answers, f"`cache` is {str(cache)!r} for {subject.name}"))
+        for subject in subjects:
+            result = _evaluate_one(subject, load, names, data, columns, limit, num_fewshot, perplexity, documents)
+            if result is None:
+                continue
+            if not log_samples:
+                for task in result.tasks.values():
+                    task.samples = None
+            if output is not None:
+                result.save(output)
+            results.append(result)
     if single:
         return results[0] if results else None
     return results

@@ -18,6 +18,7 @@ from transformers import (
 
 from ..checkpoints import load_image_processor, read_settings
 from ..configurations import NAMED_CONFIGS
+from ..files import one_at_a_time
 from ..image_data import find_split, load_image_dataset
 from ..image_files import with_channels
 from ..version import versions
@@ -30,6 +31,7 @@ from .results import EvaluationResult, Metric, TaskResult, digest
 AUTO_BATCH_SIZE = 64
 
 
+@one_at_a_time("output")
 def evaluate_images(
     model: str | Path | PreTrainedModel,
     dataset: str | Path,
@@ -65,6 +67,7 @@ def evaluate_images(
         ValueError: for a model without image classification head or processor, classes that are not the dataset's,
             an unknown split, or logits that are not numbers.
         FileNotFoundError: for a missing or empty folder.
+        BlockingIOError: when another process evaluates to `output`.
         All but the last come before the first forward pass.
     """
     check_arguments(model, limit, batch_size, device, dtype)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from ..files import new_file
+from ..files import new_file, one_at_a_time
 from .task_loading import check_parquet, check_task_names, leaf_names, stock_config, stock_splits
 
 
+@one_at_a_time("folder", in_place=True)
 def prepare_data(
     folder: str | Path, tasks: str | Sequence[str], progress: Callable[[str], None] = lambda message: None
 ) -> list[Path]:
@@ -29,6 +30,7 @@ def prepare_data(
     Raises:
         ValueError: for an unknown task, one whose data come from code, or a dataset without the split to evaluate.
         OSError: when a dataset cannot be fetched.
+        BlockingIOError: while another process fetches into `folder`.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.markup import escape
 
 from ..figures import require_matplotlib
-from ..files import write_atomically
+from ..files import one_at_a_time, write_atomically
 from ..tables import PAPER, Grid
 from .comparison import METHOD, PairedDifference, compare
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
@@ -84,6 +84,7 @@ class Report:
             "papers": papers,
         }
 
+    @one_at_a_time("folder", in_place=True)
     def save(self, folder: str | Path) -> list[Path]:
         """
         Write `report.md`, `report.json` and plots, as PNG and SVG, into a folder.
@@ -93,6 +94,7 @@ class Report:
 
         Raises:
             ImportError: without matplotlib, before anything is written.
+            BlockingIOError: when another process writes a report there.
         """
         require_matplotlib()
         from .plots import draw

@@ -19,12 +19,15 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
+from ..files import locked, writing
 from .streaming import PackedStream
 
 
 STREAM_NAME = "stream.json"
 # Holds a checkpoint while it is written; no reader takes it for one.
 UNFINISHED = ".unfinished"
+# What ends a training after the step at hand; Windows has no SIGHUP.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class DurableTrainer(Trainer):
@@ -34,7 +37,9 @@ class DurableTrainer(Trainer):
     - A checkpoint is written aside and renamed when complete; what a killed save left is removed by the next `train`.
     - `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet, so that the same
       command serves every start.
-    - SIGTERM (pre-emption) ends the training after the step at hand, with a checkpoint.
+    - SIGTERM (pre-emption) and SIGHUP (a closed terminal) end the training after the step at hand, with a
+      checkpoint. So does Ctrl-C (SIGINT), which then raises a `KeyboardInterrupt` that says what was saved; a second
+      one interrupts at once.
     - A loss or gradient that is not finite raises before the weights are saved.
     - The smoothed loss (`label_smoothing_factor`) of a causal model is that of the next token under `torch_compile`,
       FSDP2 and prefix tuning, too, where the stock Trainer loses the model's name and does not shift the labels.
@@ -62,15 +67,28 @@ class DurableTrainer(Trainer):
         Raises:
             FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
+            BlockingIOError: where another process trains into the output folder.
+            KeyboardInterrupt: after Ctrl-C.
         """
         output = Path(self.args.output_dir)
+        with locked(output, f"`output_dir` is {str(output)!r}", in_place=True), writing(output):
+            return self._train(output, resume_from_checkpoint, **kwargs)
+
+    def _train(self, output: Path, resume_from_checkpoint: str | bool | None, **kwargs):
         if self.args.should_save:
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):
             resume_from_checkpoint = None
         self._find_place(get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint)
+        self._interrupted = False
         with self._terminating_gently():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self._interrupted:
+            raise KeyboardInterrupt(
+                f"Ended by Ctrl-C at step {self.state.global_step} of {self.state.max_steps}; "
+                f"{get_last_checkpoint(output)} is saved, and the same command goes on from there."
+            )
+        return found
 
     def _find_place(self, checkpoint: str | None) -> None:
         self._rows_before, self._steps_before, self._resumes_stream_from = 0, 0, None
@@ -98,11 +116,28 @@ class DurableTrainer(Trainer):
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: self.accelerator.set_trigger())
+        process = os.getpid()  # workers of a DataLoader inherit the handler, and are told to end by this process
+
+        def end_gently(told: int, frame) -> None:
+            if os.getpid() != process:
+                return
+            if told == signal.SIGINT:
+                if self._interrupted:
+                    raise KeyboardInterrupt("Interrupted at once; earlier checkpoints are whole.")
+                self._interrupted = True
+                os.write(2, b"\nCtrl-C: ending after the step at hand, with a checkpoint; once more: at once.\n")
+            self.accelerator.set_trigger()
+
+        # Not those that nohup or a shell's background ignores, nor what is handled outside of Python.
+        before = {told: signal.getsignal(told) for told in ENDING}
+        before = {told: handler for told, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for told in before:
+            signal.signal(told, end_gently)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for told, handler in before.items():
+                signal.signal(told, handler)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -138,23 +173,26 @@ class DurableTrainer(Trainer):
         run = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         unfinished, whole = run / UNFINISHED, run / name
-        self._saves_aside = True
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(whole):
+                self._saves_aside = True
+                super()._save_checkpoint(model, trial)
+                self._saves_aside = False
+                self.accelerator.wait_for_everyone()  # each process writes its own random state
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(whole)
+                if self.args.should_save:
+                    self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))  # with the name it will have
+                    if isinstance(self.train_dataset, PackedStream) and self.is_world_process_zero():
+                        (unfinished / name / STREAM_NAME).write_text(json.dumps(self._place()))
+                    self._finish(unfinished, whole)
         except BaseException:
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
         finally:
             self._saves_aside = False
-        self.accelerator.wait_for_everyone()  # each process writes its own random state
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(whole)
         if self.args.should_save:
-            self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))  # with the name it will have
-            if isinstance(self.train_dataset, PackedStream) and self.is_world_process_zero():
-                (unfinished / name / STREAM_NAME).write_text(json.dumps(self._place()))
-            self._finish(unfinished, whole)
             rotate_checkpoints(
                 output_dir=str(run),
                 save_total_limit=self.args.save_total_limit,

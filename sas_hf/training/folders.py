@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable
+from ..files import LOCK_NAME, check_writable
 
 
 def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
@@ -24,7 +24,7 @@ def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
     check_writable(folder, where)
     if (folder / declaration).is_file():
         return True
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if folder.exists() and any(not path.name.startswith((".", LOCK_NAME)) for path in folder.iterdir()):
         raise FileExistsError(f"{where}, which holds no {kind}; name a free folder.")
     return False
 

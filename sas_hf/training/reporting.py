@@ -6,6 +6,7 @@ TensorBoard is the Trainer's own: `report_to: tensorboard`.
 import datetime
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from ..figures import label_axes, require_matplotlib, save_figure
-from ..files import write_atomically
+from ..files import write_atomically, writing
 
 
 LOG_NAME = "log.jsonl"
@@ -111,8 +112,13 @@ class TrainingLog(TrainerCallback):
         if key in self._written:  # evaluated again after the end, or after a resumption
             return
         self._written.add(key)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        whole = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError:
+            os.truncate(self.path, whole)
+            raise
         self._show(line, state)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -5,8 +5,10 @@ The same recipe again goes on where a killed run stopped.
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
+import datasets
 import yaml
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -14,7 +16,7 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
-from ..files import write_atomically
+from ..files import locked, write_atomically, writing
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
 from .benchmarks import Benchmarks, check_benchmarks
@@ -50,18 +52,25 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     Raises:
         ValueError, FileNotFoundError, ImportError: for a recipe that cannot be run; before the model is built.
         FileExistsError: where the output folder holds something else, or the run of another recipe.
+        BlockingIOError: where another process trains into it.
         FloatingPointError, OSError: as `DurableTrainer.train`.
-        InterruptedError: after SIGTERM, with a checkpoint saved.
+        InterruptedError, KeyboardInterrupt: after SIGTERM or SIGHUP, after Ctrl-C, with a checkpoint saved.
     """
     require_matplotlib()  # for the curves at the end
     check_recipe(recipe)
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
+    with locked(folder, f"`training.output_dir` is {str(folder)!r}", in_place=True), writing(folder):
+        return _train(recipe, arguments, folder)
+
+
+def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -> dict[str, float]:
     check_folder(folder, recipe)
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
     log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
-    trainer = _make_trainer(recipe, arguments, [log])
+    with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
+        trainer = _make_trainer(recipe, arguments, [log])
     trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
     for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
         trainer.remove_callback(callback)
@@ -162,7 +171,13 @@ def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, f
     aside = folder / ASIDE
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the final model is whole
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(aside))
+    try:
+        with writing(aside):
+            trainer.save_model(str(aside))
+    except BaseException:
+        if trainer.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
     trainer.accelerator.wait_for_everyone()
     metrics = {}
     for entry in trainer.state.log_history:

@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 
 from ..figures import require_matplotlib
-from ..files import write_atomically
+from ..files import locked, write_atomically, writing
 from .data import check_data
 from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
 from .folders import differences, flat, holds
@@ -170,13 +170,19 @@ def run_study(
     Raises:
         ValueError, FileNotFoundError, ImportError: as [`plan_runs`] and `train`.
         FileExistsError: where the folder holds something else than a part of this study.
+        BlockingIOError: where another process is at work in it.
         PermissionError: where nothing can be written.
-        InterruptedError: after SIGTERM; the same study goes on from there.
+        InterruptedError, KeyboardInterrupt: after SIGTERM or SIGHUP, after Ctrl-C; the same study goes on from there.
     """
     _check(study)
     require_matplotlib()
     runs = plan_runs(study, overrides)
-    folder, declared = Path(study.output), _declaration(study, overrides)
+    with locked(Path(study.output), f"`output` is {study.output!r}", in_place=True), writing(Path(study.output)):
+        return _run_all(study, runs, _declaration(study, overrides), progress)
+
+
+def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: Callable[[str], None]) -> StudyReport:
+    folder = Path(study.output)
     _check_folder(folder, declared)
     for run in runs:
         _check_run_folder(run)

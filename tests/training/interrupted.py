@@ -18,8 +18,9 @@ def interrupted(moment: str) -> type[DurableTrainer]:
 
     class Interrupted(DurableTrainer):
         def training_step(self, *args, **kwargs):
-            if moment == "SIGTERM" and self.state.global_step == resumable.KILLED_AFTER:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if moment.startswith("SIG") and self.state.global_step == resumable.KILLED_AFTER:
+                for told in moment.split():
+                    os.kill(os.getpid(), getattr(signal, told))
             return super().training_step(*args, **kwargs)
 
         def _finish(self, *args):

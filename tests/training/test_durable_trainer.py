@@ -13,6 +13,7 @@ import torch
 from helpers import python_environment
 
 from sas_hf import SASGPTForCausalLM
+from sas_hf.files import NoRoomError
 from sas_hf.training import DurableTrainer
 
 
@@ -53,10 +54,30 @@ def test_killed_inside_a_save(moment, whole, tmp_path):
     assert_resumes(folder, whole)
 
 
-def test_told_to_end_it_saves_first(whole, tmp_path):
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGHUP"])
+def test_told_to_end_it_saves_first(told, whole, tmp_path):
     folder = tmp_path / "run"
-    assert start(folder, "SIGTERM").returncode == 0
+    assert start(folder, told).returncode == 0
     assert checkpoints(folder) == ["checkpoint-4", "checkpoint-7"]  # the step at hand was the seventh
+    assert_resumes(folder, whole)
+
+
+def test_ctrl_c_saves_first_and_raises(whole, tmp_path, capfd):
+    folder = tmp_path / "run"
+    told = rf"Ended by Ctrl-C at step 7 of 9; {folder}/checkpoint-7 is saved, and the same command goes on from there"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        resumable.run(str(folder), trainer_class=interrupted.interrupted("SIGINT"))
+    assert "Ctrl-C: ending after the step at hand, with a checkpoint; once more: at once." in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert checkpoints(folder) == ["checkpoint-4", "checkpoint-7"]
+    assert_resumes(folder, whole)
+
+
+def test_ctrl_c_twice_interrupts_at_once(whole, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="at once"):
+        resumable.run(str(folder), trainer_class=interrupted.interrupted("SIGINT SIGINT"))
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
     assert_resumes(folder, whole)
 
 
@@ -73,7 +94,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, tmp_path):
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write fails as on a full disk
     try:
-        with pytest.raises((OSError, RuntimeError)):
+        with pytest.raises(NoRoomError, match=rf"^{folder}/checkpoint-8 cannot be written: "):
             resumable.run(str(folder), trainer_class=Full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -124,7 +124,7 @@ def test_a_run_leaves_model_recipe_log_and_curves(whole, file):
     assert tokenizer.decode(tokenizer("The with statement").input_ids) == "The with statement"
 
 
-@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, whole, file, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -134,12 +134,17 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(told, whol
     while not (folder / f"checkpoint-{2 * SAVE_EVERY}").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(BlockingIOError, match=rf"{folder}', where process {process.pid} on .* is at work"):
+        train(load_recipe(file, [f"training.output_dir={folder}"]))
     os.kill(process.pid, told)
+    os.kill(process.pid, signal.SIGCONT)
     _, errors = process.communicate()
     if told == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
-        assert process.returncode == 1 and "the same command goes on from there" in errors
+        assert process.returncode == (130 if told == signal.SIGINT else 1)
+        assert "the same command goes on from there" in errors and "Traceback" not in errors
     assert not (folder / "all_results.json").exists() and not (folder / "model.safetensors").exists()
     result = run(file, folder)
     assert result.returncode == 0, result.stderr

@@ -153,10 +153,12 @@ def stop(file, folder, step: int, told: signal.Signals) -> str:
     return errors
 
 
-def test_stopped_twice_the_same_command_ends_with_the_same_weights(two, file, tmp_path):
-    """SIGTERM to the launcher, as a cluster's scheduler does, and SIGKILL to all, as where a machine goes away."""
+def test_stopped_thrice_the_same_command_ends_with_the_same_weights(two, file, tmp_path):
+    """SIGTERM to the launcher, as a cluster's scheduler does, Ctrl-C, and SIGKILL to all, as where a machine dies."""
     folder = tmp_path / "run"
     assert "the same command goes on from there" in stop(file, folder, SAVE_EVERY, signal.SIGTERM)
+    told = stop(file, folder, 3 * SAVE_EVERY, signal.SIGINT)
+    assert told.count("the same command goes on from there") == 1
     stop(file, folder, 4 * SAVE_EVERY, signal.SIGKILL)
     process = start(file, folder)
     _, errors = process.communicate()
