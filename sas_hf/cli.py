@@ -125,17 +125,19 @@ def convert(
         ),
         revision=revision,
         dtype=dtype,
-        text=read_text(text),
+        text=text_in(text),
         images=images,
-        calibration=read_text(calibration),
+        calibration=text_in(calibration),
         progress=show_progress,
     )
     console.print(conversion_table(report))
     console.print(f"[green]Saved[/green] {output}")
 
 
-def read_text(file: Path | None) -> str | None:
-    return None if file is None else file.read_text(encoding="utf-8")
+def text_in(file: Path | None) -> str | None:
+    from .text import read_text
+
+    return None if file is None else read_text(file)
 
 
 @app.command()
@@ -154,7 +156,7 @@ def restore(
         checkpoint,
         output,
         revision=revision,
-        text=read_text(text),
+        text=text_in(text),
         images=images,
         progress=show_progress,
     )

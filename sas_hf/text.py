@@ -1,11 +1,35 @@
-"""Real English text that every CPython brings along, and a tokenizer trained on text, so that examples, checks and a
-first training need neither files nor a network.
+"""Texts: those in files, and one that every CPython brings along, with a tokenizer trained on text, so that examples,
+checks and a first training need neither files nor a network.
 """
 
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+
+def read_text(path: str | Path) -> str:
+    """
+    The text in a file, without a byte order mark, its lines ended by `\\n`.
+
+    Raises:
+        ValueError: for a file that is not text in UTF-8; names the file and the first byte that is none.
+        OSError: for one that cannot be read.
+    """
+    data = Path(path).expanduser().read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place, byte = error.start, data[error.start]
+    else:
+        if "\0" not in text:
+            return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        place, byte = data.index(b"\0"), 0
+    raise ValueError(
+        f"{path} is not text in UTF-8: its byte {place:,} is 0x{byte:02x}; convert it to UTF-8 (by iconv, for "
+        "instance), or unpack it."
+    )
 
 
 def python_reference() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from ..text import read_text
 from .harness import SASHFLM
 from .results import Metric, TaskResult, digest
 
@@ -72,12 +73,7 @@ def read_documents(text: PerplexityText) -> list[str]:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
-        documents = []
-        for path in paths:
-            try:
-                documents.append(path.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not text in UTF-8: {error}.") from error
+        documents = [read_text(path) for path in paths]
     else:
         documents = _read_dataset(str(sources[0]), text)
     documents = [document for document in documents if document.strip()]
