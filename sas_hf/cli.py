@@ -43,7 +43,9 @@ def options(
 
 TextToVerify = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
+    typer.Option(
+        exists=True, dir_okay=False, help="Text to verify on, or a table of it; by default the Python reference."
+    ),
 ]
 ImagesToVerify = Annotated[
     Path | None,
@@ -135,9 +137,9 @@ def convert(
 
 
 def text_in(file: Path | None) -> str | None:
-    from .text import read_text
+    from .text_files import read_whole
 
-    return None if file is None else read_text(file)
+    return None if file is None else read_whole(file)
 
 
 @app.command()
@@ -317,7 +319,7 @@ def evaluate(
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Of a suite, for instance ARC-E,PIQA. By default all.")] = None,
     perplexity: Annotated[
-        list[str] | None, typer.Option(help="Text file (may be repeated) or Hub dataset to predict.")
+        list[str] | None, typer.Option(help="Text file or table (may be repeated) or Hub dataset to predict.")
     ] = None,
     context_lengths: Annotated[
         str | None, typer.Option(help="For --perplexity. By default 512,1024,...,16384 as the model allows.")
@@ -328,7 +330,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
     text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
     text_split: Annotated[str, typer.Option(help="For --perplexity: split of the dataset.")] = "test",
-    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset.")] = "text",
+    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset or table.")] = "text",
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. By default the task's.")

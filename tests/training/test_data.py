@@ -51,16 +51,22 @@ def recipe(folder, **fields):
     return DataRecipe(**{name: resolve(value) for name, value in fields.items()})
 
 
-def expected_tokens(documents, tokenizer):
+def expected_targets(documents, tokenizer):
     return [
         token
         for text in documents
-        for token in (tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False))
+        for token in (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
     ]
 
 
-def tokens(rows):
-    return [token for row in rows for token in row["input_ids"]]
+def targets(rows):
+    return [token for row in rows for token in row["labels"] if token != -100]
+
+
+def assert_packed(rows, documents, tokenizer, length=LENGTH):
+    """Each token and each end is a target once, in order, but for those that fill no row at the end."""
+    found, expected = targets(rows), expected_targets(documents, tokenizer)
+    assert found and found == expected[: len(found)] and len(expected) - len(found) < length
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_what_is_refused_before_anything_is_built(fields, error, message, folder
     [
         ({"train": "@short.txt"}, "documents of `data.train` have fewer than `data.sequence_length` = 32 tokens"),
         ({"train": "@one.txt", "validation": "@short.txt"}, "documents of `data.validation` have fewer"),
-        ({"train": "@latin.txt"}, "latin.txt is no text in UTF-8"),
+        ({"train": "@latin.txt"}, "latin.txt is not text in UTF-8: its byte 1 is 0xe4; convert it"),
     ],
 )
 def test_what_only_reading_it_shows(fields, message, folder, tokenizer):
@@ -148,39 +154,35 @@ def test_a_dataset_with_splits(streaming, folder, tokenizer, tmp_path):
 )
 def test_every_document_is_packed_once_and_in_order(fields, documents, folder, tokenizer):
     found = training_data(recipe(folder, **fields), tokenizer, seed=0)
-    expected = expected_tokens(documents, tokenizer)
-    assert tokens(found.train) == expected[: len(found.train) * LENGTH]
-    assert len(found.train) == len(expected) // LENGTH and found.validation is None
+    assert_packed(found.train, documents, tokenizer)
+    assert found.validation is None
 
 
 def test_the_built_in_text_needs_no_files(folder, tokenizer):
     data = training_data(
         recipe(folder, train="python-reference", sequence_length=512, validation_documents=3), tokenizer, seed=0
     )
-    starts = tokens(data.train).count(tokenizer.eos_token_id)
+    ends = targets(data.train).count(tokenizer.eos_token_id)
     held_out = [topics[topic].strip() for topic in sorted(topics)[:3]]
-    assert starts in (len(topics) - 3, len(topics) - 4)  # the last document may be in what fills no row
-    assert tokens(data.validation) == expected_tokens(held_out, tokenizer)[: 512 * len(data.validation)]
+    assert ends in (len(topics) - 3, len(topics) - 4)  # the last document may be in what fills no row
+    assert_packed(data.validation, held_out, tokenizer, 512)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_held_out_documents_are_not_trained_on(streaming, folder, tokenizer):
     fields = {"train": "@part-*.parquet", "validation_documents": 5, "sequence_length": 16, "streaming": streaming}
     data = training_data(recipe(folder, **fields), tokenizer, seed=0)
-    held_out = expected_tokens(DOCUMENTS[:5], tokenizer)
-    assert tokens(data.validation) == held_out[: len(held_out) // 16 * 16]
+    assert_packed(data.validation, DOCUMENTS[:5], tokenizer, 16)
     if not streaming:
-        expected = expected_tokens(DOCUMENTS[5:], tokenizer)
-        assert tokens(data.train) == expected[: len(expected) // 16 * 16]
+        assert_packed(data.train, DOCUMENTS[5:], tokenizer, 16)
 
 
 def test_validation_is_the_start_of_its_text(folder, tokenizer):
     fields = {"train": "@part-0.parquet", "validation": "@part-1.parquet"}
     some = training_data(recipe(folder, **fields, max_validation_sequences=4), tokenizer, seed=0).validation
     everything = training_data(recipe(folder, **fields, max_validation_sequences=None), tokenizer, seed=0).validation
-    expected = expected_tokens(DOCUMENTS[20:], tokenizer)
-    assert tokens(some) == expected[: 4 * LENGTH]
-    assert tokens(everything) == expected[: len(expected) // LENGTH * LENGTH]
+    assert_packed(everything, DOCUMENTS[20:], tokenizer)
+    assert list(some) == list(everything)[:4]
 
 
 def test_the_cache_serves_again_until_something_changes(tmp_path):
