@@ -43,9 +43,7 @@ def options(
 
 TextToVerify = Annotated[
     Path | None,
-    typer.Option(
-        exists=True, dir_okay=False, help="Text to verify on, or a table of it; by default the Python reference."
-    ),
+    typer.Option(exists=True, dir_okay=False, help="Text or table to verify on; by default the Python reference."),
 ]
 ImagesToVerify = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from ..text_files import TABLES, TEXT_SUFFIXES, read_documents
+from ..text_files import TABLES, TEXT_SUFFIXES, documents_in
 from .harness import SASHFLM
 from .results import Metric, TaskResult, digest
 
@@ -75,7 +75,7 @@ def read_documents(text: PerplexityText) -> list[str]:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
-        documents = [document for path in paths for document in read_documents(path, text.column)]
+        documents = [document for path in paths for document in documents_in(path, text.column)]
     else:
         documents = _read_dataset(str(sources[0]), text)
     documents = [document for document in documents if document and document.strip()]
@@ -87,9 +87,8 @@ def read_documents(text: PerplexityText) -> list[str]:
 def _read_dataset(source: str, text: PerplexityText) -> list[str]:
     from datasets import load_dataset
 
-    if not Path(source).is_dir() and (
-        source.startswith((".", "~", "/")) or source.lower().endswith((*TEXT_SUFFIXES, *TABLES))
-    ):
+    is_a_file = source.startswith((".", "~", "/")) or source.lower().endswith((*TEXT_SUFFIXES, *TABLES))
+    if is_a_file and not Path(source).is_dir():
         raise FileNotFoundError(f"`perplexity` names {source!r}: there is no such file.")
     dataset = load_dataset(source, text.config)
     if text.split not in dataset:
