@@ -160,9 +160,7 @@ def test_the_end_of_a_document_is_predicted(checkpoint, tokenizer, text, tmp_pat
     for number, part in enumerate(parts):
         (tmp_path / f"{number}.txt").write_text(part)
     files = tuple(tmp_path / f"{number}.txt" for number in range(2))
-    result = evaluate(
-        checkpoint, tokenizer=tmp_path / "tokenizer", perplexity=PerplexityText(files, (512,)), device="cpu"
-    )
+    result = evaluate(checkpoint, tokenizer=tmp_path / "tokenizer", perplexity=PerplexityText(files), device="cpu")
     first, second = (tokenizer.encode(part, add_special_tokens=False) for part in parts)
     stream = torch.tensor([[5, *first, tokenizer.eos_token_id, *second]])
     model = SASGPTForCausalLM.from_pretrained(checkpoint).eval()
