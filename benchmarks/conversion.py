@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sas_hf.conversion import compare_models, convert_model, gradient_differences
 from sas_hf.conversion.fidelity import text_windows
+from sas_hf.text_files import read_whole
 
 
 TIE = 1e-3  # of two logits; a first difference in greedy text beyond it would be a defect
@@ -62,7 +63,7 @@ def main() -> None:
     source = AutoModelForCausalLM.from_pretrained(arguments.source, dtype=torch.float32)
     converted = AutoModelForCausalLM.from_pretrained(arguments.converted, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(arguments.source)
-    text = arguments.text.read_text(encoding="utf-8")
+    text = read_whole(arguments.text)
 
     fidelity = compare_models(source, converted, text_windows(text, tokenizer, 512, 8))
     prompts = text_windows(text, tokenizer, 32, arguments.prompts)

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
+from sas_hf.text_files import read_whole
 
 
 SIMULATED = {"num_simulated_heads": 12, "simulated_head_dim": 48}
@@ -114,10 +115,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     arguments = parser.parse_args()
 
-    text = (arguments.text / "train.txt").read_text()
+    text = read_whole(arguments.text / "train.txt")
     tokenizer = make_tokenizer(text[:4_000_000])
     train_set = Blocks(tokenizer, text[: 4 * arguments.steps * 32 * LENGTH])
-    validation = (arguments.text / "validation.txt").read_text()[:160_000]
+    validation = read_whole(arguments.text / "validation.txt")[:160_000]
     validation_set = Blocks(tokenizer, validation)
 
     runs = json.loads(arguments.out.read_text()) if arguments.out.exists() else []

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from sas_hf.conversion import ConversionOptions, compare_models, convert_model
 from sas_hf.conversion.fidelity import text_windows
+from sas_hf.text_files import read_whole
 
 
 def methods(config) -> dict[str, ConversionOptions | None]:
@@ -83,11 +84,11 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(arguments.source)
     source = AutoModelForCausalLM.from_pretrained(arguments.source, dtype=torch.float32).eval()
-    text = arguments.calibration.read_text()[: 16 * arguments.length * (arguments.windows + arguments.steps)]
+    text = read_whole(arguments.calibration)[: 16 * arguments.length * (arguments.windows + arguments.steps)]
     share = len(text) * arguments.windows // (arguments.windows + arguments.steps)
     calibration = text_windows(text[:share], tokenizer, arguments.length, arguments.windows)
     training = text_windows(text[share:], tokenizer, arguments.length, arguments.steps)
-    held_out = text_windows(arguments.text.read_text(), tokenizer, arguments.length, arguments.measured_windows)
+    held_out = text_windows(read_whole(arguments.text), tokenizer, arguments.length, arguments.measured_windows)
 
     results = []
     for name, options in methods(source.config).items():

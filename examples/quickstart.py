@@ -31,6 +31,7 @@ from sas_hf.cli import conversion_table, explain_errors
 from sas_hf.conversion import convert_checkpoint, find_source
 from sas_hf.eval import evaluate, make_continuation_task
 from sas_hf.text import python_reference, split_text, train_tokenizer
+from sas_hf.text_files import read_whole
 
 
 console = Console()
@@ -57,7 +58,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
 
-    text = python_reference() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
+    text = python_reference() if arguments.text is None else read_whole(arguments.text)
     training_text, held_out = split_text(text)
     data = out / "data"
     make_continuation_task(held_out, data, num_questions=100)

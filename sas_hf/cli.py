@@ -48,7 +48,7 @@ def options(
 
 TextToVerify = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Text file to verify on; by default the Python reference."),
+    typer.Option(exists=True, dir_okay=False, help="Text or table to verify on; by default the Python reference."),
 ]
 ImagesToVerify = Annotated[
     Path | None,
@@ -137,17 +137,19 @@ def convert(
         ),
         revision=revision,
         dtype=dtype,
-        text=read_text(text),
+        text=text_in(text),
         images=images,
-        calibration=read_text(calibration),
+        calibration=text_in(calibration),
         progress=show_progress,
     )
     console.print(conversion_table(report))
     console.print(f"[green]Saved[/green] {output}")
 
 
-def read_text(file: Path | None) -> str | None:
-    return None if file is None else file.read_text(encoding="utf-8")
+def text_in(file: Path | None) -> str | None:
+    from .text_files import read_whole
+
+    return None if file is None else read_whole(file)
 
 
 @app.command()
@@ -166,7 +168,7 @@ def restore(
         checkpoint,
         output,
         revision=revision,
-        text=read_text(text),
+        text=text_in(text),
         images=images,
         progress=show_progress,
     )
@@ -328,7 +330,7 @@ def evaluate(
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Of a suite, for instance ARC-E,PIQA. By default all.")] = None,
     perplexity: Annotated[
-        list[str] | None, typer.Option(help="Text file (may be repeated) or Hub dataset to predict.")
+        list[str] | None, typer.Option(help="Text file or table (may be repeated) or Hub dataset to predict.")
     ] = None,
     context_lengths: Annotated[
         str | None, typer.Option(help="For --perplexity. By default 512,1024,...,16384 as the model allows.")
@@ -339,7 +341,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
     text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
     text_split: Annotated[str, typer.Option(help="For --perplexity: split of the dataset.")] = "test",
-    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset.")] = "text",
+    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset or table.")] = "text",
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. By default the task's.")

@@ -1,11 +1,60 @@
-"""Real English text that every CPython brings along, and a tokenizer trained on text, so that examples, checks and a
-first training need neither files nor a network.
+"""Texts: those in files, and one that every CPython brings along, with a tokenizer trained on text, so that examples,
+checks and a first training need neither files nor a network.
 """
 
+import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from pydoc_data.topics import topics
+from typing import TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+
+def read_text(path: str | Path) -> str:
+    """
+    The text in a file, without a byte order mark, its lines ended by `\\n`.
+
+    Raises:
+        ValueError: for a file that is not text in UTF-8; names the file and the first byte that is none.
+        OSError: for one that cannot be read.
+    """
+    check_text(path)
+    with open_text(path) as file:
+        return file.read()
+
+
+@contextmanager
+def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A file to read text from; raises as [`read_text`], as far as it is read. `newline` as in `open`."""
+    try:
+        with open(Path(path).expanduser(), encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError:
+        check_text(path)
+        raise
+
+
+def check_text(path: str | Path, size: int | None = None) -> None:
+    """Raise as [`read_text`] does, for a file's first `size` bytes (rounded up to 1 MiB) or all of it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open(Path(path).expanduser(), "rb") as file:
+        while True:
+            data = chunk = file.read(2**20)
+            wrong = chunk.find(b"\0")
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                data, wrong = error.object, error.start  # with what the last chunk ended in
+            if wrong >= 0:
+                raise ValueError(
+                    f"{path} is not text in UTF-8: its byte {file.tell() - len(data) + wrong:,} is "
+                    f"0x{data[wrong]:02x}; convert it to UTF-8 (by iconv, for instance), or unpack it."
+                )
+            if not chunk or (size is not None and file.tell() >= size):
+                return
 
 
 def python_reference() -> str:

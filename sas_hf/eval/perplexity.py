@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from ..text_files import TABLES, TEXT_SUFFIXES, documents_in
 from .harness import SASHFLM
 from .results import Metric, TaskResult, digest
 
@@ -21,13 +22,15 @@ class PerplexityText:
     A text to be predicted.
 
     Args:
-        source: a text file, several, or the id of a dataset on the Hub (or its folder).
+        source: a text file or table (CSV, JSON lines, parquet), several, or the id of a dataset on the Hub (or its
+            folder).
         context_lengths: tokens that the model sees at once; `None`: of 512, 1,024, ... 16,384 those that the model
             has positions and the text tokens for, else the model's own.
         stride: tokens that a window predicts. `None`: as many as it holds, windows are disjoint. Smaller: every
             window but the first sees `context_length - stride` tokens before the ones it predicts.
         max_tokens: only so many from the start.
-        config, split, column: of a dataset.
+        config, split: of a dataset.
+        column: of a dataset or table.
     """
 
     source: str | Path | tuple[str | Path, ...]
@@ -60,11 +63,11 @@ class PerplexityText:
 
 def read_documents(text: PerplexityText) -> list[str]:
     """
-    The documents of a text: a file's content each, or a dataset's rows.
+    The documents of a text: a text file's content each, or the rows of tables or of a dataset.
 
     Raises:
         FileNotFoundError: missing file.
-        ValueError: nothing in it, or a dataset without the split or column.
+        ValueError: nothing in it, a file that is not text in UTF-8, or a table or dataset without the split or column.
     """
     sources = text.source if isinstance(text.source, tuple) else (text.source,)
     paths = [Path(source).expanduser() for source in sources]
@@ -72,15 +75,10 @@ def read_documents(text: PerplexityText) -> list[str]:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
-        documents = []
-        for path in paths:
-            try:
-                documents.append(path.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not text in UTF-8: {error}.") from error
+        documents = [document for path in paths for document in documents_in(path, text.column)]
     else:
         documents = _read_dataset(str(sources[0]), text)
-    documents = [document for document in documents if document.strip()]
+    documents = [document for document in documents if document and document.strip()]
     if not documents:
         raise ValueError(f"`perplexity`: there is no text in {text.name}.")
     return documents
@@ -89,7 +87,8 @@ def read_documents(text: PerplexityText) -> list[str]:
 def _read_dataset(source: str, text: PerplexityText) -> list[str]:
     from datasets import load_dataset
 
-    if not Path(source).is_dir() and (source.startswith((".", "~", "/")) or source.endswith((".txt", ".md"))):
+    is_a_file = source.startswith((".", "~", "/")) or source.lower().endswith((*TEXT_SUFFIXES, *TABLES))
+    if is_a_file and not Path(source).is_dir():
         raise FileNotFoundError(f"`perplexity` names {source!r}: there is no such file.")
     dataset = load_dataset(source, text.config)
     if text.split not in dataset:
@@ -116,18 +115,19 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
     """
     Score the documents at each context length.
 
-    They are joined to one stream, each after the first preceded by the token that begins a text (the tokenizer's
-    bos, else eos), which is predicted like any other; the first token is predicted from it. Every token is predicted
-    once. Bytes are those of the tokens predicted, as UTF-8. The standard error is that of a mean over windows,
-    weighted by their tokens.
+    They are joined to one stream with the token between them that ends a text in training (the tokenizer's eos, else
+    bos), which is predicted like any other; the first token is predicted from the one that begins a text (bos, else
+    eos). Every token is predicted once. Bytes are those of the tokens predicted, as UTF-8. The standard error is that
+    of a mean over windows, weighted by their tokens.
 
     Returns:
         by "perplexity@512" and so on: "perplexity" per token, "bits_per_byte", and "nll", nats per token.
     """
+    end = model.tokenizer.eos_token_id
     tokens: list[int] = []
     for document in documents:
         if tokens:
-            tokens.append(model.prefix_token_id)
+            tokens.append(model.prefix_token_id if end is None else end)
         tokens += model.tokenizer.encode(document, add_special_tokens=False)
     num_bytes = sum(len(document.encode()) for document in documents)
     if text.max_tokens is not None and text.max_tokens < len(tokens):

@@ -1,30 +1,28 @@
 """The text of a recipe: checked before anything is built, then as packed sequences to train and validate on."""
 
-import difflib
-import glob
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from .packing import BATCH, Packer
+from ..text_files import TABLES, check_column, check_file, documents_in, find_files, kind_of
+from .held_out import check_apart, compare_with_training, digests
+from .packing import BATCH, LAYOUT, Packer
 from .recipe import DataRecipe
 from .streaming import PackedStream
 
 
 BUILT_IN = "python-reference"  # CPython's own language reference: text without files or a network
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+COLUMN_FIELD = "data.text_column"
 ROW = Features({name: List(Value("int32")) for name in ("input_ids", "position_ids", "labels")})
 
 
@@ -67,9 +65,9 @@ def check_data(recipe: DataRecipe) -> None:
 
     Raises:
         FileNotFoundError: for a file that is not there, or a pattern that matches none.
-        ValueError: for a number out of range, a missing `train`, several sources of validation, a folder, files of
-            several kinds, an empty file, a damaged parquet file, or one without `text_column` or with other than text
-            in it.
+        ValueError: for a number out of range, a missing `train`, several sources of validation, or one that is
+            trained on; a folder, files of several kinds, a field that the files have no use for; and as
+            [`check_file`].
     """
     least = {"sequence_length": 2, "shuffle_buffer": 1, "max_validation_sequences": 1, "validation_documents": 1}
     for name, smallest in least.items():
@@ -78,7 +76,8 @@ def check_data(recipe: DataRecipe) -> None:
             raise ValueError(f"`data.{name}` is {value}; it must be at least {smallest}.")
     if not recipe.train:
         raise ValueError(
-            f"`data.train` is {recipe.train!r}; name text or parquet files, a dataset of the Hub, or {BUILT_IN!r}."
+            f"`data.train` is {recipe.train!r}; name text or parquet files, or other tables, a dataset of the Hub, or "
+            f"{BUILT_IN!r}."
         )
     fields = [name for name in ("validation", "validation_split", "validation_documents") if getattr(recipe, name)]
     if len(fields) > 1:
@@ -86,17 +85,35 @@ def check_data(recipe: DataRecipe) -> None:
             f"`data.{fields[0]}` and `data.{fields[1]}` are both given; one tells what to validate on: set the "
             "other to null."
         )
-    files = _find_files(recipe.train, "train")
+    files = None if recipe.train == BUILT_IN else find_files(recipe.train, "data.train")
     if recipe.validation_split and (files or recipe.train == BUILT_IN):
         raise ValueError(
             f"`data.validation_split` is {recipe.validation_split!r}, but only a dataset of the Hub has splits; "
             "name files in `data.validation`, or hold the first ones out with `data.validation_documents`."
         )
     for path in files or ():
-        _check_file(path, recipe.text_column, "train")
-    if recipe.validation:
-        for path in _find_files(recipe.validation, "validation") or ():
-            _check_file(path, recipe.text_column, "validation")
+        check_file(path, recipe.text_column, "data.train", COLUMN_FIELD)
+    held_out = None
+    if recipe.validation and recipe.validation != BUILT_IN:
+        held_out = find_files(recipe.validation, "data.validation")
+    for path in held_out or ():
+        check_file(path, recipe.text_column, "data.validation", COLUMN_FIELD)
+    _check_unused(recipe, [*(files or ()), *(held_out or ())])
+    check_apart(recipe, files, held_out)
+
+
+def _check_unused(recipe: DataRecipe, files: list[Path]) -> None:
+    tables = [path for path in files if kind_of(path) != "text"]
+    if recipe.document_separator is not None and files and tables == files:
+        raise ValueError(
+            f"`data.document_separator` is {recipe.document_separator!r}, of text files, but {files[0]} is a table "
+            "with a document in each row; drop it."
+        )
+    if recipe.text_column != DataRecipe.text_column and files and not tables:
+        raise ValueError(
+            f"`data.text_column` is {recipe.text_column!r}, of tables, but {files[0]} is read as text; drop it, or "
+            f"name files with one of the endings {', '.join(TABLES)}."
+        )
 
 
 def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrainingData:
@@ -128,6 +145,10 @@ def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: 
         count = recipe.validation_documents
         held_out = _Documents(documents.dataset.take(count), documents.column, (documents.identity, "first", count))
         documents = _Documents(documents.dataset.skip(count), documents.column, (documents.identity, "after", count))
+    if held_out is not None and not recipe.streaming:  # of a stream only the sources are compared
+        first = None if recipe.max_validation_sequences is None else 1
+        texts = chain.from_iterable(islice(held_out.texts(), first))
+        compare_with_training(texts, _training_digests(documents, recipe.cache), "lines of the documents")
     if held_out is None:
         validation = None
     elif recipe.max_validation_sequences is None:
@@ -143,80 +164,21 @@ def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: 
     return TrainingData(train, validation)
 
 
-def _find_files(source: str | list[str], name: str) -> list[Path] | None:
-    """The files that a source names, in order; `None` for a Hub dataset or the built-in text."""
-    if source == BUILT_IN:
-        return None
-    files = []
-    for entry in [source] if isinstance(source, str) else source:
-        path = Path(entry).expanduser()
-        if path.is_dir():
-            raise ValueError(f"`data.{name}` names the folder {entry}; name its files, such as {entry}/*.parquet.")
-        if path.is_file():
-            files.append(path)
-        elif glob.has_magic(entry):
-            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
-            if not matches:
-                raise FileNotFoundError(f"`data.{name}` is {entry}, which no file matches.")
-            files += matches
-        elif isinstance(source, str) and HUB_ID.fullmatch(entry) and path.suffix not in (".parquet", ".txt"):
-            return None
-        else:
-            raise FileNotFoundError(f"`data.{name}` names {entry}, which does not exist.")
-    kinds = {path.suffix == ".parquet" for path in files}
-    if len(kinds) > 1:
-        raise ValueError(f"`data.{name}` names parquet and text files; give files of one kind.")
-    return files
-
-
-def _check_file(path: Path, column: str, name: str) -> None:
-    if path.stat().st_size == 0:
-        raise ValueError(f"`data.{name}` names {path}, which is empty.")
-    if path.suffix != ".parquet":
-        return
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`data.{name}` names {path}, a damaged parquet file ({reason}); fetch it again.") from (
-            error
-        )
-    with file:
-        _check_column(column, file.schema_arrow.names, f"{path} of `data.{name}`")
-        kind = file.schema_arrow.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise ValueError(f"`data.text_column` is {column!r}, but in {path} that holds {kind}, not text (string).")
-        if file.metadata.num_rows == 0:
-            raise ValueError(f"`data.{name}` names {path}, which has no rows.")
-
-
-def _check_column(column: str, columns: list[str], place: str) -> None:
-    if column not in columns:
-        near = difflib.get_close_matches(column, columns, n=1)
-        raise ValueError(
-            f"`data.text_column` is {column!r}, which {place} does not have; "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + f"Its columns are {', '.join(columns)}."
-        )
-
-
 def _load(recipe: DataRecipe, source: str | list[str], name: str, split: str, streaming: bool) -> _Documents:
     if source == BUILT_IN:
         texts = [topics[topic].strip() for topic in sorted(topics)]
         return _Documents(Dataset.from_dict({"text": texts}).to_iterable_dataset(), "text", texts)
-    files = _find_files(source, name)
+    files = find_files(source, f"data.{name}")
     if files is None:
         return _load_from_hub(recipe, source, split, streaming)
     paths = [str(path.resolve()) for path in files]
     identity = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
-    if files[0].suffix == ".parquet":
+    if kind_of(files[0]) == "parquet":
         dataset = load_dataset("parquet", data_files=paths, split="train", streaming=True)
         return _Documents(dataset.select_columns([recipe.text_column]), recipe.text_column, identity)
-    arguments = {"paths": paths, "separator": recipe.document_separator}
-    dataset = IterableDataset.from_generator(
-        _read_text, features=Features({"text": Value("string")}), gen_kwargs=arguments
-    )
-    return _Documents(dataset, "text", (identity, recipe.document_separator))
+    arguments = {"paths": paths, "column": recipe.text_column, "separator": recipe.document_separator}
+    dataset = IterableDataset.from_generator(_read, features=Features({"text": Value("string")}), gen_kwargs=arguments)
+    return _Documents(dataset, "text", (identity, recipe.text_column, recipe.document_separator))
 
 
 def _load_from_hub(recipe: DataRecipe, source: str, split: str, streaming: bool) -> _Documents:
@@ -226,30 +188,28 @@ def _load_from_hub(recipe: DataRecipe, source: str, split: str, streaming: bool)
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(f"{source} is no file here, nor a dataset that the Hub gives: {reason}") from error
     columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may not know its columns yet
-    _check_column(recipe.text_column, columns, f"{source} of the Hub")
+    check_column(recipe.text_column, columns, f"{source} of the Hub", COLUMN_FIELD)
     dataset = dataset.select_columns([recipe.text_column])
     if streaming:
         return _Documents(dataset, recipe.text_column, (source, recipe.config, split))
     return _Documents(dataset.to_iterable_dataset(), recipe.text_column, dataset._fingerprint)
 
 
-def _read_text(paths: list[str], separator: str | None) -> Iterator[dict[str, str]]:
+def _read(paths: list[str], column: str, separator: str | None) -> Iterator[dict[str, str | None]]:
     for path in paths:
-        try:
-            with open(path, encoding="utf-8") as file:
-                if separator is None:
-                    yield {"text": file.read()}
-                    continue
-                lines: list[str] = []
-                for line in chain(file, [separator]):
-                    if line.strip() != separator.strip():
-                        lines.append(line)
-                        continue
-                    if text := "".join(lines).strip("\n"):
-                        yield {"text": text}
-                    lines = []
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no text in UTF-8 ({error}).") from error
+        for text in documents_in(Path(path), column, COLUMN_FIELD, separator):
+            yield {"text": text}
+
+
+def _training_digests(documents: _Documents, cache: str | None) -> Iterator[np.ndarray]:
+    """In the cache as well, so that a run that starts again does not read all documents."""
+    features, arguments = Features({"digest": Value("int64")}), {"documents": documents}
+    dataset = _cached(_digests, features, cache, arguments, ["digests", documents.identity, documents.column])
+    return (batch["digest"] for batch in dataset.with_format("numpy").iter(1_000_000))
+
+
+def _digests(documents: _Documents) -> Iterator[dict[str, int]]:
+    return ({"digest": digest} for texts in documents.texts() for text in texts for digest in digests(text))
 
 
 def _first_sequences(documents: _Documents, packer: Packer, limit: int, name: str) -> Dataset:
@@ -257,15 +217,19 @@ def _first_sequences(documents: _Documents, packer: Packer, limit: int, name: st
 
 
 def _all_sequences(documents: _Documents, packer: Packer, cache: str | None, name: str) -> Dataset:
+    ends = (packer.start, packer.end)
+    identity = [LAYOUT, documents.identity, documents.column, _identity(packer.tokenizer), ends, packer.length]
+    return _cached(_sequences, ROW, cache, {"documents": documents, "packer": packer, "name": name}, identity)
+
+
+def _cached(
+    make: Callable[..., Iterator[dict]], features: Features, cache: str | None, arguments: dict, identity: list
+) -> Dataset:
     """On the disk; made by the first process that asks, found there by the others and later runs."""
-    identity = [documents.identity, documents.column, _identity(packer.tokenizer), packer.start, packer.length]
+    fingerprint = Hasher.hash(identity)
     try:
         return Dataset.from_generator(
-            _sequences,
-            features=ROW,
-            cache_dir=cache,
-            gen_kwargs={"documents": documents, "packer": packer, "name": name},
-            fingerprint=Hasher.hash(identity),
+            make, features=features, cache_dir=cache, gen_kwargs=arguments, fingerprint=fingerprint
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):  # one of ours

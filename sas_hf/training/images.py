@@ -1,6 +1,7 @@
 """Training or fine-tuning an image classifier: any attention of the package, any labelled images."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,13 +69,24 @@ def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:
     dataset = load_image_dataset(data.train, data.class_names)
     held_out = load_image_dataset(data.validation, data.class_names) if data.validation else dataset
     wanted = [data.validation_split] if data.validation_split else ["validation", "test"]
-    train, validation = dataset[find_split(dataset, data.split)], held_out[find_split(held_out, *wanted)]
+    split, held_out_split = find_split(dataset, data.split), find_split(held_out, *wanted)
+    train, validation = dataset[split], held_out[held_out_split]
+    if split == held_out_split and _same_source(data.train, data.validation or data.train):
+        raise ValueError(
+            f"The split {split!r} of {data.train} is both trained and validated on; name another in "
+            "`data.validation_split`, or other images in `data.validation`."
+        )
     if train.features["label"].names != validation.features["label"].names:
         raise ValueError(
             f"`data.validation` has the classes {validation.features['label'].names}, but `data.train` has "
             f"{train.features['label'].names}."
         )
     return train, validation
+
+
+def _same_source(first: str, second: str) -> bool:
+    folders = [Path(name).expanduser() for name in (first, second)]
+    return first == second or (all(map(Path.is_dir, folders)) and folders[0].samefile(folders[1]))
 
 
 def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:

@@ -112,12 +112,36 @@ def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: Pre
             f"{text_config.vocab_size:,}; they do not belong together: change `model.tokenizer`, or for a new model "
             "`model.overrides.vocab_size`."
         )
+    for name, token in _special_tokens(tokenizer).items():
+        wanted = recipe.model.overrides.get(name)
+        if None not in (wanted, token) and token not in (wanted if isinstance(wanted, list) else [wanted]):
+            raise ValueError(
+                f"`model.overrides.{name}` is {wanted}, but the tokenizer trains the model with {token} "
+                f"({tokenizer.convert_ids_to_tokens(token)!r}) there; drop it."
+            )
     length, longest = recipe.data.sequence_length, getattr(text_config, "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise ValueError(
             f"`data.sequence_length` is {length}, but the model's `max_position_embeddings` is {longest}; shorten the "
             "one, or for a new model raise `model.overrides.max_position_embeddings`."
         )
+
+
+def take_special_tokens(recipe: ModelRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a new model begin, end and pad texts as its tokenizer does, in `config`.
+
+    A checkpoint keeps what it says, and the Trainer adds what its tokenizer says otherwise, with a warning.
+    """
+    for name, token in _special_tokens(tokenizer).items():
+        if recipe.checkpoint is None and token is not None and recipe.overrides.get(name) is None:
+            setattr(config.get_text_config(), name, token)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """As [`pack_documents`] and TRL use them; padding that is a token of the text too would leave that untrained."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return {"bos_token_id": start, "eos_token_id": end, "pad_token_id": None if pad in (start, end) else pad}
 
 
 def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedModel:

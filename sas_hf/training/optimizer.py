@@ -23,6 +23,12 @@ class RecipeTrainer(DurableTrainer):
     simulation_learning_rate: float | None = None
     joins_rows: bool = False
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config") and hasattr(model, "generation_config"):  # which peft leaves out
+            model.generation_config.save_pretrained(output_dir or self.args.output_dir)
+
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = super()._prepare_inputs(inputs)
         return one_row(inputs) if self.joins_rows else inputs

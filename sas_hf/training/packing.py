@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 BATCH = 1000  # documents that the tokenizer gets at once
+LAYOUT = 2  # of the rows; a place in rows, or rows in a cache, of another layout are not these
 
 
 def pack_documents(
@@ -17,9 +18,11 @@ def pack_documents(
     """
     Documents as sequences of `sequence_length` tokens for language modelling.
 
-    Every document begins with the tokenizer's bos token (eos, where it has none). Positions restart at each document:
+    Every document begins with the tokenizer's bos token (eos, where it has none) and ends with its eos token, the
+    target of the document's last token, whatever the tokenizer itself would add. Positions restart at each document:
     without an attention mask, Transformers then lets no token attend to another document. The first token of each
-    is no target. What fills no sequence at the end is left out.
+    is no target, every other is one once: a sequence that goes on with a document repeats the last token before the
+    cut. What fills no sequence at the end is left out.
 
     Args:
         documents: texts.
@@ -30,7 +33,7 @@ def pack_documents(
         rows of `input_ids`, `position_ids` and `labels`, `[T]` each; give them to `Trainer` with the default collator.
 
     Raises:
-        ValueError: for a length below 2, a tokenizer without bos and eos, or texts that fill no sequence.
+        ValueError: for a length below 2, a tokenizer without eos, or texts that fill no sequence.
     """
     packer = Packer(tokenizer, sequence_length)
     if any(not isinstance(document, str) for document in documents):
@@ -58,18 +61,21 @@ class Packer:
         sequence_length: tokens T per sequence.
 
     Raises:
-        ValueError: for a length below 2, or a tokenizer without bos and eos.
+        ValueError: for a length below 2, or a tokenizer without eos.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int):
         if sequence_length < 2:
             raise ValueError(f"`sequence_length` is {sequence_length}; it must be at least 2.")
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise ValueError("`tokenizer` has neither a bos nor an eos token to begin documents with.")
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has no eos token, so that nothing would end a document and the model would never learn "
+                "to stop; set its `eos_token` to a token of its vocabulary."
+            )
         self.tokenizer = tokenizer
         self.length = sequence_length
-        self.start = start
+        self.end = tokenizer.eos_token_id
+        self.start = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.tokens: list[int] = []  # of the sequence that is not full yet
         self.positions: list[int] = []
 
@@ -85,14 +91,19 @@ class Packer:
         for first in range(0, len(documents), BATCH):
             texts = list(documents[first : first + BATCH])
             encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            for ids in encoded["input_ids"]:
-                yield from self._pack_tokens([self.start, *ids])
+            for ids in filter(None, encoded["input_ids"]):
+                # A text that spells them out has them already.
+                begin = [] if ids[0] == self.start else [self.start]
+                end = [] if ids[1:] and ids[-1] == self.end else [self.end]
+                yield from self._pack_tokens([*begin, *ids, *end])
 
     def _pack_tokens(self, ids: list[int]) -> Iterator[dict[str, list[int]]]:
         place = 0
         while place < len(ids):
             taken = ids[place : place + self.length - len(self.tokens)]
             place += len(taken)
+            if place < len(ids):
+                place -= 1  # what the next sequence begins with, so that the token after the cut is a target too
             self.tokens += taken
             self.positions += range(len(taken))  # from 0 in each sequence: none needs more positions than its length
             if len(self.tokens) == self.length:

@@ -55,15 +55,15 @@ class DataRecipe:
     What it is trained on.
 
     Args:
-        train: text files, parquet files (names or patterns), a Hub id, or `"python-reference"`, the text that CPython
-            brings along; for chats JSONL files, parquet files or a Hub id, with a column `messages`; for images what
-            `load_image_dataset` takes.
-        validation: the same; or one of the next two; or nothing is validated.
+        train: text files or tables (CSV, TSV, JSON lines, parquet; names or patterns), a Hub id, or
+            `"python-reference"`, the text that CPython brings along; for chats JSONL files, parquet files or a Hub id,
+            with a column `messages`; for images what `load_image_dataset` takes.
+        validation: the same, but not what is trained on; or one of the next two; or nothing is validated.
         validation_split: of the Hub dataset `train`.
         validation_documents: so many documents from the start of `train`, which are then not trained on.
         config: configuration of a Hub dataset.
         split: of Hub datasets.
-        text_column: of parquet files and Hub datasets.
+        text_column: of tables and Hub datasets.
         document_separator: line that parts the documents of a text file, such as `<|endoftext|>`; `None`: each file is
             one document.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.

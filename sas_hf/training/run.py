@@ -23,7 +23,7 @@ from .benchmarks import Benchmarks, check_benchmarks
 from .data import check_data, training_data
 from .fields import read_yaml
 from .folders import differences, flat, holds
-from .models import build_model, check_match, load_config, load_tokenizer
+from .models import build_model, check_match, load_config, load_tokenizer, take_special_tokens
 from .optimizer import RecipeTrainer
 from .recipe import TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
@@ -127,6 +127,7 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
         check_data(recipe.data)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_match(recipe, config, tokenizer)
+    take_special_tokens(recipe.model, config, tokenizer)
     if recipe.model.lora is not None:
         lora_config(recipe.model.lora)
     check_benchmarks(recipe.evaluation)

@@ -10,10 +10,11 @@ import torch
 from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from .packing import Packer
+from .packing import LAYOUT, Packer
 
 
 BEGINNING = {
+    "layout": LAYOUT,
     "rows": 0,
     "rows_to_skip": 0,
     "pass": 0,
@@ -89,7 +90,17 @@ class PackedStream(torch.utils.data.IterableDataset):
         return self._blocks[0] | {"rows_to_skip": rows - self._blocks[0]["rows"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the next iteration at a place that [`state_dict`] gave, of the same documents, seed and lengths."""
+        """
+        Begin the next iteration at a place that [`state_dict`] gave, of the same documents, seed and lengths.
+
+        Raises:
+            ValueError: for a place in rows that an earlier version packed otherwise.
+        """
+        if state.get("layout") != LAYOUT:
+            raise ValueError(
+                "The checkpoint's place in the stream is one in sequences that an earlier version of sas_hf packed, "
+                "without the end of each document; start a new run from its weights (`model.checkpoint`)."
+            )
         self._start = state
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
@@ -105,7 +116,7 @@ class PackedStream(torch.utils.data.IterableDataset):
             reader = self._reader(number, place)
             empty = block == 0
             while True:
-                mark = {"rows": rows, "pass": number, "block": block, "place": place}
+                mark = {"layout": LAYOUT, "rows": rows, "pass": number, "block": block, "place": place}
                 self._blocks.append(mark | {"packer": self.packer.state_dict()})
                 documents = [document[self.column] for document in islice(reader, self.shuffle_buffer)]
                 if not documents:

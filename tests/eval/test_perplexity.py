@@ -1,5 +1,8 @@
 """Perplexity against a plain loop over windows, in float64; and what is refused before the model is loaded."""
 
+import copy
+import csv
+import json
 import math
 
 import pytest
@@ -125,6 +128,46 @@ def test_rows_of_a_dataset(checkpoint, write_parquet, text, tmp_path):
         evaluate(checkpoint, perplexity=PerplexityText(tmp_path / "corpus", split="validation"))
     with pytest.raises(ValueError, match="`split` is 'test'; .* has validation"):
         evaluate(checkpoint, perplexity=tmp_path / "corpus")
+
+
+def test_tables_are_read_as_tables(checkpoint, write_parquet, text, tmp_path):
+    """And the token between documents is what ends a text in training, also where another begins one."""
+    rows = [{"n": 1, "text": line} for line in text.splitlines()[:20] if line.strip()]
+    write_parquet(rows, tmp_path, "table.parquet")
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *(row.values() for row in rows)])
+    found = [
+        evaluate(checkpoint, perplexity=PerplexityText(tmp_path / f"table.{kind}", (32,)), device="cpu")
+        for kind in ("parquet", "jsonl", "csv")
+    ]
+    details = [result.tasks["perplexity@32"].details for result in found]
+    assert details[0]["documents"] == len(rows) and details[0] == details[1] == details[2]
+    assert details[0]["bytes"] == sum(len(row["text"].encode()) for row in rows)
+    for kind in ("jsonl", "csv"):
+        with pytest.raises(ValueError, match=f"`column` is 'body', which .*table.{kind} does not have; .* n, text"):
+            evaluate(checkpoint, perplexity=PerplexityText(tmp_path / f"table.{kind}", column="body"))
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            evaluate(checkpoint, perplexity=f"nowhere.{kind}")
+
+
+def test_the_end_of_a_document_is_predicted(checkpoint, tokenizer, text, tmp_path):
+    """Where a text begins and ends with tokens of its own, as in training: the end stands between documents."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(5)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    parts = text[:250], text[5000:5200]
+    for number, part in enumerate(parts):
+        (tmp_path / f"{number}.txt").write_text(part)
+    files = tuple(tmp_path / f"{number}.txt" for number in range(2))
+    result = evaluate(checkpoint, tokenizer=tmp_path / "tokenizer", perplexity=PerplexityText(files), device="cpu")
+    first, second = (tokenizer.encode(part, add_special_tokens=False) for part in parts)
+    stream = torch.tensor([[5, *first, tokenizer.eos_token_id, *second]])
+    model = SASGPTForCausalLM.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        expected = model(stream, labels=stream).loss.item()
+    assert stream.shape[1] < 512
+    assert result.tasks["perplexity@512"].metrics["nll"].value == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_refused_before_the_model_is_loaded(checkpoint, text_file, tmp_path, monkeypatch):

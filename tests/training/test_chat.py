@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pydoc_data.topics import topics
 
 import pytest
@@ -10,7 +11,7 @@ from datasets import Dataset
 from helpers import assert_identical, gpt_config, train_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainingArguments
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.training.chat import make_chat_trainer
@@ -48,10 +49,13 @@ def chats(tmp_path_factory):
     return folder
 
 
-def trainer_of(chats, output, model=None, data=None, tokenizer=None, **options):
+def trainer_of(chats, output, model=None, data=None, tokenizer=None, start=None, **options):
+    """`start`: folder from which the model is loaded, after it is made there."""
     torch.manual_seed(0)
     config = gpt_config("sas_k5_gqa", vocab_size=402, initializer_range=0.02, max_position_embeddings=128)
-    fields = {"train": str(chats / "train.jsonl"), "sequence_length": 128, "cache": str(chats / "cache")}
+    fields = {"sequence_length": 128}
+    if chats is not None:
+        fields |= {"train": str(chats / "train.jsonl"), "cache": str(chats / "cache")}
     recipe = TrainingRecipe(
         task="chat",
         model=ModelRecipe(**{"chat_template": "chatml"} | (model or {})),
@@ -59,7 +63,12 @@ def trainer_of(chats, output, model=None, data=None, tokenizer=None, **options):
     )
     options = {"per_device_train_batch_size": 4, "lr_scheduler_type": "constant", "learning_rate": 1e-2} | options
     arguments = TrainingArguments(str(output), report_to="none", use_cpu=True, disable_tqdm=True, **options)
-    return make_chat_trainer(recipe, lambda: SASGPTForCausalLM(config), tokenizer or chat_tokenizer(), arguments)
+    tokenizer = tokenizer or chat_tokenizer()
+    if start is None:
+        return make_chat_trainer(recipe, lambda: SASGPTForCausalLM(config), tokenizer, arguments)
+    config.eos_token_id = tokenizer.eos_token_id
+    SASGPTForCausalLM(config).save_pretrained(start)
+    return make_chat_trainer(recipe, lambda: SASGPTForCausalLM.from_pretrained(start), tokenizer, arguments)
 
 
 def test_it_learns_what_the_assistant_says(chats, tmp_path):
@@ -87,6 +96,93 @@ def test_it_learns_what_the_assistant_says(chats, tmp_path):
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
     assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+SUMS = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+    for n in range(40)
+]
+EOT_TEMPLATE = (
+    "{% for message in messages %}{{ bos_token + message['role'] + message['content'] + ' <eot>' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["chatml", "of the text's own end", "chatml, adapters"])
+def test_a_model_that_was_trained_on_chats_ends_its_turns(kind, tmp_path):
+    """Saved, loaded and asked as a user does it."""
+    tokenizer = chat_tokenizer()
+    tokenizer.bos_token, tokenizer.pad_token = "<|im_start|>", None
+    template = tmp_path / "eot.jinja"
+    template.write_text(EOT_TEMPLATE + "{% if add_generation_prompt %}{{ bos_token + 'assistant' }}{% endif %}")
+    model = {"chat_template": "chatml" if "chatml" in kind else str(template)}
+    if "adapters" in kind:
+        model["lora"] = {"r": 8, "target_modules": "all-linear", "modules_to_save": ["embed_tokens", "lm_head"]}
+    data = {"train": rows_file(tmp_path, *SUMS[:30]), "validation": rows_file(tmp_path / "held", *SUMS[30:])}
+    options = {"max_steps": 60, "learning_rate": 1e-2, "save_strategy": "no", "model": model, "data": data}
+    base = tmp_path / "base"
+    if "adapters" in kind:
+        with pytest.warns(UserWarning, match="does not end at '<.im_end.>'; set the loaded model's"):
+            trainer = trainer_of(None, tmp_path / "out", tokenizer=tokenizer, start=base, **options)
+    else:
+        trainer = trainer_of(None, tmp_path / "out", tokenizer=tokenizer, start=base, **options)
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    settings = GenerationConfig.from_pretrained(tmp_path / "out")
+    end, text_end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<eot>"])
+    assert settings.eos_token_id == ([end, text_end] if "chatml" in kind else text_end)
+    assert tokenizer.eos_token_id == (end if "chatml" in kind else text_end) and tokenizer.pad_token_id == text_end
+    assert "adapters" in kind or loaded.generation_config.eos_token_id == settings.eos_token_id
+    prompt = tokenizer.apply_chat_template(SUMS[3]["messages"][:1], add_generation_prompt=True, return_tensors="pt")
+    if "adapters" in kind:
+        loaded.generation_config = settings
+    made = loaded.generate(**prompt, max_new_tokens=30, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert made[-1] == tokenizer.eos_token_id and len(made) < 30 and "It is" in tokenizer.decode(made)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}",
+            "an assistant's turn by '<|end|>', which",
+        ),
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}",
+            "turn by '\\n', which",
+        ),
+        (
+            "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>{% endfor %}",
+            "by '<|im_end|>' outside of its {% generation %} block",
+        ),
+        ("{{ raise_exception('No users here') }}", "cannot render a question and its answer: No users here"),
+    ],
+)
+def test_a_template_whose_turns_cannot_end_is_refused(template, message, chats, tmp_path):
+    (tmp_path / "own.jinja").write_text(template)
+    with pytest.raises(ValueError) as error:
+        trainer_of(chats, tmp_path / "out", model={"chat_template": str(tmp_path / "own.jinja")})
+    assert "`model.chat_template`" in str(error.value) and message in str(error.value)
+
+
+def test_chatml_for_a_tokenizer_without_its_tokens_is_refused(chats, tmp_path):
+    with pytest.raises(ValueError, match="by '<.im_end.>', which is no special token .* such as '<eot>'"):
+        trainer_of(chats, tmp_path / "out", tokenizer=copy.deepcopy(train_tokenizer()))
+
+
+def test_validation_on_the_chats_that_are_trained_on_is_refused(chats, tmp_path):
+    train = str(chats / "train.jsonl")
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in conversations(4, 5)))
+    for data, message in (
+        ({"validation": train}, "train.jsonl, which is trained on, too"),
+        ({"validation": f"{chats}/*.jsonl"}, "train.jsonl, which is trained on, too"),
+        ({"validation": str(tmp_path / "other.jsonl")}, "All conversations to validate on are trained on, too"),
+        ({"validation_split": "test"}, "but only a dataset of the Hub has splits; name other files"),
+        ({"validation_documents": 4}, "`data.validation_documents` is 4, of texts; name conversations"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            trainer_of(chats, tmp_path / "out", data=data)
 
 
 def test_lora_goes_on_from_a_checkpoint_to_the_same_adapters(chats, tmp_path):
@@ -143,11 +239,14 @@ def test_a_template_without_marks_trains_on_everything_and_says_so(chats, tmp_pa
 
 
 def rows_file(tmp_path, *rows: dict) -> str:
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
+SPOKEN = [{"role": "assistant", "content": "Yes."}]
+LONG = [{"role": "assistant", "content": "word " * 60}]
 SILENT = {"messages": [{"role": "user", "content": "Hello?"}]}
 LATE = {"messages": [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "Yes."}]}
 
@@ -158,12 +257,29 @@ LATE = {"messages": [{"role": "user", "content": "word " * 60}, {"role": "assist
         ([{"text": "once"}], "has no column `messages`; its columns are text."),
         ([*conversations(0, 2), SILENT | {"source": "s"}], "1 of 3 do not, for instance [{"),
         ([{"messages": "once"}], "must have `messages`, a list of role and content"),
+        (
+            [{"conversations": [{"from": "human", "value": "a"}]}],
+            "columns are conversations. Make lists of `role`",
+        ),
+        ([{"prompt": "a", "completion": "b"}], "its columns are prompt, completion. Make a user's and an assistant's"),
+        ([{"messages": [{"role": "user", "content": ["a"]}, *SPOKEN]}], "must have `messages`, a list of role and"),
+        ([{"messages": SPOKEN, "tools": [{"name": "add"}]}], "rows.jsonl has `tools`, which the chat template would"),
+        (
+            [{"messages": [{**SPOKEN[0], "tool_calls": [{"name": "add"}]}]}],
+            "rows.jsonl has `tool_calls`, which the",
+        ),
+        ([{"messages": [*SPOKEN, *LONG]}, {"messages": LONG}], None),
+        ([{"messages": LONG}], "No assistant ends a turn within the first `data.sequence_length` = 32 tokens"),
         ([LATE], "No assistant speaks within the first `data.sequence_length` = 32 tokens"),
     ],
 )
 def test_other_data_is_refused(rows, message, chats, tmp_path):
+    data = {"train": rows_file(tmp_path, *rows), "sequence_length": 32}
+    if message is None:
+        assert len(trainer_of(chats, tmp_path / "out", data=data).train_dataset) == len(rows)
+        return
     with pytest.raises(ValueError) as error:
-        trainer_of(chats, tmp_path / "out", data={"train": rows_file(tmp_path, *rows), "sequence_length": 32})
+        trainer_of(chats, tmp_path / "out", data=data)
     assert message in str(error.value)
 
 
@@ -173,8 +289,8 @@ def test_other_data_is_refused(rows, message, chats, tmp_path):
         ({"chat_template": None}, {}, "has no chat template; give `model.chat_template` a Jinja file, or `chatml`."),
         ({"chat_template": "chatlm"}, {}, "`model.chat_template` is 'chatlm', which is no file"),
         ({}, {"train": None}, "`data.train` is missing"),
-        ({}, {"train": "nowhere.jsonl"}, "nowhere.jsonl, which is no file"),
-        ({}, {"train": ["a/b", "c/d"]}, "are no files; of Hub datasets give one"),
+        ({}, {"train": "nowhere.jsonl"}, "`data.train` names nowhere.jsonl, which does not exist"),
+        ({}, {"train": ["a/b", "c/d"]}, "a/b, which does not exist; of Hub datasets give one"),
         ({}, {"train": "no-body/no-chats"}, "no-body/no-chats is no file here, nor a dataset with a split 'train'"),
         ({}, {"streaming": True}, "`data.streaming` is for language modelling"),
         ({"lora": {"rank": 4}}, {}, "`model.lora` has no field 'rank'"),

@@ -1,6 +1,9 @@
 """The text of a recipe: what is refused and how, and what packed sequences the rest gives."""
 
 import copy
+import csv
+import json
+import os
 from pydoc_data.topics import topics
 
 import pytest
@@ -33,6 +36,26 @@ def folder(tmp_path_factory):
     Dataset.from_dict({"text": [""]}).select([]).to_parquet(folder / "rows.parquet")
     (folder / "one.txt").write_text("\n\n".join(DOCUMENTS[:20]))
     (folder / "several.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS))
+    with open(folder / "table.csv", "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([["n", "text"], *([n, text] for n, text in enumerate(DOCUMENTS))])
+    with open(folder / "table.TSV", "w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([["text", "n"], *([text, ""] for text in DOCUMENTS)])
+    rows = [{"text": text, "n": [n]} for n, text in enumerate(DOCUMENTS)]
+    lines = [json.dumps(row) for row in [*rows[:3], {"text": None}, {"text": ""}, *rows[3:]]]
+    (folder / "lines.jsonl").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    (folder / "list.json").write_text(json.dumps(rows, indent=1))
+    (folder / "quotes.csv").write_text("text,n\nAn unquoted comma, here,1\n")
+    (folder / "words.csv").write_text("text\nNA\nnull\n0012\n" + "nan\n" * 40)
+    (folder / "columns.csv").write_text("txt,n\na,1\n")
+    (folder / "twice.csv").write_text("text,text\na,1\n")
+    (folder / "header.csv").write_text("text,n\n")
+    (folder / "number.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    (folder / "other.jsonl").write_text('{"text": "a"}\n{"content": "b"}\n')
+    (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (folder / "half.jsonl").write_text('{"text": "\\ud800"}\n')
+    (folder / "packed.txt.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
+    (folder / "words.docx").write_bytes(b"PK\x03\x04\x14\x00rest")
+    (folder / "late.txt").write_bytes(b"text " * 300_000 + b"\xe4")
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("A short text.")
     (folder / "latin.txt").write_bytes("Käse".encode("latin-1") * 100)
@@ -51,16 +74,22 @@ def recipe(folder, **fields):
     return DataRecipe(**{name: resolve(value) for name, value in fields.items()})
 
 
-def expected_tokens(documents, tokenizer):
+def expected_targets(documents, tokenizer):
     return [
         token
         for text in documents
-        for token in (tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False))
+        for token in (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
     ]
 
 
-def tokens(rows):
-    return [token for row in rows for token in row["input_ids"]]
+def targets(rows):
+    return [token for row in rows for token in row["labels"] if token != -100]
+
+
+def assert_packed(rows, documents, tokenizer, length=LENGTH):
+    """Each token and each end is a target once, in order, but for those that fill no row at the end."""
+    found, expected = targets(rows), expected_targets(documents, tokenizer)
+    assert found and found == expected[: len(found)] and len(expected) - len(found) < length
 
 
 @pytest.mark.parametrize(
@@ -89,6 +118,28 @@ def tokens(rows):
             ValueError,
             "`data.validation` and `data.validation_documents` are both given",
         ),
+        ({"train": "@nowhere.csv"}, FileNotFoundError, "`data.train` names .*nowhere.csv, which does not exist"),
+        ({"train": "nowhere.jsonl"}, FileNotFoundError, "`data.train` names nowhere.jsonl, which does not exist"),
+        (
+            {"train": ["@table.csv", "@lines.jsonl"]},
+            ValueError,
+            "csv .table.csv. and json .lines.jsonl.; give",
+        ),
+        ({"train": "@columns.csv"}, ValueError, "'text', .*columns.csv does not have; .* Its columns are txt, n"),
+        ({"train": "@twice.csv"}, ValueError, "'text', which .*twice.csv has several times"),
+        ({"train": "@header.csv"}, ValueError, "header.csv, which has no rows"),
+        ({"train": "@quotes.csv"}, ValueError, "quotes.csv has 3 fields in .* line 2, but 2 columns"),
+        ({"train": "@half.jsonl"}, ValueError, "half.jsonl is not text in UTF-8: in line 1"),
+        ({"train": "@lines.jsonl", "text_column": "n"}, ValueError, "in line 1 of .*lines.jsonl that holds \\[0\\]"),
+        ({"train": "@latin.txt"}, ValueError, "latin.txt is not text in UTF-8: its byte 1 is 0xe4; convert it"),
+        ({"train": "@packed.txt.gz"}, ValueError, "packed.txt.gz is not text .* its byte 1 is 0x8b; .* or unpack it"),
+        ({"train": "@words.docx"}, ValueError, "words.docx is not text in UTF-8: its byte 5 is 0x00"),
+        ({"train": "@one.txt", "text_column": "texts"}, ValueError, "`data.text_column` is 'texts', of tables"),
+        (
+            {"train": "@table.csv", "document_separator": "--"},
+            ValueError,
+            "`data.document_separator` is '--'",
+        ),
         ({"train": "@one.txt", "sequence_length": 1}, ValueError, "`data.sequence_length` is 1; .* at least 2"),
         ({"train": "@one.txt", "shuffle_buffer": 0}, ValueError, "`data.shuffle_buffer` is 0"),
         ({"train": "@one.txt", "max_validation_sequences": 0}, ValueError, "`data.max_validation_sequences` is 0"),
@@ -105,7 +156,10 @@ def test_what_is_refused_before_anything_is_built(fields, error, message, folder
     [
         ({"train": "@short.txt"}, "documents of `data.train` have fewer than `data.sequence_length` = 32 tokens"),
         ({"train": "@one.txt", "validation": "@short.txt"}, "documents of `data.validation` have fewer"),
-        ({"train": "@latin.txt"}, "latin.txt is no text in UTF-8"),
+        ({"train": "@late.txt"}, "late.txt is not text in UTF-8: its byte 1,500,000 is 0xe4"),
+        ({"train": "@number.jsonl"}, "in line 2 of .*number.jsonl that holds 3, not text"),
+        ({"train": "@other.jsonl"}, "'text', which line 2 of .*other.jsonl does not have; Its columns are content"),
+        ({"train": "@broken.jsonl"}, "broken.jsonl is no JSON with an object on each line: line 2"),
     ],
 )
 def test_what_only_reading_it_shows(fields, message, folder, tokenizer):
@@ -144,43 +198,44 @@ def test_a_dataset_with_splits(streaming, folder, tokenizer, tmp_path):
         ({"train": "@one.txt"}, ["\n\n".join(DOCUMENTS[:20])]),
         ({"train": "@several.txt", "document_separator": "<|endoftext|>"}, DOCUMENTS),
         ({"train": "@texts.parquet", "text_column": "texts"}, DOCUMENTS),
+        ({"train": "@table.csv"}, DOCUMENTS),
+        ({"train": "@table.TSV"}, DOCUMENTS),
+        ({"train": "@lines.jsonl"}, DOCUMENTS),
+        ({"train": "@list.json"}, DOCUMENTS),
+        ({"train": "@words.csv"}, ["NA", "null", "0012"] + ["nan"] * 40),
     ],
 )
 def test_every_document_is_packed_once_and_in_order(fields, documents, folder, tokenizer):
     found = training_data(recipe(folder, **fields), tokenizer, seed=0)
-    expected = expected_tokens(documents, tokenizer)
-    assert tokens(found.train) == expected[: len(found.train) * LENGTH]
-    assert len(found.train) == len(expected) // LENGTH and found.validation is None
+    assert_packed(found.train, documents, tokenizer)
+    assert found.validation is None
 
 
 def test_the_built_in_text_needs_no_files(folder, tokenizer):
     data = training_data(
         recipe(folder, train="python-reference", sequence_length=512, validation_documents=3), tokenizer, seed=0
     )
-    starts = tokens(data.train).count(tokenizer.eos_token_id)
+    ends = targets(data.train).count(tokenizer.eos_token_id)
     held_out = [topics[topic].strip() for topic in sorted(topics)[:3]]
-    assert starts in (len(topics) - 3, len(topics) - 4)  # the last document may be in what fills no row
-    assert tokens(data.validation) == expected_tokens(held_out, tokenizer)[: 512 * len(data.validation)]
+    assert ends in (len(topics) - 3, len(topics) - 4)  # the last document may be in what fills no row
+    assert_packed(data.validation, held_out, tokenizer, 512)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_held_out_documents_are_not_trained_on(streaming, folder, tokenizer):
     fields = {"train": "@part-*.parquet", "validation_documents": 5, "sequence_length": 16, "streaming": streaming}
     data = training_data(recipe(folder, **fields), tokenizer, seed=0)
-    held_out = expected_tokens(DOCUMENTS[:5], tokenizer)
-    assert tokens(data.validation) == held_out[: len(held_out) // 16 * 16]
+    assert_packed(data.validation, DOCUMENTS[:5], tokenizer, 16)
     if not streaming:
-        expected = expected_tokens(DOCUMENTS[5:], tokenizer)
-        assert tokens(data.train) == expected[: len(expected) // 16 * 16]
+        assert_packed(data.train, DOCUMENTS[5:], tokenizer, 16)
 
 
 def test_validation_is_the_start_of_its_text(folder, tokenizer):
     fields = {"train": "@part-0.parquet", "validation": "@part-1.parquet"}
     some = training_data(recipe(folder, **fields, max_validation_sequences=4), tokenizer, seed=0).validation
     everything = training_data(recipe(folder, **fields, max_validation_sequences=None), tokenizer, seed=0).validation
-    expected = expected_tokens(DOCUMENTS[20:], tokenizer)
-    assert tokens(some) == expected[: 4 * LENGTH]
-    assert tokens(everything) == expected[: len(expected) // LENGTH * LENGTH]
+    assert_packed(everything, DOCUMENTS[20:], tokenizer)
+    assert list(some) == list(everything)[:4]
 
 
 def test_the_cache_serves_again_until_something_changes(tmp_path):
@@ -206,3 +261,50 @@ def test_the_cache_serves_again_until_something_changes(tmp_path):
     Dataset.from_dict({"text": DOCUMENTS, "other": DOCUMENTS[::-1]}).to_parquet(tmp_path / "two.parquet")
     columns = {file(train=str(tmp_path / "two.parquet"), text_column=name) for name in ("text", "other")}
     assert len(columns) == 2
+
+
+@pytest.mark.parametrize("train", ["@table.csv", "@lines.jsonl"])
+def test_a_stream_of_a_table_is_what_is_cached(train, folder, tokenizer):
+    fields = {"train": train, "shuffle_buffer": 1}
+    cached = training_data(recipe(folder, **fields), tokenizer, seed=0).train
+    stream = training_data(recipe(folder, **fields, streaming=True), tokenizer, seed=0).train
+    assert [row for row, _ in zip(stream, cached, strict=False)] == list(cached)
+
+
+def test_validation_on_a_file_that_is_trained_on_is_refused(folder, tmp_path):
+    """By its own name, another, a link or a copy."""
+    one = folder / "one.txt"
+    (tmp_path / "link.txt").symlink_to(one)
+    os.link(one, tmp_path / "hard.txt")
+    (tmp_path / "copy.txt").write_bytes(one.read_bytes())
+    for name in (one, folder / ".." / folder.name / "one.txt", *tmp_path.iterdir(), f"{folder}/o*.txt"):
+        for streaming in (False, True):
+            settings = recipe(folder, train=["@several.txt", "@one.txt"], validation=str(name), streaming=streaming)
+            with pytest.raises(ValueError, match="`data.validation` names .*, which is trained on, too"):
+                check_data(settings)
+    check_data(recipe(folder, train="@several.txt", validation="@one.txt"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train": "python-reference", "validation": "python-reference"},
+        {"train": "some/texts", "validation": "some/texts"},
+        {"train": "some/texts", "validation_split": "train"},
+    ],
+)
+def test_validation_on_the_source_and_split_that_is_trained_on_is_refused(fields, folder):
+    with pytest.raises(ValueError, match="which is what is trained on"):
+        check_data(recipe(folder, **fields))
+    check_data(recipe(folder, train="some/texts", validation_split="test"))
+
+
+def test_validation_on_documents_that_are_trained_on(folder, tokenizer):
+    """Also where they are a part of a longer text, and without reading all that is trained on twice."""
+    contained = {"train": "@table.csv", "validation": "@one.txt"}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="All lines of the documents to validate on are trained on, too"):
+            training_data(recipe(folder, **contained), tokenizer, seed=0)
+    half = {"train": "@part-0.parquet", "validation": "@list.json", "max_validation_sequences": None}
+    with pytest.warns(UserWarning, match=r"(4\d|5\d)% of the lines of the documents to validate on are trained on"):
+        training_data(recipe(folder, **half), tokenizer, seed=0)

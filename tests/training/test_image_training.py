@@ -129,11 +129,22 @@ def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(s
         ({"config": "mnist-sas"}, {"train": None}, "`data.train` is None; for images it must be one folder or Hub id"),
         ({"config": "mnist-sas"}, {"split": "training"}, "no split 'training'; it has train, test"),
         ({"config": "mnist-sas"}, {"validation_split": "tests"}, "no split 'tests'; it has train, test"),
+        (
+            {"config": "mnist-sas"},
+            {"validation_split": "train"},
+            "is both trained and validated on",
+        ),
+        (
+            {"config": "mnist-sas"},
+            {"validation": "@.", "validation_split": "train"},
+            "is both trained and validated on",
+        ),
         ({"config": "mnist-sas"}, {"class_names": ["a"]}, "`class_names` has 1 names"),
         ({"config": "mnist-sas", "trainable": ["clasifier"]}, {}, "'clasifier', which matches no parameter"),
     ],
 )
 def test_other_image_recipes_are_refused(squares, tmp_path, model, data, message):
+    data = data | ({"validation": f"{squares}/."} if "validation" in data else {})
     with pytest.raises(ValueError) as error:
         image_trainer(tmp_path / "out", model, {"train": str(squares)} | data)
     assert message in str(error.value)

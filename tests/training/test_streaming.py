@@ -180,6 +180,9 @@ def test_what_a_stream_refuses(texts):
         rows.state_dict(0)
     with pytest.raises(ValueError, match="`dataloader_num_workers` must be 0"):
         next(iter(DataLoader(rows, num_workers=1, collate_fn=default_data_collator)))
+    place = rows.state_dict(20)
+    with pytest.raises(ValueError, match="that an earlier version of sas_hf packed, without the end of each document"):
+        rows.load_state_dict({name: value for name, value in place.items() if name != "layout"})
     nothing = IterableDataset.from_generator(lambda: iter([{"text": ""}, {"text": None}]))
     with pytest.raises(ValueError, match="no text in the column 'text'"):
         next(iter(PackedStream(nothing, "text", train_tokenizer(), 8, 1, seed=0)))

@@ -207,6 +207,15 @@ def no_model(monkeypatch):
         ("model.config=sas-124m", "no configuration named 'sas-124m'.*sas-125m"),
         ("model.config=mnist-sas", "no causal language model"),
         ("model.tokenizer=./nowhere", "`model.tokenizer` is './nowhere'"),
+        (
+            "model.overrides.eos_token_id=5",
+            "`model.overrides.eos_token_id` is 5, but the tokenizer .* with 0",
+        ),
+        (
+            "model.overrides.bos_token_id=5",
+            "`model.overrides.bos_token_id` is 5, but the tokenizer .* with 0",
+        ),
+        ("data.validation=python-reference data.validation_documents=null", "which is what is trained on"),
         ("data.train=./nowhere.txt", "nowhere.txt, which does not exist"),
         ("data.train={parquet}", "`data.text_column` is 'text', which .* does not have.*'texts'"),
         ("model.lora={rank: 4, target_modules: [q_proj]}", "`model.lora` has no field 'rank'"),
@@ -224,8 +233,9 @@ def test_refused_before_a_model_is_built(change, message, fields, no_model, tmp_
     path.write_text(yaml.safe_dump(fields))
     folder = tmp_path / "run"
     with pytest.raises((ValueError, OSError), match=message):
-        changes = [f"training.output_dir={folder}", change.replace("{parquet}", str(tmp_path / "words.parquet"))]
-        train(load_recipe(path, changes))
+        change = change.replace("{parquet}", str(tmp_path / "words.parquet"))
+        changes = change.split() if change.startswith("data.validation=") else [change]
+        train(load_recipe(path, [f"training.output_dir={folder}", *changes]))
     assert not folder.exists()
 
 
@@ -245,6 +255,20 @@ def test_a_run_without_a_checkpoint_is_not_in_the_way(fields, no_model, tmp_path
     (tmp_path / "run" / "checkpoint-1").mkdir()
     with pytest.raises(FileExistsError, match="holds the run of another recipe .*training.max_steps: 3 there"):
         train(recipe_from_dict(fields | {"training": training}))
+
+
+def test_a_new_model_begins_and_ends_texts_as_its_tokenizer(fields, tmp_path):
+    """Whatever the named configuration says (GPT-2's 50,256)."""
+    tokenizer = train_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    overrides = {name: value for name, value in TINY.items() if not name.endswith("token_id")} | {"vocab_size": 400}
+    model = {"config": "sas-125m", "tokenizer": str(tmp_path / "tokenizer"), "overrides": overrides}
+    training = fields["training"] | {"output_dir": str(tmp_path / "run"), "max_steps": 1, "eval_strategy": "no"}
+    train(recipe_from_dict(fields | {"model": model, "training": training}))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    for settings in (loaded.config, loaded.generation_config):
+        found = settings.bos_token_id, settings.eos_token_id, settings.pad_token_id
+        assert found == (tokenizer.eos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 1, 0)
 
 
 def test_an_error_is_one_line(file, tmp_path):
