@@ -1,5 +1,6 @@
 """Checkpoints: looked at before anything is loaded, read without running their code, written whole or not at all."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -67,6 +68,22 @@ def optional_file(source: str | Path, name: str, revision: str | None = None) ->
     return None if found is None else Path(found)
 
 
+def read_report(source: str | Path, revision: str | None = None) -> dict | None:
+    """The fidelity report of the checkpoint, or `None` if it has none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    file = optional_file(source, REPORT_NAME, revision)
+    try:
+        report = None if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error
+    if file is not None and not isinstance(report, dict):
+        raise ValueError(f"{file} is no fidelity report, which is a JSON object; mend or remove it.")
+    return report
+
+
 def refuse_existing(output: Path) -> None:
     """Raise a `FileExistsError` unless `output` is free or an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -106,8 +123,15 @@ def load_model(
     source: str | Path,
     revision: str | None,
     error_class: type[ValueError] = ValueError,
+    *,
+    new_head: bool = False,
+    **options,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model in its own dtype, and the names of weights in the checkpoint that are not the model's.
+    """The model, and the names of weights in the checkpoint that are not the model's.
+
+    Args:
+        new_head: weights outside the base model that are missing or of another shape begin anew.
+        options: of `from_pretrained`, such as `config`; the dtype is the checkpoint's own by default.
 
     Raises:
         ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite.
@@ -117,25 +141,28 @@ def load_model(
         model, loading = model_class.from_pretrained(
             source,
             revision=revision,
-            dtype="auto",
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
             output_loading_info=True,
+            **{"dtype": "auto"} | options,
         )
     except SafetensorError as error:
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
-    if loading["missing_keys"]:
-        absent = ", ".join(sorted(loading["missing_keys"])[:5])
-        raise error_class(f"{source} lacks weights of {model_class.__name__}: {absent}.")
-    if loading["mismatched_keys"]:
-        name, found, expected = min(loading["mismatched_keys"])
+    inside = f"{model.base_model_prefix}."
+    absent = sorted(name for name in loading["missing_keys"] if name.startswith(inside) or not new_head)
+    if absent:
+        raise error_class(f"{source} lacks weights of {type(model).__name__}: {', '.join(absent[:5])}.")
+    misshapen = [weight for weight in loading["mismatched_keys"] if weight[0].startswith(inside) or not new_head]
+    if misshapen:
+        name, found, expected = min(misshapen)
         raise error_class(
             f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
             "belong together."
         )
     for name, weight in model.named_parameters():
-        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
+        # Of a model that DeepSpeed shards as it loads, this process may hold nothing.
+        if weight.numel() and not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
             raise error_class(f"{source} is damaged: {name} holds NaN or infinite numbers.")
     return model, sorted(loading["unexpected_keys"])
 

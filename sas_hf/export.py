@@ -1,6 +1,5 @@
 """A SAS checkpoint in, a folder for the Hub out: weights, code and card, for readers with and without sas_hf."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from .checkpoints import (
     load_tokenizer,
     new_folder,
     optional_file,
+    read_report,
     read_settings,
     refuse_existing,
     save_model,
@@ -54,7 +54,7 @@ def export_model(
     output = Path(output)
     refuse_existing(output)
     model_class = _find_class(source, revision)
-    card, report = read_card(source, revision), _read_report(source, revision)
+    card, report = read_card(source, revision), read_report(source, revision)
 
     with new_folder(output) as folder:
         progress(f"Loading {source}")
@@ -97,11 +97,3 @@ def _find_class(source: str | Path, revision: str | None) -> type[PreTrainedMode
     if named not in classes:
         raise ValueError(f"`architectures` of {source} names {named}; it must be one of {', '.join(classes)}.")
     return classes[named]
-
-
-def _read_report(source: str | Path, revision: str | None) -> dict | None:
-    file = optional_file(source, REPORT_NAME, revision)
-    try:
-        return None if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from .streaming import PackedStream
@@ -47,6 +47,7 @@ class DurableTrainer(Trainer):
         self._finite: torch.Tensor | None = None
         self._rows_before, self._steps_before = 0, 0  # of the stream, when this process took it up
         self._resumes_stream_from: str | None = None
+        self._loaded_step: int | None = None  # of the best model, once it is in the last one's place
         self.add_callback(SaveOnTermination(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -55,6 +56,7 @@ class DurableTrainer(Trainer):
 
         Raises:
             FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
+            FileNotFoundError: for a checkpoint without optimizer or schedule, as of `save_only_model`.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
         """
         output = Path(self.args.output_dir)
@@ -62,7 +64,10 @@ class DurableTrainer(Trainer):
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):
             resume_from_checkpoint = None
-        self._find_place(get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint)
+        checkpoint = get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
+        if checkpoint:
+            _require_whole_state(Path(checkpoint))
+        self._find_place(checkpoint)
         with self._terminating_gently():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -124,6 +129,26 @@ class DurableTrainer(Trainer):
             + "A smaller `learning_rate`, a longer warm-up or a smaller `max_grad_norm` may help."
         )
 
+    @property
+    def step_of_model(self) -> int:
+        """The step that the model at hand is of: the last, or the best one's after `load_best_model_at_end`."""
+        return self.state.global_step if self._loaded_step is None else self._loaded_step
+
+    def _load_best_model(self) -> None:
+        """As in `Trainer`, which goes on with the last model where it does not find the best.
+
+        Raises:
+            FileNotFoundError: there.
+        """
+        best = Path(self.state.best_model_checkpoint)
+        if not best.is_dir():
+            raise FileNotFoundError(
+                f"`load_best_model_at_end`: {best} is gone, the best model's checkpoint; put it back, or train with "
+                "`load_best_model_at_end=False` for the last model."
+            )
+        super()._load_best_model()
+        self._loaded_step = int(best.name.rpartition("-")[2])
+
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._saves_aside else folder
@@ -171,11 +196,31 @@ class DurableTrainer(Trainer):
         unfinished.rmdir()
 
 
+def _require_whole_state(checkpoint: Path) -> None:
+    """The stock Trainer goes on without what it does not find: a new optimizer, the schedule from its start."""
+    there = [path.name for path in checkpoint.iterdir()]
+    absent = [name for name in (TRAINER_STATE_NAME, SCHEDULER_NAME) if name not in there]
+    # A file, or folders of shards; DeepSpeed's is in its own folder.
+    if not any("optimizer" in name or name.startswith("global_step") for name in there):
+        absent.append(OPTIMIZER_NAME)
+    if absent:
+        raise FileNotFoundError(
+            f"{checkpoint} lacks {', '.join(absent)}, so that a training cannot go on from it (it may have been saved "
+            "with `save_only_model`); load it as a model to train anew from it, or name another `output_dir`."
+        )
+
+
 class SaveOnTermination(TrainerCallback):
     """Once any process was told to end: a checkpoint after the step at hand, then the end of the training."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # The path is of where the folder was when the checkpoint was written.
+        if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
+            moved = Path(args.output_dir) / Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = str(moved) if moved.is_dir() else state.best_model_checkpoint
 
     def on_step_end(self, args, state, control, **kwargs):
         # All processes must save and stop at the same step, whichever got the signal first.
