@@ -149,7 +149,7 @@ def trained_card(model, name: str, training: dict, report: dict | None, start: M
             "the fidelity below is the conversion's, from before it was trained, and says nothing of this model."
         )
     card = ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{'Adapters for a' if adapted else 'A'} {type(model).__name__}, "
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nA {type(model).__name__}, "
         f"trained by `sas_hf` {__version__}: {training['task'].replace('_', ' ')}, {training['steps']:,} steps, "
         f"{training['trained']}. {began}\n"
     )

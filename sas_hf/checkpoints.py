@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
@@ -40,6 +41,11 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds adapters, and no model of its own; `sas-hf export {folder} OUT` makes one of them and "
+                "their SAS model, peft's `merge_and_unload()` of any."
+            )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
     # What cannot be a Hub id ("name" or "owner/name") is a path.
     is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
@@ -82,6 +88,28 @@ def read_report(source: str | Path, revision: str | None = None) -> dict | None:
     if file is not None and not isinstance(report, dict):
         raise ValueError(f"{file} is no fidelity report, which is a JSON object; mend or remove it.")
     return report
+
+
+def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The base model of the peft adapters in that folder or at that Hub id, and its revision; `None` for others, and
+    for a model with adapters beside it.
+
+    Raises:
+        FileNotFoundError: if the base is a folder that is not there.
+    """
+    if Path(source).is_dir() and (Path(source) / CONFIG_NAME).is_file():
+        return None
+    file = optional_file(source, ADAPTER_CONFIG_NAME, revision)
+    if file is None:
+        return None
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise FileNotFoundError(
+            f"`base_model_name_or_path` in {file} is {base!r}, where no model is; if it has moved (the `base` of a "
+            "run moves with its folder), write there where it is now."
+        )
+    return base, settings.get("revision")
 
 
 def refuse_existing(output: Path) -> None:

@@ -220,7 +220,7 @@ def _check_batch_size(recipe: TrainingRecipe) -> None:
     if recipe.training.get("auto_find_batch_size"):
         raise ValueError(
             f"`batch_size` is {recipe.batch_size}, but `training.auto_find_batch_size` makes it smaller where memory "
-            "is short; set one of them to null (a smaller `training.per_device_train_batch_size` needs less memory, too)."
+            "is short; set one of them to null (a smaller `training.per_device_train_batch_size` needs less, too)."
         )
     if (recipe.training.get("accelerator_config") or {}).get("split_batches"):
         raise ValueError(
