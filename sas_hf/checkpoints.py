@@ -43,8 +43,8 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         if (folder / ADAPTER_CONFIG_NAME).is_file():
             raise FileNotFoundError(
-                f"{folder} holds adapters, and no model of its own; `sas-hf export {folder} OUT` makes one of them and "
-                "their SAS model, peft's `merge_and_unload()` of any."
+                f"{folder} holds adapters, and no model of its own; `sas-hf export {folder} OUT` makes one of them "
+                "and their SAS model, peft's `merge_and_unload()` of any."
             )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
     # What cannot be a Hub id ("name" or "owner/name") is a path.

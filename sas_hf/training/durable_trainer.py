@@ -56,7 +56,8 @@ class DurableTrainer(Trainer):
 
         Raises:
             FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
-            FileNotFoundError: for a checkpoint without optimizer or schedule, as of `save_only_model`.
+            FileNotFoundError: for a checkpoint without optimizer or schedule, as of `save_only_model`; with
+                `load_best_model_at_end` where the best checkpoint is gone.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
         """
         output = Path(self.args.output_dir)
@@ -134,20 +135,25 @@ class DurableTrainer(Trainer):
         """The step that the model at hand is of: the last, or the best one's after `load_best_model_at_end`."""
         return self.state.global_step if self._loaded_step is None else self._loaded_step
 
-    def _load_best_model(self) -> None:
-        """As in `Trainer`, which goes on with the last model where it does not find the best.
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None:
+            return trained
+        saved = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"]
+        if saved is not None and not Path(saved).is_dir():  # the folder may be another by now
+            best = Path(self.args.output_dir) / Path(saved).name
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if self.args.load_best_model_at_end:
+                _require_best(best)
+        # The stock Trainer trains one step more than `max_steps` when it resumes from the last one.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
 
-        Raises:
-            FileNotFoundError: there.
-        """
-        best = Path(self.state.best_model_checkpoint)
-        if not best.is_dir():
-            raise FileNotFoundError(
-                f"`load_best_model_at_end`: {best} is gone, the best model's checkpoint; put it back, or train with "
-                "`load_best_model_at_end=False` for the last model."
-            )
+    def _load_best_model(self) -> None:
+        _require_best(Path(self.state.best_model_checkpoint))
         super()._load_best_model()
-        self._loaded_step = int(best.name.rpartition("-")[2])
+        self._loaded_step = int(self.state.best_model_checkpoint.rpartition("-")[2])
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
@@ -210,17 +216,20 @@ def _require_whole_state(checkpoint: Path) -> None:
         )
 
 
+def _require_best(checkpoint: Path) -> None:
+    """The stock Trainer takes the last model where it does not find the best."""
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(
+            f"`load_best_model_at_end`: {checkpoint} is gone, the best model's checkpoint; put it back, or go on with "
+            "`load_best_model_at_end=False` for the last model."
+        )
+
+
 class SaveOnTermination(TrainerCallback):
     """Once any process was told to end: a checkpoint after the step at hand, then the end of the training."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # The path is of where the folder was when the checkpoint was written.
-        if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
-            moved = Path(args.output_dir) / Path(state.best_model_checkpoint).name
-            state.best_model_checkpoint = str(moved) if moved.is_dir() else state.best_model_checkpoint
 
     def on_step_end(self, args, state, control, **kwargs):
         # All processes must save and stop at the same step, whichever got the signal first.

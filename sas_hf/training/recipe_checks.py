@@ -134,6 +134,7 @@ def _check_training_fields(recipe: TrainingRecipe) -> None:
                 "evaluates as `training.eval_strategy` says; leave it out."
             )
     _check_task_fields(recipe)
+    _check_optimizer(training)
     _check_best(recipe)
 
 
@@ -152,6 +153,20 @@ def _check_task_fields(recipe: TrainingRecipe) -> None:
         raise ValueError("`training.remove_unused_columns` is true, but the inputs are made of them; leave it out.")
     if task == "image_classification" and not training.get("eval_do_concat_batches", True):
         raise ValueError("`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out.")
+
+
+def _check_optimizer(training: dict) -> None:
+    name = str(training.get("optim", TrainingArguments.optim))
+    if training.get("optim_target_modules") and not name.startswith(("galore", "apollo")):
+        raise ValueError(
+            f"`training.optim_target_modules` is given, for GaLore and Apollo, but `training.optim` is {name}, which "
+            "does not look at it; leave it out."
+        )
+    if training.get("optim_args") and name.startswith(("adamw_torch", "adamw_hf", "adafactor")):
+        raise ValueError(
+            f"`training.optim_args` is {training['optim_args']!r}, but {name} does not look at it; use the "
+            "`training.adam_...` fields."
+        )
 
 
 def _check_best(recipe: TrainingRecipe) -> None:

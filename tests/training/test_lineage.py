@@ -34,7 +34,7 @@ def texts(tmp_path_factory):
     (folder / "train.txt").write_text("\n\n".join(real_text()[:60]))
     (folder / "held.txt").write_text("\n\n".join(real_text()[100:120]))
     rows = [
-        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text[:60]}]}
+        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text[:9]}]}
         for text in real_text()[:8]
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -144,12 +144,9 @@ def test_adapters_and_their_base_are_exported_as_one_model(llama, texts, tmp_pat
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (untrained - expected).abs().max() > 1e-3
     card = ModelCard.load(exported / "README.md")
-    assert (card.data.library_name, card.data.license, card.data.base_model) == (
-        "transformers",
-        "mit",
-        "someone/llama",
-    )
-    assert card.data.base_model_relation != "adapter" and "AutoPeft" not in card.text
+    data = card.data
+    assert (data.library_name, data.license, data.base_model) == ("transformers", "mit", "someone/llama")
+    assert data.get("base_model_relation") != "adapter" and "AutoPeft" not in card.text
     assert json.loads((exported / "fidelity.json").read_text())["trained_since"][0]["trained"] == "LoRA"
     with pytest.raises(FileNotFoundError, match="holds adapters, and no model of its own; `sas-hf export"):
         restore_checkpoint(out, tmp_path / "restored")
@@ -197,7 +194,7 @@ TASKS = {
 def test_the_lineage_goes_on_and_says_that_the_model_was_trained(task, conversion, texts, tmp_path):
     out, (model, changes) = tmp_path / "tuned", TASKS[task]
     if task == "chat":
-        changes = changes | {"data": {"train": str(texts / "chats.jsonl"), "validation": None}}
+        changes = changes | {"data": {"train": str(texts / "chats.jsonl"), "validation": None, "sequence_length": 64}}
     train(recipe_of(texts, out, {"checkpoint": str(conversion)} | model, **changes))
     before = json.loads((conversion / "fidelity.json").read_text())
     for folder in (out, out / "checkpoint-2"):
@@ -206,7 +203,7 @@ def test_the_lineage_goes_on_and_says_that_the_model_was_trained(task, conversio
         assert report == before
         assert (entry["steps"], entry["started_from"]) == (2, str(conversion))
         card = card_of(folder)
-        assert card.text.startswith("\n# tuned\n") or card.text.startswith("# tuned\n")
+        assert card.text.strip().startswith("# tuned\n")
         assert (
             "2 steps" in card.text
             and "the fidelity below is the conversion's, from before it was trained" in card.text
@@ -266,11 +263,12 @@ def test_a_damaged_report_or_card_is_refused_before_training(conversion, texts, 
 
 
 def test_the_best_models_numbers_lie_beside_the_best_model(llama, texts, tmp_path):
-    """A rate so large that the first evaluation is the best; the folder is moved between two starts, too."""
+    """A rate that grows until the model is worse than before; the folder is moved between two starts, too."""
     out = tmp_path / "out"
     best = {
         "max_steps": 6,
-        "learning_rate": 0.5,
+        "learning_rate": 5.0,
+        "warmup_steps": 60,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "save_steps": 2,
@@ -296,6 +294,8 @@ def test_the_best_models_numbers_lie_beside_the_best_model(llama, texts, tmp_pat
     assert train(recipe_of(texts, moved, {"checkpoint": str(llama)}, training=best)) == metrics
     (moved / "all_results.json").unlink()
     (moved / f"checkpoint-{step}").rename(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="`load_best_model_at_end`: .* is gone, the best model's checkpoint"):
+    with pytest.raises(
+        FileNotFoundError, match=f"`load_best_model_at_end`: .*checkpoint-{step} is gone, the best mod"
+    ):
         train(recipe_of(texts, moved, {"checkpoint": str(llama)}, training=best))
     assert not (moved / "all_results.json").exists()
