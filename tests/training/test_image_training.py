@@ -121,6 +121,7 @@ def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(s
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 def test_a_classifier_of_other_classes_begins_anew_and_that_is_said(squares, tmp_path):
     """Its base is the checkpoint's; with adapters the new classifier is kept, and what is saved loads again."""
     start = tmp_path / "start"
