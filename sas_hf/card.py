@@ -29,6 +29,11 @@ PIPELINE_TAGS = {  # the Hub's tasks; masked images have none
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForImageClassification": "image-classification",
 }
+TRAINED_CLASSES = {  # by a recipe's task: what loads adapters, and what a whole model
+    "language_modeling": ("AutoPeftModelForCausalLM", "AutoModelForCausalLM"),
+    "chat": ("AutoPeftModelForCausalLM", "AutoModelForCausalLM"),
+    "image_classification": ("AutoPeftModel", "AutoModelForImageClassification"),
+}
 TAGS = ["sas", "sas_hf"]
 CARRIED = ("license", "license_name", "license_link", "language", "base_model", "base_model_relation")
 LOADING, FIDELITY = "How to load", "Fidelity"
@@ -115,14 +120,68 @@ def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, repor
     return card
 
 
+def trained_card(model, name: str, training: dict, report: dict | None, start: ModelCard | None) -> ModelCard:
+    """The card of a model that a recipe trained, of whatever architecture, or of adapters.
+
+    What it started from on the Hub is its base model; of a local one, its own card's base model is.
+
+    Args:
+        model: the trained model, a `PreTrainedModel` or peft's around one.
+        name: its title.
+        training: what the last entry of the report's `trained_since` says.
+        report: of the conversion that it started from, if it did.
+        start: the card of what it started from, of which nothing but metadata still holds.
+    """
+    adapted = hasattr(model, "peft_config")
+    model = model.get_base_model() if adapted else model
+    is_ours = type(model).__module__.startswith(f"{modeling.__name__}.")
+    place = training["started_from"]
+    carried = {} if start is None else {field: getattr(start.data, field, None) for field in CARRIED}
+    if _is_hub_id(place) and training["is_checkpoint"]:
+        carried |= {"base_model": place, "base_model_relation": "adapter" if adapted else "finetune"}
+    named, auto_class = TRAINED_CLASSES[training["task"]]
+    data = _with_hub_ids(ModelCardData(**carried, library_name="peft" if adapted else "transformers"))
+    data.pipeline_tag, data.tags = PIPELINE_TAGS[auto_class], [*(TAGS if is_ours else []), "generated_from_trainer"]
+    began = f"It began as `{place}`" + (f" at revision `{training['revision']}`." if training["revision"] else ".")
+    if report is not None:
+        began += (
+            f" That goes back to `{report['source']}` ({report['source_architecture']}), which `sas_hf` converted; "
+            "the fidelity below is the conversion's, from before it was trained, and says nothing of this model."
+        )
+    card = ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nA {type(model).__name__}, "
+        f"trained by `sas_hf` {__version__}: {training['task'].replace('_', ' ')}, {training['steps']:,} steps, "
+        f"{training['trained']}. {began}\n"
+    )
+    first = "import sas_hf  # registers the architecture\n" if is_ours else ""
+    package, arguments = "transformers", ""
+    if adapted:
+        package, auto_class = "peft", named
+        arguments = ', import_allowlist=["sas_hf"]' if named == "AutoPeftModel" and is_ours else ""
+    _set_section(
+        card,
+        LOADING,
+        f"```python\n{first}from {package} import {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("PATH"{arguments})  # this repository\'s id, or a folder\n```\n',
+    )
+    if report is not None:
+        _set_section(card, FIDELITY, _fidelity(report))
+    return card
+
+
 def _completed(data: ModelCardData, model_class: type[PreTrainedModel]) -> ModelCardData:
-    """The metadata with library, tags and task, and without base models that are no Hub ids (a folder, say)."""
+    """The metadata with library, tags and task, and without base models that are no Hub ids."""
     data.library_name = "transformers"
     data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *TAGS]))
     task = PIPELINE_TAGS.get(auto_class_name(model_class))
     if task == "feature-extraction" and "image" in model_class.input_modalities:
         task = "image-feature-extraction"
     data.pipeline_tag = data.pipeline_tag or task
+    return _with_hub_ids(data)
+
+
+def _with_hub_ids(data: ModelCardData) -> ModelCardData:
+    """The metadata without base models that are no Hub ids (a folder, say)."""
     named = data.base_model if isinstance(data.base_model, list) else [data.base_model]
     ids = [name for name in named if isinstance(name, str) and _is_hub_id(name)]
     data.base_model = (ids[0] if len(ids) == 1 else ids) or None

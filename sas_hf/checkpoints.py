@@ -1,5 +1,6 @@
 """Checkpoints: looked at before anything is loaded, read without running their code, written whole or not at all."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
@@ -41,6 +43,11 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds adapters, and no model of its own; `sas-hf export {folder} OUT` makes one of them "
+                "and their SAS model, peft's `merge_and_unload()` of any."
+            )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
     # What cannot be a Hub id ("name" or "owner/name") is a path.
     is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
@@ -67,6 +74,44 @@ def optional_file(source: str | Path, name: str, revision: str | None = None) ->
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+def read_report(source: str | Path, revision: str | None = None) -> dict | None:
+    """The fidelity report of the checkpoint, or `None` if it has none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    file = optional_file(source, REPORT_NAME, revision)
+    try:
+        report = None if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error
+    if file is not None and not isinstance(report, dict):
+        raise ValueError(f"{file} is no fidelity report, which is a JSON object; mend or remove it.")
+    return report
+
+
+def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The base model of the peft adapters in that folder or at that Hub id, and its revision; `None` for others, and
+    for a model with adapters beside it.
+
+    Raises:
+        FileNotFoundError: if the base is a folder that is not there.
+    """
+    if Path(source).is_dir() and (Path(source) / CONFIG_NAME).is_file():
+        return None
+    file = optional_file(source, ADAPTER_CONFIG_NAME, revision)
+    if file is None:
+        return None
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise FileNotFoundError(
+            f"`base_model_name_or_path` in {file} is {base!r}, where no model is; if it has moved (the `base` of a "
+            "run moves with its folder), write there where it is now."
+        )
+    return base, settings.get("revision")
 
 
 def refuse_existing(output: Path) -> None:
@@ -110,8 +155,15 @@ def load_model(
     source: str | Path,
     revision: str | None,
     error_class: type[ValueError] = ValueError,
+    *,
+    new_head: bool = False,
+    **options,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model in its own dtype, and the names of weights in the checkpoint that are not the model's.
+    """The model, and the names of weights in the checkpoint that are not the model's.
+
+    Args:
+        new_head: weights outside the base model that are missing or of another shape begin anew.
+        options: of `from_pretrained`, such as `config`; the dtype is the checkpoint's own by default.
 
     Raises:
         ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite.
@@ -121,25 +173,28 @@ def load_model(
         model, loading = model_class.from_pretrained(
             source,
             revision=revision,
-            dtype="auto",
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
             output_loading_info=True,
+            **{"dtype": "auto"} | options,
         )
     except SafetensorError as error:
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
-    if loading["missing_keys"]:
-        absent = ", ".join(sorted(loading["missing_keys"])[:5])
-        raise error_class(f"{source} lacks weights of {model_class.__name__}: {absent}.")
-    if loading["mismatched_keys"]:
-        name, found, expected = min(loading["mismatched_keys"])
+    inside = f"{model.base_model_prefix}."
+    absent = sorted(name for name in loading["missing_keys"] if name.startswith(inside) or not new_head)
+    if absent:
+        raise error_class(f"{source} lacks weights of {type(model).__name__}: {', '.join(absent[:5])}.")
+    misshapen = [weight for weight in loading["mismatched_keys"] if weight[0].startswith(inside) or not new_head]
+    if misshapen:
+        name, found, expected = min(misshapen)
         raise error_class(
             f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
             "belong together."
         )
     for name, weight in model.named_parameters():
-        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
+        # Of a model that DeepSpeed shards as it loads, this process may hold nothing.
+        if weight.numel() and not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
             raise error_class(f"{source} is damaged: {name} holds NaN or infinite numbers.")
     return model, sorted(loading["unexpected_keys"])
 

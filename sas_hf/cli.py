@@ -299,7 +299,7 @@ def recipe_table(recipes: dict) -> Table:
 
 
 def metrics_table(metrics: dict[str, float]) -> Table:
-    table = Table(title="The last of each number")
+    table = Table(title="The saved model's numbers")
     table.add_column("number")
     table.add_column("value", justify="right")
     for name, value in metrics.items():

@@ -1,6 +1,5 @@
 """A SAS checkpoint in, a folder for the Hub out: weights, code and card, for readers with and without sas_hf."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,8 @@ from .checkpoints import (
     load_tokenizer,
     new_folder,
     optional_file,
+    read_adapter,
+    read_report,
     read_settings,
     refuse_existing,
     save_model,
@@ -42,7 +43,8 @@ def export_model(
     when it is complete.
 
     Args:
-        source: a SAS checkpoint folder or Hub id, with safetensors weights; code in it is neither run nor copied.
+        source: a SAS checkpoint folder or Hub id, with safetensors weights; code in it is neither run nor copied. Of
+            peft adapters, the model that they and their base are together is exported.
         output: the new folder; must not exist, or be empty.
         revision: branch, tag or commit of a Hub source.
         progress: called with a line of text at each stage.
@@ -56,18 +58,22 @@ def export_model(
     """
     output = Path(output)
     refuse_existing(output)
-    model_class = _find_class(source, revision)
-    card, report = read_card(source, revision), _read_report(source, revision)
+    adapter = read_adapter(source, revision)
+    base, base_revision = adapter or (source, revision)
+    model_class = _find_class(base, base_revision)
+    card, report = read_card(source, revision), read_report(source, revision)
 
     with new_folder(output) as folder:
         progress(f"Loading {source}")
-        model, unknown = load_model(model_class, source, revision)
+        model, unknown = load_model(model_class, base, base_revision)
         if unknown:
-            raise ValueError(f"{source} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
+            raise ValueError(f"{base} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
+        if adapter:
+            model = _merge(model, source, revision)
         tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
 
         progress(f"Saving {output}")
-        save_model(model, folder, source, revision)
+        save_model(model, folder, base, base_revision)
         add_code(folder, model, auto_classes(model_class.config_class))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -78,7 +84,20 @@ def export_model(
         if report is not None:
             shutil.copyfile(optional_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source).rpartition("/")[2]
+        if adapter and card is not None and card.data.get("base_model_relation"):
+            card.data.base_model_relation = "finetune"  # no longer an adapter
         export_card(model, name, card, report).save(folder / CARD_NAME)
+
+
+def _merge(model: PreTrainedModel, adapter: str | Path, revision: str | None) -> PreTrainedModel:
+    """The model with the adapters in its weights."""
+    from peft import PeftModel  # which models without adapters do without
+
+    adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type
+        raise ValueError(f"{adapter} holds adapters of the kind {kind}, which cannot be merged into weights.")
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def _is_ours(some_class: type) -> bool:
@@ -100,11 +119,3 @@ def _find_class(source: str | Path, revision: str | None) -> type[PreTrainedMode
     if named not in classes:
         raise ValueError(f"`architectures` of {source} names {named}; it must be one of {', '.join(classes)}.")
     return classes[named]
-
-
-def _read_report(source: str | Path, revision: str | None) -> dict | None:
-    file = optional_file(source, REPORT_NAME, revision)
-    try:
-        return None if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,7 +21,7 @@ def prepare_parameters(model: PreTrainedModel, recipe: ModelRecipe) -> PreTraine
         ValueError: as [`add_lora`] and [`choose_trainable`].
     """
     if recipe.lora is not None:
-        return add_lora(model, recipe.lora)
+        return add_lora(model, recipe.lora, recipe.revision if model.name_or_path == recipe.checkpoint else None)
     if recipe.trainable is not None:
         choose_trainable(model, recipe.trainable)
     return model
@@ -50,12 +51,14 @@ def lora_config(fields: dict[str, Any]) -> LoraConfig:
         raise ValueError(f"`model.lora` is {fields}, which peft refuses: {error}") from error
 
 
-def add_lora(model: PreTrainedModel, fields: dict[str, Any]) -> PeftModel:
+def add_lora(model: PreTrainedModel, fields: dict[str, Any], revision: str | None = None) -> PeftModel:
     """
-    Put low-rank adapters on a model; nothing else trains.
+    Put low-rank adapters on a model; nothing else trains. They name the model's folder as a whole path, so that they
+    load from any directory.
 
     Args:
         fields: of `LoraConfig`. `task_type` is "CAUSAL_LM" by default for models that generate.
+        revision: of the Hub checkpoint that the model is, for whoever loads the adapters.
 
     Raises:
         ValueError: as [`lora_config`], or for a target that no layer of the model is named by.
@@ -70,7 +73,9 @@ def add_lora(model: PreTrainedModel, fields: dict[str, Any]) -> PeftModel:
                 endings = sorted({name.rpartition(".")[2] for name in layers if name[-1:].isalpha()})
                 near = difflib.get_close_matches(target, endings, n=1) or endings
                 raise ValueError(f"`model.lora.{field}` names {target!r}, but no layer: there is {', '.join(near)}.")
-    return get_peft_model(model, config)
+    if model.name_or_path and Path(model.name_or_path).is_dir():
+        model.name_or_path = model.config.name_or_path = str(Path(model.name_or_path).resolve())
+    return get_peft_model(model, config, revision=revision)
 
 
 def choose_trainable(model: nn.Module, patterns: list[str]) -> None:

@@ -17,8 +17,8 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     accumulation as `batch_size` needs on this many devices, and the cosine with a floor.
 
     Raises:
-        ValueError: for a batch that the devices cannot share evenly, a logger that is not installed, or a value that
-            `TrainingArguments` refuses.
+        ValueError: for a batch that the devices cannot share evenly, a logger that is not installed, a precision
+            that the device does not have, or a value that `TrainingArguments` refuses.
     """
     fields = {"report_to": "none"} | recipe.training
     if fields.get("bf16") == "auto":
@@ -28,10 +28,18 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     if recipe.minimum_learning_rate is not None:
         fields["lr_scheduler_type"] = COSINE_WITH_FLOOR
         fields["lr_scheduler_kwargs"] = {"min_lr": recipe.minimum_learning_rate}
+    # The mean of an evaluation is of all batches, those that are no numbers included.
+    fields.setdefault("logging_nan_inf_filter", False)
     fields.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     fields.setdefault("ddp_find_unused_parameters", False)  # every parameter that trains has a part in every loss
     _check_loggers(fields["report_to"])
-    return TrainingArguments(**fields)
+    arguments = TrainingArguments(**fields)
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise ValueError(
+            "`training.fp16` is true, but the device is a CPU, on which the Trainer computes nothing in float16; "
+            "leave it out, or set `training.bf16`."
+        )
+    return arguments
 
 
 def _accumulation(batch_size: int, fields: dict) -> int:

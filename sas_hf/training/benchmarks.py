@@ -10,6 +10,10 @@ from .recipe import EvaluationRecipe
 from .reporting import TrainingLog
 
 
+# Of the numbers' names, in logs and results.
+PREFIX = "benchmark/"
+
+
 def check_benchmarks(recipe: EvaluationRecipe) -> None:
     """
     Raises:
@@ -53,16 +57,20 @@ class Benchmarks(TrainerCallback):
         if state.global_step % self.recipe.steps and state.global_step != state.max_steps:
             return
         self.log.pause()
-        file = Path(args.output_dir) / "benchmarks" / f"step-{state.global_step}.json"
-        result, found = self._evaluate(self.recipe.limit), {}
-        if result is not None:  # in the first process
-            result.step = state.global_step
-            result.save(file)
-            found = scores(result)
-        (found,) = broadcast_object_list([found])
+        found = self.score(state.global_step)
         logs_loss = control.should_log
         self.trainer.log(found)
         control.should_log = logs_loss  # which every log takes for done
+
+    def score(self, step: int) -> dict[str, float]:
+        """Of the model at hand, which is that of this step; the whole result is saved."""
+        result, found = self._evaluate(self.recipe.limit), {}
+        if result is not None:  # in the first process
+            result.step = step
+            result.save(Path(self.trainer.args.output_dir) / "benchmarks" / f"step-{step}.json")
+            found = scores(result)
+        (found,) = broadcast_object_list([found])
+        return found
 
     def _evaluate(self, limit: float | None):
         from ..eval import evaluate
@@ -90,4 +98,4 @@ def scores(result) -> dict[str, float]:
     for name, task in result.tasks.items():
         if name not in inside:
             found |= {f"{name}/{metric}": score.value for metric, score in task.metrics.items()}
-    return {f"benchmark/{name}": value for name, value in found.items()}
+    return {f"{PREFIX}{name}": value for name, value in found.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from ..files import locked, writing
@@ -58,6 +58,7 @@ class DurableTrainer(Trainer):
         self._finite: torch.Tensor | None = None
         self._rows_before, self._steps_before = 0, 0  # of the stream, when this process took it up
         self._resumes_stream_from: str | None = None
+        self._loaded_step: int | None = None  # of the best model, once it is in the last one's place
         self.add_callback(SaveOnTermination(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -66,6 +67,8 @@ class DurableTrainer(Trainer):
 
         Raises:
             FloatingPointError: when a loss or gradient is not finite; names the step and the last whole checkpoint.
+            FileNotFoundError: for a checkpoint without optimizer or schedule, as of `save_only_model`; with
+                `load_best_model_at_end` where the best checkpoint is gone.
             OSError: when a checkpoint cannot be written (a full disk); those before it stay.
             BlockingIOError: where another process trains into the output folder.
             KeyboardInterrupt: after Ctrl-C.
@@ -79,7 +82,10 @@ class DurableTrainer(Trainer):
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint is True and not (output.is_dir() and get_last_checkpoint(output)):
             resume_from_checkpoint = None
-        self._find_place(get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint)
+        checkpoint = get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
+        if checkpoint:
+            _require_whole_state(Path(checkpoint))
+        self._find_place(checkpoint)
         self._interrupted = False
         with self._terminating_gently():
             found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -165,6 +171,31 @@ class DurableTrainer(Trainer):
             + "A smaller `learning_rate`, a longer warm-up or a smaller `max_grad_norm` may help."
         )
 
+    @property
+    def step_of_model(self) -> int:
+        """The step that the model at hand is of: the last, or the best one's after `load_best_model_at_end`."""
+        return self.state.global_step if self._loaded_step is None else self._loaded_step
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None:
+            return trained
+        saved = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"]
+        if saved is not None and not Path(saved).is_dir():  # the folder may be another by now
+            best = Path(self.args.output_dir) / Path(saved).name
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if self.args.load_best_model_at_end:
+                _require_best(best)
+        # The stock Trainer trains one step more than `max_steps` when it resumes from the last one.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
+
+    def _load_best_model(self) -> None:
+        _require_best(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+        self._loaded_step = int(self.state.best_model_checkpoint.rpartition("-")[2])
+
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._saves_aside else folder
@@ -213,6 +244,29 @@ class DurableTrainer(Trainer):
             return
         os.rename(unfinished / whole.name, whole)
         unfinished.rmdir()
+
+
+def _require_whole_state(checkpoint: Path) -> None:
+    """The stock Trainer goes on without what it does not find: a new optimizer, the schedule from its start."""
+    there = [path.name for path in checkpoint.iterdir()]
+    absent = [name for name in (TRAINER_STATE_NAME, SCHEDULER_NAME) if name not in there]
+    # A file, or folders of shards; DeepSpeed's is in its own folder.
+    if not any("optimizer" in name or name.startswith("global_step") for name in there):
+        absent.append(OPTIMIZER_NAME)
+    if absent:
+        raise FileNotFoundError(
+            f"{checkpoint} lacks {', '.join(absent)}, so that a training cannot go on from it (it may have been saved "
+            "with `save_only_model`); load it as a model to train anew from it, or name another `output_dir`."
+        )
+
+
+def _require_best(checkpoint: Path) -> None:
+    """The stock Trainer takes the last model where it does not find the best."""
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(
+            f"`load_best_model_at_end`: {checkpoint} is gone, the best model's checkpoint; put it back, or go on with "
+            "`load_best_model_at_end=False` for the last model."
+        )
 
 
 class SaveOnTermination(TrainerCallback):

@@ -6,6 +6,9 @@ from typing import Any
 from ..files import LOCK_NAME, check_writable
 
 
+METRICS_NAME = "all_results.json"
+
+
 def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
     """
     Whether a folder holds a run or study; no: it is free.
@@ -27,6 +30,11 @@ def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
     if folder.exists() and any(not path.name.startswith((".", LOCK_NAME)) for path in folder.iterdir()):
         raise FileExistsError(f"{where}, which holds no {kind}; name a free folder.")
     return False
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run's folder has a checkpoint or a result."""
+    return any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).is_file()
 
 
 def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:

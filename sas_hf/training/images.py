@@ -1,17 +1,20 @@
 """Training or fine-tuning an image classifier: any attention of the package, any labelled images."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
@@ -24,6 +27,7 @@ from ..image_files import with_channels
 from ..modeling import SASViTForImageClassification
 from ..modeling.image_processing_sas_vit import SASViTImageProcessor
 from .adapters import prepare_parameters
+from .base import needs_base, write_base
 from .models import check_overrides, config_loader, load_weights
 from .optimizer import RecipeTrainer
 from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
@@ -47,12 +51,26 @@ def make_image_trainer(
             [`prepare_parameters`].
     """
     train, validation = load_splits(recipe.data)
-    set_seed(arguments.seed)
-    model, processor = load_classifier(recipe.model, train.features["label"].names)
+    labels = train.features["label"].names
+    config, new_head = classifier_config(recipe.model, labels)
+    processor = classifier_processor(recipe.model, config)
+
+    def build(start: ModelRecipe) -> PreTrainedModel:
+        set_seed(arguments.seed)
+        if start.checkpoint is None:
+            return SASViTForImageClassification(config)
+        return load_weights(AutoModelForImageClassification, start, config, new_head and start is recipe.model)
+
+    start = recipe.model
+    if needs_base(start, new_head):
+        start = write_base(start, arguments, lambda: build(recipe.model), processor)
+    model = prepare_parameters(build(start), recipe.model)
+    if new_head:
+        _check_head_trains(model, recipe.model)
     channels = getattr(model.config, "num_channels", 3)
     arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
     return RecipeTrainer(
-        prepare_parameters(model, recipe.model),
+        model,
         arguments,
         train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
         eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
@@ -89,8 +107,11 @@ def _same_source(first: str, second: str) -> bool:
     return first == second or (all(map(Path.is_dir, folders)) and folders[0].samefile(folders[1]))
 
 
-def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A model for these classes, and the image processor that belongs to it."""
+def classifier_config(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedConfig, bool]:
+    """
+    The configuration of a model for these classes, and whether the checkpoint has no classifier of as many, so that
+    it begins anew; warned of, as are other classes of the same number.
+    """
     load = config_loader(recipe)
     config = load()
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -98,16 +119,43 @@ def load_classifier(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedM
         raise ValueError(f"{name} is a {config.model_type} that is no image classifier; the task needs one.")
     check_overrides(recipe.overrides, config)
     classes = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
-    config = load(**{"num_labels": len(labels)} | classes | recipe.overrides)
-    if recipe.checkpoint is not None:
-        # Of another size is the classifier where the classes are others; it is new then.
-        model = load_weights(AutoModelForImageClassification, recipe, config, ignore_mismatched_sizes=True)
-        return model, AutoImageProcessor.from_pretrained(
-            recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
+    found = load(**{"num_labels": len(labels)} | classes | recipe.overrides)
+    if recipe.checkpoint is None:
+        return found, False
+    names = list(config.id2label.values())
+    class_name = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)].__name__
+    new_head = config.num_labels != found.num_labels or (config.architectures or [class_name])[0] != class_name
+    if new_head:
+        warnings.warn(
+            f"The classifier begins anew: {recipe.checkpoint} is a {(config.architectures or [class_name])[0]} of "
+            f"{config.num_labels} classes, the images have {len(labels)}.",
+            stacklevel=2,
         )
+    elif names != labels and names != [f"LABEL_{number}" for number in range(len(names))]:
+        warnings.warn(
+            f"The classifier of {recipe.checkpoint} was trained on the classes {', '.join(names[:5])}, ...; it goes "
+            f"on with {', '.join(labels[:5])}, ... in their order.",
+            stacklevel=2,
+        )
+    return found, new_head
+
+
+def classifier_processor(recipe: ModelRecipe, config: PreTrainedConfig) -> BaseImageProcessor:
+    """The image processor of the checkpoint, or one that belongs to a new model of this configuration."""
+    if recipe.checkpoint is not None:
+        return AutoImageProcessor.from_pretrained(recipe.checkpoint, revision=recipe.revision, trust_remote_code=False)
     height, width = config.image_shape
-    size = {"height": height, "width": width}
-    return SASViTForImageClassification(config), SASViTImageProcessor(num_channels=config.num_channels, size=size)
+    return SASViTImageProcessor(num_channels=config.num_channels, size={"height": height, "width": width})
+
+
+def _check_head_trains(model: PreTrainedModel | PeftModel, recipe: ModelRecipe) -> None:
+    inside = f".{model.base_model_prefix}."
+    if not any(weight.requires_grad for name, weight in model.named_parameters() if inside not in f".{name}"):
+        remedy = "add it to `model.lora.modules_to_save`" if recipe.lora else "let `model.trainable` match it"
+        raise ValueError(
+            f"The classifier begins anew, as {recipe.checkpoint} has none of this many classes, but it is not "
+            f"trained: {remedy}."
+        )
 
 
 def inputs_of(processor: BaseImageProcessor, num_channels: int, augment: bool) -> Callable[[dict], dict]:

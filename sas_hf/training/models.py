@@ -1,6 +1,7 @@
 """The model and tokenizer of a recipe: looked over by configuration first, built when nothing is left to refuse."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from ..checkpoints import load_model, read_settings
 from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
-from ..checkpoints import read_settings
 from ..configurations import named_config
-from ..conversion import ConversionOptions, convert_model
+from ..conversion import ConversionOptions
 from ..conversion.convert import find_family, sas_config
 from ..text import python_reference, train_tokenizer
 from .data import BUILT_IN
@@ -21,7 +22,7 @@ from .recipe import ModelRecipe, TrainingRecipe
 
 def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
     """
-    The configuration of a causal language model; of a checkpoint that is to be converted, before it is.
+    The configuration of the causal language model that is trained; of a checkpoint that is to be converted, after it.
 
     Raises:
         ValueError: for an unknown name, an override that is no field of it, another kind of model, or a checkpoint
@@ -33,18 +34,18 @@ def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "is_causal", True):
         name = recipe.config or recipe.checkpoint
         raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
-    check_overrides(recipe.overrides, config)
-    config = load(**recipe.overrides)
     if recipe.conversion is not None:
-        _check_conversion(recipe, config)
-    return config
+        config = _converted_config(recipe, config)
+        load = functools.partial(type(config).from_dict, config.to_dict())
+    check_overrides(recipe.overrides, config)
+    return load(**recipe.overrides)
 
 
-def _check_conversion(recipe: ModelRecipe, config: PreTrainedConfig) -> None:
+def _converted_config(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedConfig:
     options = conversion_options(recipe.conversion)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
     try:
-        sas_config(config, find_family(config.model_type), options, architecture)
+        return sas_config(config, find_family(config.model_type), options, architecture)
     except ValueError as error:
         raise ValueError(f"`model.conversion`: {recipe.checkpoint} cannot be converted so: {error}") from error
 
@@ -106,6 +107,8 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
 def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise a ValueError where model, tokenizer and sequences do not fit together."""
     text_config = config.get_text_config()
+    if recipe.training.get("use_liger_kernel") and config.model_type.startswith("sas_"):
+        raise ValueError("`training.use_liger_kernel` is true, but Liger has no kernels for SAS models; leave it out.")
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer):,} tokens, but the model's `vocab_size` is "
@@ -145,21 +148,56 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]
 
 
 def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model to train, in float32; training in bf16 casts as it computes."""
+    """The model to train, in float32; training in bf16 casts as it computes.
+
+    Raises:
+        ValueError: as [`load_weights`].
+    """
     if recipe.checkpoint is None:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model = load_weights(AutoModelForCausalLM, recipe, config)
-    return model if recipe.conversion is None else convert_model(model, conversion_options(recipe.conversion))
+    return load_weights(AutoModelForCausalLM, recipe, config)
 
 
-def load_weights(auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """The recipe's checkpoint in float32, never by pickled weights or code of its own."""
-    return auto_class.from_pretrained(
-        recipe.checkpoint,
-        config=config,
-        revision=recipe.revision,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-        **options,
-    )
+def load_weights(
+    auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, new_head: bool = False
+) -> PreTrainedModel:
+    """The recipe's checkpoint in float32, never by pickled weights or code of its own.
+
+    Weights that the model has no place for are left out with a warning where they are a head or what `overrides` cut
+    off.
+
+    Args:
+        new_head: as of [`load_model`].
+
+    Raises:
+        ValueError: if weights are damaged, missing, misshapen, not finite, or inside of layers that have no place for
+            them.
+        OSError: if there are no safetensors weights.
+    """
+    place, overrides = recipe.checkpoint, recipe.overrides.keys() - {"attn_implementation"}
+    blame = f" (`model.overrides` changes {', '.join(sorted(overrides))}.)" if overrides else ""
+    try:
+        options = {"config": config, "dtype": torch.float32, "new_head": new_head}
+        model, unknown = load_model(auto_class, place, recipe.revision, **options)
+    except ValueError as error:
+        raise ValueError(f"`model.checkpoint`: {error}{blame}") from error
+    inside = [name for name in unknown if _holder(model, name) not in ("", model.base_model_prefix)]
+    if inside and not overrides:
+        raise ValueError(
+            f"`model.checkpoint`: {place} holds weights for which its config.json has no place: "
+            f"{', '.join(inside[:5])}; without them it would not be the model that was saved."
+        )
+    if unknown:
+        names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        warnings.warn(
+            f"Of {place}, {len(unknown)} weights are not used by {type(model).__name__}: {names}{blame}", stacklevel=2
+        )
+    return model
+
+
+def _holder(model: PreTrainedModel, weight: str) -> str:
+    """The innermost module of the model that a weight's name begins with."""
+    modules = dict(model.named_modules())
+    while weight and (weight := weight.rpartition(".")[0]) not in modules:
+        pass
+    return weight

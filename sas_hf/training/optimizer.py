@@ -3,6 +3,7 @@
 import torch
 
 from .durable_trainer import DurableTrainer
+from .lineage import Lineage
 from .packing import one_row
 
 
@@ -17,11 +18,22 @@ class RecipeTrainer(DurableTrainer):
 
     Attributes:
         simulation_learning_rate: of the simulation's parameters; schedules scale it as the others'.
+        lineage: written beside each model that is saved.
         joins_rows: give the model each batch of packed sequences as one row, by [`one_row`].
     """
 
     simulation_learning_rate: float | None = None
     joins_rows: bool = False
+    lineage: Lineage | None = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.lineage is not None and self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            self.lineage.save(output_dir or self.args.output_dir, model, self.step_of_model)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: a run's card is written with its weights. (TRL would put one there without them.)"""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -28,9 +28,10 @@ class ModelRecipe:
         config: name of one of the papers' configurations, for a new model; or
         checkpoint: folder or Hub id of a model to go on from.
         revision: branch, tag or commit of a Hub checkpoint.
-        conversion: fields of `ConversionOptions`; the checkpoint is converted to SAS, exactly, before it is trained.
-            `{}`: converted as `sas-hf convert` does by default; `None`: trained as it is.
-        overrides: configuration fields to change (of a checkpoint that is converted: before it is).
+        conversion: fields of `ConversionOptions`; the checkpoint is converted to SAS as by `sas-hf convert`, verified
+            and reported, into the folder `base` of the run, and trained from there. `{}`: converted by default;
+            `None`: trained as it is.
+        overrides: configuration fields to change (of a checkpoint that is converted: after it is).
         tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
             is trained on that text.
         chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.

@@ -36,6 +36,29 @@ AT_LEAST = {
     "seed": 0,
 }
 POSITIVE = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")  # may be fractions, but not 0
+# Of `TrainingArguments`: what would do nothing in a run, or something else than it says.
+_OWN_PLACE = "a run goes on from its own last checkpoint by itself"
+_OWN_PRECISION = (
+    "it is not heeded while a model trains, and an evaluation after the last step would leave it in that precision; "
+    "evaluate what was saved by `sas-hf eval --dtype`"
+)
+_OWN_SHARING = "what a run leaves is shared by `sas-hf export` and `hf upload`, with code and card"
+REFUSED = {
+    "resume_from_checkpoint": f"{_OWN_PLACE}; to start from another model, give it as `model.checkpoint`",
+    "save_only_model": "a run could not go on from such checkpoints: optimizer and schedule would begin anew",
+    "ignore_data_skip": f"{_OWN_PLACE}, and would train on its first data again",
+    "restore_callback_states_from_checkpoint": _OWN_PLACE,
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint of every run",
+    "fp16_full_eval": _OWN_PRECISION,
+    "bf16_full_eval": _OWN_PRECISION,
+    "dataloader_drop_last": "it would leave samples out of evaluations, too",
+    "label_names": "a recipe's task decides what the labels are",
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"), _OWN_SHARING),
+    **dict.fromkeys(("hub_always_push", "hub_token"), _OWN_SHARING),
+}
+# Which `TrainingArguments` keep for scripts alone.
+FOR_SCRIPTS = ("do_train", "do_eval", "do_predict")
+METRICS = {"image_classification": ("loss", "accuracy", "top5_accuracy")}  # that an evaluation has, by task
 TASKS = ("language_modeling", "chat", "image_classification")
 COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
 
@@ -100,10 +123,74 @@ def _check_training_fields(recipe: TrainingRecipe) -> None:
     _check_numbers(training)
     if not training.get("output_dir"):
         raise ValueError("`training.output_dir` is not given; name the folder of this run.")
-    if training.get("resume_from_checkpoint") is not None:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for name, reason in REFUSED.items():
+        if name in training and training[name] != defaults[name]:
+            raise ValueError(f"`training.{name}` is {training[name]!r}, but {reason}; leave it out.")
+    for name in FOR_SCRIPTS:
+        if name in training:
+            raise ValueError(
+                f"`training.{name}` is {training[name]!r}, but the Trainer does not look at it: a run trains, and "
+                "evaluates as `training.eval_strategy` says; leave it out."
+            )
+    _check_task_fields(recipe)
+    _check_optimizer(training)
+    _check_best(recipe)
+
+
+def _check_task_fields(recipe: TrainingRecipe) -> None:
+    """Fields that this task or kind of data would not heed."""
+    training, task = recipe.training, recipe.task
+    strategy = training.get("train_sampling_strategy", "random")
+    if strategy != "random" and (recipe.data.streaming or (strategy != "sequential" and task != "chat")):
+        why = "a stream comes in its own order" if recipe.data.streaming else "all its samples are of one length"
+        raise ValueError(f"`training.train_sampling_strategy` is {strategy!r}, but {why}; leave it out.")
+    if recipe.data.streaming and training.get("data_seed") is not None:
         raise ValueError(
-            "`training.resume_from_checkpoint` is given, but a run goes on from its own last checkpoint by itself; to "
-            "start from another model, give it as `model.checkpoint`."
+            f"`training.data_seed` is {training['data_seed']}, but `training.seed` shuffles a stream; leave it out."
+        )
+    if task == "image_classification" and training.get("remove_unused_columns"):
+        raise ValueError("`training.remove_unused_columns` is true, but the inputs are made of them; leave it out.")
+    if task == "image_classification" and not training.get("eval_do_concat_batches", True):
+        raise ValueError("`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out.")
+
+
+def _check_optimizer(training: dict) -> None:
+    name = str(training.get("optim", TrainingArguments.optim))
+    if training.get("optim_target_modules") and not name.startswith(("galore", "apollo")):
+        raise ValueError(
+            f"`training.optim_target_modules` is given, for GaLore and Apollo, but `training.optim` is {name}, which "
+            "does not look at it; leave it out."
+        )
+    if training.get("optim_args") and name.startswith(("adamw_torch", "adamw_hf", "adafactor")):
+        raise ValueError(
+            f"`training.optim_args` is {training['optim_args']!r}, but {name} does not look at it; use the "
+            "`training.adam_...` fields."
+        )
+
+
+def _check_best(recipe: TrainingRecipe) -> None:
+    training = recipe.training
+    metric, greater = training.get("metric_for_best_model"), training.get("greater_is_better")
+    known = METRICS.get(recipe.task, ("loss",))
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"`training.metric_for_best_model` is {metric!r}; an evaluation of this task has {', '.join(known)}."
+        )
+    if greater is not None and greater == (metric or "loss").endswith("loss"):
+        raise ValueError(
+            f"`training.greater_is_better` is {str(greater).lower()}, which takes the worst {metric or 'loss'} for "
+            "the best; leave it out."
+        )
+    if not training.get("load_best_model_at_end"):
+        return
+    strategy, evaluated = training.get("save_strategy", "steps"), training.get("eval_steps")
+    evaluated, saved = evaluated or training.get("logging_steps", 500), training.get("save_steps", 500)
+    if strategy == "steps" and training.get("eval_strategy") == "steps" and evaluated != saved:
+        raise ValueError(
+            f"`training.load_best_model_at_end` is true, but `training.eval_steps` is {evaluated} and "
+            f"`training.save_steps` is {saved}, so that the best model may not be saved; let them be equal, or "
+            "`training.save_strategy` be best."
         )
 
 
@@ -145,6 +232,16 @@ def _check_rates(recipe: TrainingRecipe) -> None:
 def _check_batch_size(recipe: TrainingRecipe) -> None:
     if recipe.batch_size is None:
         return
+    if recipe.training.get("auto_find_batch_size"):
+        raise ValueError(
+            f"`batch_size` is {recipe.batch_size}, but `training.auto_find_batch_size` makes it smaller where memory "
+            "is short; set one of them to null (a smaller `training.per_device_train_batch_size` needs less, too)."
+        )
+    if (recipe.training.get("accelerator_config") or {}).get("split_batches"):
+        raise ValueError(
+            f"`batch_size` is {recipe.batch_size}, but `training.accelerator_config.split_batches` makes one device's "
+            "batch that of all; leave it out."
+        )
     if recipe.batch_size >= 1 and "gradient_accumulation_steps" in recipe.training:
         raise ValueError(
             f"`batch_size` is {recipe.batch_size}, from which the gradient accumulation follows, but "

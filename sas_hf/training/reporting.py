@@ -57,7 +57,7 @@ class TrainingLog(TrainerCallback):
         self._tokens_per_step = None
         if self.tokens_per_sequence is not None:
             replicas = args.world_size // (getattr(model, "tp_size", None) or 1)
-            sequences = args.train_batch_size * args.gradient_accumulation_steps * replicas
+            sequences = state.train_batch_size * args.gradient_accumulation_steps * replicas
             self._tokens_per_step = sequences * self.tokens_per_sequence
         kept = []
         if state.global_step and self.path.is_file():

@@ -6,11 +6,22 @@ The same recipe again goes on where a killed run stopped.
 import functools
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import yaml
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
@@ -19,19 +30,20 @@ from ..figures import require_matplotlib
 from ..files import locked, write_atomically, writing
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
-from .benchmarks import Benchmarks, check_benchmarks
+from .base import BASE, needs_base, write_base
+from .benchmarks import PREFIX, Benchmarks, check_benchmarks
 from .data import check_data, training_data
 from .fields import read_yaml
-from .folders import differences, flat, holds
+from .folders import METRICS_NAME, differences, flat, has_trained, holds
+from .lineage import read_lineage
 from .models import build_model, check_match, load_config, load_tokenizer, take_special_tokens
 from .optimizer import RecipeTrainer
-from .recipe import TrainingRecipe, recipe_from_dict
+from .recipe import ModelRecipe, TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
 from .reporting import TrainingLog, perplexity, plot_training
 
 
 RECIPE_NAME = "recipe.yaml"
-METRICS_NAME = "all_results.json"
 # A final model is written here, then moved up file by file.
 ASIDE = ".final"
 # Of the Trainer's logs: what two runs of one recipe do not share, or what is no result.
@@ -46,8 +58,8 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     tokenizer and `all_results.json`. A run that has ended is not trained again.
 
     Returns:
-        the last of each number logged: "step", "loss", "eval_loss" and "perplexity" where there is a validation text,
-        "benchmark/...".
+        the saved model's numbers (the best one's with `load_best_model_at_end`): its "step", "loss" as last logged
+        until then, "eval_loss" and "perplexity" where there is a validation text, "benchmark/...".
 
     Raises:
         ValueError, FileNotFoundError, ImportError: for a recipe that cannot be run; before the model is built.
@@ -69,17 +81,18 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
     log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
-    with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
-        trainer = _make_trainer(recipe, arguments, [log])
-    trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
-    for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
-        trainer.remove_callback(callback)
-    if recipe.evaluation.tasks:
-        benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class, log)
-        benchmarks.rehearse()
-        trainer.add_callback(benchmarks)
-    if arguments.should_save:
-        write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    benchmarks = None
+    with _begun(folder, recipe, arguments.should_save):
+        with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
+            trainer = _make_trainer(recipe, arguments, [log])
+        trainer.lineage = read_lineage(recipe, folder)
+        trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
+        for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
+            trainer.remove_callback(callback)
+        if recipe.evaluation.tasks:
+            benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class, log)
+            benchmarks.rehearse()
+            trainer.add_callback(benchmarks)
     try:
         trainer.train(resume_from_checkpoint=True)
     finally:
@@ -90,9 +103,40 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
             f"Told to end at step {state.global_step} of {state.max_steps}; its checkpoint is saved, and the same "
             "command goes on from there."
         )
-    if trainer.eval_dataset is not None and not _evaluated(state.log_history, state.global_step):
+    step = trainer.step_of_model
+    if arguments.load_best_model_at_end and state.best_model_checkpoint is None:
+        warnings.warn(
+            f"No evaluation came before the end, so that the last model is saved, of step {step}.", stacklevel=2
+        )
+    if trainer.eval_dataset is not None and not _evaluated(state.log_history, step):
         trainer.evaluate()
-    return _finish(trainer, folder, has_perplexity=recipe.task != "image_classification")
+    metrics = _metrics(state.log_history, step)
+    if recipe.evaluation.tasks and not any(name.startswith(PREFIX) for name in metrics):
+        metrics |= benchmarks.score(step)
+    if recipe.task != "image_classification" and "eval_loss" in metrics:
+        metrics["perplexity"] = perplexity(metrics["eval_loss"])
+    _finish(trainer, folder, metrics)
+    return metrics
+
+
+@contextmanager
+def _begun(folder: Path, recipe: TrainingRecipe, should_save: bool) -> Iterator[None]:
+    """The folder with its recipe, which says whose it is, before anything else is written there; what stands there
+    before the first checkpoint is removed when the block ends in an error."""
+    if not should_save:
+        yield
+        return
+    was_there = folder.exists()
+    write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    try:
+        yield
+    except BaseException:
+        if not has_trained(folder):
+            (folder / RECIPE_NAME).unlink(missing_ok=True)
+            shutil.rmtree(folder / BASE, ignore_errors=True)
+            if not was_there and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
@@ -113,11 +157,6 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
         )
 
 
-def has_trained(folder: Path) -> bool:
-    """Whether a run's folder has a checkpoint or a result."""
-    return any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).is_file()
-
-
 def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list) -> Trainer:
     if recipe.task == "image_classification":
         from .images import make_image_trainer
@@ -134,7 +173,7 @@ def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callback
     if recipe.task == "chat":
         from .chat import make_chat_trainer
 
-        build = functools.partial(_seeded_model, recipe, config, arguments)
+        build = functools.partial(_seeded_model, recipe, config, tokenizer, arguments)
         return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
     return _language_trainer(recipe, config, tokenizer, arguments, callbacks)
 
@@ -144,7 +183,7 @@ def _language_trainer(
 ) -> RecipeTrainer:
     data = training_data(recipe.data, tokenizer, arguments.seed)
     trainer = RecipeTrainer(
-        prepare_parameters(_seeded_model(recipe, config, arguments), recipe.model),
+        prepare_parameters(_seeded_model(recipe, config, tokenizer, arguments), recipe.model),
         arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
@@ -157,17 +196,41 @@ def _language_trainer(
     return trainer
 
 
-def _seeded_model(recipe: TrainingRecipe, config, arguments: TrainingArguments):
-    # The Trainer seeds when it gets the model, which is too late for a new one.
-    enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
-    return build_model(recipe.model, config)
+def _seeded_model(
+    recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments
+) -> PreTrainedModel:
+    """The model of the recipe, before adapters are put on it or parameters frozen."""
+
+    def build(start: ModelRecipe) -> PreTrainedModel:
+        # The Trainer seeds when it gets the model, which is too late for a new one.
+        enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
+        return build_model(start, config if start is recipe.model else load_config(start))
+
+    start = recipe.model
+    if needs_base(start):
+        start = write_base(start, arguments, lambda: build(recipe.model), tokenizer)
+    return build(start)
 
 
 def _evaluated(history: list[dict], step: int) -> bool:
     return any(entry["step"] == step and "eval_loss" in entry for entry in history)
 
 
-def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, float]:
+def _metrics(history: list[dict], step: int) -> dict[str, float]:
+    """The numbers of the model of this step: what was measured of it, and the last that was logged before."""
+    metrics = {}
+    for entry in history:
+        if entry["step"] <= step:
+            measured = entry["step"] == step
+            metrics |= {
+                name: value
+                for name, value in entry.items()
+                if not name.endswith(NOT_RESULTS) and (measured or not name.startswith(("eval_", PREFIX)))
+            }
+    return metrics | {"step": step}
+
+
+def _finish(trainer: Trainer, folder: Path, metrics: dict[str, float]) -> None:
     """Save model and tokenizer, each file whole or not there; the metrics come last and say that the run has ended."""
     aside = folder / ASIDE
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the final model is whole
@@ -180,11 +243,6 @@ def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, f
             shutil.rmtree(aside, ignore_errors=True)
         raise
     trainer.accelerator.wait_for_everyone()
-    metrics = {}
-    for entry in trainer.state.log_history:
-        metrics |= {name: value for name, value in entry.items() if not name.endswith(NOT_RESULTS)}
-    if has_perplexity and "eval_loss" in metrics:
-        metrics["perplexity"] = perplexity(metrics["eval_loss"])
     if trainer.args.should_save:
         for path in sorted(aside.iterdir()):
             path.replace(folder / path.name)
@@ -192,4 +250,3 @@ def _finish(trainer: Trainer, folder: Path, has_perplexity: bool) -> dict[str, f
         plot_training(folder)
         write_atomically(folder / METRICS_NAME, (json.dumps(metrics, indent=2) + "\n").encode())
     trainer.accelerator.wait_for_everyone()
-    return metrics

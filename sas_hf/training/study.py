@@ -15,12 +15,13 @@ from accelerate import PartialState
 
 from ..figures import require_matplotlib
 from ..files import locked, write_atomically, writing
+from .arguments import training_arguments
 from .data import check_data
 from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
-from .folders import differences, flat, holds
+from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
-from .run import METRICS_NAME, RECIPE_NAME, check_folder, has_trained, train
+from .run import RECIPE_NAME, check_folder, train
 from .study_report import FinishedRun, StudyReport
 
 
@@ -286,6 +287,7 @@ def _check_run(run: Run) -> None:
     try:
         if not (data.validation or data.validation_split or data.validation_documents):
             raise ValueError("`data` has nothing to validate on; give `data.validation` or one of its like.")
+        training_arguments(recipe)
         if recipe.task == "language_modeling":
             check_match(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
             check_data(data)

@@ -155,3 +155,21 @@ def test_the_best_checkpoint_is_known_by_the_name_it_got(tmp_path):
     best = SASGPTForCausalLM.from_pretrained(tmp_path / "checkpoint-4").named_parameters()
     trained = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameter, trained[name]) for name, parameter in best)
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_checkpoint_that_cannot_be_gone_on_from(lost, tmp_path):
+    """The stock Trainer takes a new optimizer and begins the schedule again, without a word."""
+    resumable.run(str(tmp_path), trainer_class=DurableTrainer, save_only_model=lost == "optimizer.pt")
+    (tmp_path / "checkpoint-9" / lost).unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=f"checkpoint-9 lacks .*{lost}.* cannot go on from it"):
+        resumable.run(str(tmp_path), trainer_class=DurableTrainer, resume=True)
+
+
+def test_a_training_that_has_reached_its_last_step_is_not_trained_on(whole, tmp_path):
+    """As if killed after its last checkpoint; the stock Trainer takes a step more when it resumes there."""
+    resumable.run(str(tmp_path), trainer_class=DurableTrainer, resume=True)
+    (tmp_path / "model.safetensors").unlink()
+    again = resumable.run(str(tmp_path), trainer_class=DurableTrainer, resume=True)
+    assert again.state.global_step == resumable.STEPS and checkpoints(tmp_path)[-1] == "checkpoint-9"
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in again.model.named_parameters())

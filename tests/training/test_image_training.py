@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_all_close, assert_identical, python_environment, vit, write_idx
-from safetensors.torch import load_file
+from peft import AutoPeftModel
+from safetensors.torch import load_file, save_file
 from test_trainer import KeepGradients
 from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -118,6 +119,50 @@ def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(s
     after = trainer.model.named_parameters()
     changed = {name for name, parameter in after if not torch.equal(parameter, before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+def test_a_classifier_of_other_classes_begins_anew_and_that_is_said(squares, tmp_path):
+    """Its base is the checkpoint's; with adapters the new classifier is kept, and what is saved loads again."""
+    start = tmp_path / "start"
+    small = {"num_hidden_layers": 1}
+    new = image_trainer(start, {"config": "mnist-sas", "overrides": small}, {"train": str(squares)}, max_steps=1)
+    new.model.save_pretrained(start)
+    new.processing_class.save_pretrained(start)
+    data = {"train": str(squares), "class_names": ["ul", "ur", "ll", "lr"]}
+    with pytest.warns(UserWarning, match="was trained on the classes 0, 1, 2, 3, .*on with ul, ur, ll, lr"):
+        image_trainer(tmp_path / "named", {"checkpoint": str(start)}, data, max_steps=1)
+    config = new.model.config.to_dict() | {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    two = SASViTForImageClassification(type(new.model.config).from_dict(config))
+    two.save_pretrained(start)
+    with pytest.warns(UserWarning, match="The classifier begins anew: .* of 2 classes, the images have 4"):
+        model = image_trainer(tmp_path / "new", {"checkpoint": str(start)}, data, max_steps=1).model
+    assert model.classifier.out_features == 4
+    found, expected = model.vit.state_dict(), two.vit.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    with (
+        pytest.warns(UserWarning, match="begins anew"),
+        pytest.raises(ValueError, match="not trained: add it to `model.lora.modules_to_save`"),
+    ):
+        image_trainer(tmp_path / "lost", {"checkpoint": str(start), "lora": lora}, data)
+    lora["modules_to_save"] = ["classifier"]
+    with pytest.warns(UserWarning, match="begins anew"):
+        trainer = image_trainer(tmp_path / "lora", {"checkpoint": str(start), "lora": lora}, data, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "lora", import_allowlist=["sas_hf"]).eval()
+    pixels = torch.randn(2, *trainer.eval_dataset[0]["pixel_values"].shape)
+    assert torch.equal(loaded(pixels).logits, trainer.model.eval()(pixels).logits)
+    # A weight of its layers that is missing is never begun anew.
+    weights = load_file(start / "model.safetensors")
+    del weights["vit.layernorm.weight"]
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+    with (
+        pytest.warns(UserWarning, match="begins anew"),
+        pytest.raises(ValueError, match="start lacks weights of SASViTForImageClassification: vit.layernorm.weight"),
+    ):
+        image_trainer(tmp_path / "hole", {"checkpoint": str(start)}, data)
 
 
 @pytest.mark.parametrize(

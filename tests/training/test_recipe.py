@@ -129,6 +129,22 @@ def test_null_takes_a_training_field_of_the_base_away():
         ("model.conversion={}", "`model.conversion` is {}, of a checkpoint"),
         ("training.output_dir=null", "`training.output_dir` is not given"),
         ("training.resume_from_checkpoint=x", "goes on from its own last checkpoint by itself"),
+        ("training.save_only_model=true", "`training.save_only_model` is True, but a run could not go on"),
+        ("training.ignore_data_skip=true", "would train on its first data again"),
+        ("training.restore_callback_states_from_checkpoint=true", "goes on from its own last checkpoint by itself"),
+        ("training.enable_jit_checkpoint=true", "SIGTERM saves a checkpoint of every run"),
+        ("training.bf16_full_eval=true", "would leave it in that precision; evaluate .* by `sas-hf eval --dtype`"),
+        ("training.fp16_full_eval=true", "would leave it in that precision"),
+        ("training.label_names=[x]", r"`training.label_names` is \['x'\], but a recipe's task decides"),
+        ("training.dataloader_drop_last=true", "would leave samples out of evaluations, too"),
+        ("training.push_to_hub=true", "`training.push_to_hub` is True, but .* shared by `sas-hf export`"),
+        ("training.hub_model_id=a/b", "`training.hub_model_id` is 'a/b', but .* shared by `sas-hf export`"),
+        ("training.do_train=false", "`training.do_train` is False, but the Trainer does not look at it"),
+        ("training.train_sampling_strategy=group_by_length", "all its samples are of one length"),
+        ("training.metric_for_best_model=perplexity", "is 'perplexity'; an evaluation of this task has loss"),
+        ("training.greater_is_better=true", "`training.greater_is_better` is true, which takes the worst loss"),
+        ("training.optim_args=rank=3", "`training.optim_args` is 'rank=3', but adamw_torch_fused does not look at it"),
+        ("training.optim_target_modules=[q_proj]", "is given, for GaLore and Apollo, but `training.optim` is adamw"),
         ("simulation_learning_rate=0", "`simulation_learning_rate` is 0; it must be positive"),
         ("training.learning_rate=-1e-4", "`training.learning_rate` is -0.0001; it must be positive"),
         ("minimum_learning_rate=1.0", "`minimum_learning_rate` is 1.0; it must be from 0 to"),
@@ -151,6 +167,28 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
         (["minimum_learning_rate=0", "training.lr_scheduler_type=linear"], "the end of a cosine, but"),
         (["batch_size=8", "training.gradient_accumulation_steps=2"], "given as well; set one of them to null"),
         (["model.lora={r: 4}", "model.trainable=[norm]"], "both say what is trained"),
+        (["batch_size=8", "training.auto_find_batch_size=true"], "`batch_size` is 8, but `training.auto_find_batch_s"),
+        (
+            ["batch_size=8", "training.accelerator_config={split_batches: true}"],
+            "`batch_size` is 8, .*split_batch",
+        ),
+        (
+            ["data.streaming=true", "training.max_steps=2", "training.train_sampling_strategy=sequential"],
+            "is 'sequential', but a stream comes in its own order",
+        ),
+        (["data.streaming=true", "training.max_steps=2", "training.data_seed=1"], "`training.seed` shuffles a stream"),
+        (["task=image_classification", "training.remove_unused_columns=true"], "the inputs are made of them"),
+        (["task=image_classification", "training.eval_do_concat_batches=false"], "accuracy is of all batches"),
+        (
+            [
+                "data.validation_documents=2",
+                "training.eval_strategy=steps",
+                "training.eval_steps=10",
+                "training.save_steps=20",
+                "training.load_best_model_at_end=true",
+            ],
+            "`training.eval_steps` is 10 and `training.save_steps` is 20, so that the best model may not be saved",
+        ),
         (["model.trainable=[]"], "`model.trainable` is \\[\\], and nothing would be trained"),
     ],
 )
@@ -163,6 +201,8 @@ def test_what_this_machine_lacks_is_said_before_a_run(file):
     with pytest.raises(ValueError, match="`training.report_to` names 'tensorbord', which is not installed or unknown"):
         training_arguments(load_recipe(file, ["training.report_to=tensorbord"]))
     assert training_arguments(load_recipe(file, ["training.bf16=auto"])).bf16 is False
+    with pytest.raises(ValueError, match="`training.fp16` is true, but the device is a CPU"):
+        training_arguments(load_recipe(file, ["training.fp16=true"]))
 
 
 def test_neither_a_file_nor_a_recipe(tmp_path):
@@ -171,3 +211,14 @@ def test_neither_a_file_nor_a_recipe(tmp_path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"must hold fields and values, but holds \[1, 2\]"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_fields_at_their_defaults_are_no_matter(file):
+    changes = ["training.save_only_model=false", "training.push_to_hub=false", "training.label_names=null"]
+    assert load_recipe(file, [*changes, "training.greater_is_better=false"]).training["save_only_model"] is False
+    load_recipe(file, ["task=image_classification", "training.metric_for_best_model=eval_accuracy"])
+
+
+def test_an_evaluation_that_is_no_number_is_said(file):
+    """The Trainer's own default leaves batches whose loss is NaN out of the mean."""
+    assert training_arguments(load_recipe(file)).logging_nan_inf_filter is False

@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset
 from helpers import assert_identical, python_environment, train_tokenizer
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTForCausalLM
@@ -359,3 +359,68 @@ def test_a_conversion_that_cannot_be_made_is_refused_before_the_model_is_built(
     with pytest.raises(ValueError, match=message):
         train(recipe_from_dict(fields | recipe))
     assert not (tmp_path / "run").exists()
+
+
+def _lose(weights):
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+
+
+def _damage(weights):
+    weights["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+
+
+def _reshape(weights):
+    weights["model.norm.weight"] = torch.ones(7)
+
+
+def _add_bias(weights):
+    weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(32)
+
+
+def _add_layer(weights):
+    weights["model.layers.2.mlp.up_proj.weight"] = torch.ones(48, 32)
+
+
+@pytest.mark.parametrize("task", ["language_modeling", "chat"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_lose, "llama lacks weights of LlamaForCausalLM: model.layers.1.self_attn.k_proj.weight"),
+        (_damage, "llama is damaged: model.layers.0.mlp.up_proj.weight holds NaN"),
+        (_reshape, r"llama holds model.norm.weight as \[7\], but its config.json asks for \[32\]"),
+        (_add_bias, "llama holds weights for which its config.json has no place: .*q_proj.bias"),
+        (_add_layer, "llama holds weights for which its config.json has no place: model.layers.2.mlp"),
+    ],
+)
+def test_a_checkpoint_whose_weights_are_not_its_models_is_refused(change, message, task, llama, fields, tmp_path):
+    """Transformers begins what is missing at random, and leaves out what it does not know."""
+    weights = load_file(llama / "model.safetensors")
+    change(weights)
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    changes = {
+        "task": task,
+        "model": {"checkpoint": str(llama)},
+        "simulation_learning_rate": None,
+        "training": fields["training"] | {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+    }
+    if task == "chat":
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+        (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+        changes["model"]["chat_template"] = "chatml"
+        changes["data"] = {"train": str(tmp_path / "chat.jsonl"), "sequence_length": 64}
+        changes["training"]["eval_strategy"] = "no"
+    with pytest.raises(ValueError, match=message):
+        train(recipe_from_dict(fields | changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_is_dropped_is_said(llama, fields, tmp_path):
+    weights = load_file(llama / "model.safetensors")
+    save_file(weights | {"score.weight": torch.ones(2, 32)}, llama / "model.safetensors", metadata={"format": "pt"})
+    changes = {
+        "model": {"checkpoint": str(llama)},
+        "simulation_learning_rate": None,
+        "training": fields["training"] | {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+    }
+    with pytest.warns(UserWarning, match="1 weights are not used by LlamaForCausalLM: score.weight"):
+        train(recipe_from_dict(fields | changes))

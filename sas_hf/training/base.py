@@ -1,0 +1,80 @@
+"""The checkpoint that a run starts from, where none is there yet: its conversion, or the base of its adapters.
+
+It is written once, into the run's folder, whole or not at all: adapters alone are not a model, and a conversion that
+is not kept cannot be looked at again.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from ..checkpoints import new_folder
+from ..conversion import convert_checkpoint
+from .folders import has_trained
+from .models import conversion_options
+from .recipe import ModelRecipe
+
+
+BASE = "base"
+
+
+def needs_base(recipe: ModelRecipe, new_head: bool = False) -> bool:
+    """Whether what the run starts from is no checkpoint that stays: it is converted, or has adapters put on weights or
+    a configuration that are nowhere saved."""
+    changed = recipe.overrides.keys() - {"attn_implementation"}  # which no configuration file holds
+    return recipe.conversion is not None or (
+        recipe.lora is not None and (recipe.checkpoint is None or bool(changed) or new_head)
+    )
+
+
+def write_base(
+    recipe: ModelRecipe,
+    arguments: TrainingArguments,
+    build: Callable[[], PreTrainedModel],
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+) -> ModelRecipe:
+    """
+    Make `base` in the run's folder, unless a checkpoint of the run has started from it already.
+
+    Args:
+        build: gives the model, where it is not converted from the recipe's checkpoint.
+        processor: tokenizer or image processor to save beside it.
+
+    Returns:
+        the recipe as if `base` had been its checkpoint.
+
+    Raises:
+        FileNotFoundError: where the run has started, but its base is gone.
+        ValueError, OSError: as `convert_checkpoint`.
+    """
+    folder = Path(arguments.output_dir)
+    base = folder / BASE
+    with arguments.main_process_first(local=arguments.save_on_each_node, desc="writing the base"):
+        if has_trained(folder):
+            if not base.is_dir():
+                raise FileNotFoundError(
+                    f"{base} is gone, from which the run in {folder} started; put it back, or begin anew in another "
+                    "`training.output_dir`."
+                )
+        elif arguments.should_save:
+            for leftover in (base, *folder.glob(f".{BASE}.*")):  # of a process that was killed before its first step
+                shutil.rmtree(leftover, ignore_errors=True)
+            if recipe.conversion is not None:
+                options = conversion_options(recipe.conversion)
+                convert_checkpoint(recipe.checkpoint, base, options, revision=recipe.revision)
+                if recipe.lora is not None and recipe.overrides:
+                    AutoConfig.from_pretrained(base, **recipe.overrides).save_pretrained(base)
+            else:
+                with new_folder(base) as unfinished:
+                    build().save_pretrained(unfinished)
+                    processor.save_pretrained(unfinished)
+    return dataclasses.replace(recipe, config=None, checkpoint=str(base), revision=None, conversion=None)
