@@ -36,11 +36,14 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
+        ValueError: for a revision of a folder, which has none.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
     # What cannot be a Hub id ("name" or "owner/name") is a path.
+    if folder.is_dir() and revision is not None:
+        raise ValueError(f"`revision` ({revision!r}) is of a repository on the Hub, but {folder} is a folder here.")
     is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
     if not folder.is_dir() and (folder.exists() or is_path):
         raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
@@ -106,8 +109,13 @@ def load_model(
     source: str | Path,
     revision: str | None,
     error_class: type[ValueError] = ValueError,
+    dtype: torch.dtype | str = "auto",
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model in its own dtype, and the names of weights in the checkpoint that are not the model's.
+
+    Args:
+        model_class: or an Auto class.
+        dtype: another one, if it is not to be what the configuration says.
 
     Raises:
         ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite.
@@ -117,7 +125,7 @@ def load_model(
         model, loading = model_class.from_pretrained(
             source,
             revision=revision,
-            dtype="auto",
+            dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
@@ -141,11 +149,22 @@ def load_model(
 
 
 def load_processor(
-    model: PreTrainedModel, source: str | Path, revision: str | None
+    model_class: type[PreTrainedModel], source: str | Path, revision: str | None
 ) -> PreTrainedTokenizerBase | BaseImageProcessor | None:
-    """What makes inputs for this model: its image processor or its tokenizer, or `None` if it has none."""
-    load = load_image_processor if "image" in model.input_modalities else load_tokenizer
+    """What makes inputs for models of this class: an image processor or a tokenizer, or `None` if there is none."""
+    load = load_image_processor if "image" in model_class.input_modalities else load_tokenizer
     return load(source, revision)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, source: str | Path) -> None:
+    """Raise a `ValueError` if the tokenizer has tokens that a model of this size has no embeddings for."""
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= vocab_size)
+    if beyond:
+        raise ValueError(
+            f"The tokenizer of {source} has {len(beyond)} tokens beyond the model's `vocab_size` ({vocab_size}), the "
+            f"first {beyond[0][1]!r} with number {beyond[0][0]}; take them out of it, or give the model embeddings "
+            f"for them: model.resize_token_embeddings({beyond[-1][0] + 1})."
+        )
 
 
 def load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:

@@ -1,7 +1,8 @@
 """Real English text that every CPython brings along, and a tokenizer trained on text, so that examples, checks and a
-first training need neither files nor a network.
+first training need neither files nor a network; and text from a file.
 """
 
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,6 +12,14 @@ from transformers import PreTrainedTokenizerFast
 def python_reference() -> str:
     """The Python language reference as `help()` shows it: about 460,000 characters of technical English."""
     return "\n\n".join(topics[name].strip() for name in sorted(topics))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; a `ValueError` that names it if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}.") from error
 
 
 def split_text(text: str, every: int = 5, size: int = 4000) -> tuple[str, str]:
