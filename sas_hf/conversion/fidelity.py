@@ -117,8 +117,8 @@ def compare_models(
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
         images=images,
-        perplexity_source=math.exp(loss_source / followed) if followed else None,
-        perplexity=math.exp(loss / followed) if followed else None,
+        perplexity_source=_perplexity(loss_source, followed),
+        perplexity=_perplexity(loss, followed),
     )
 
 
@@ -216,6 +216,11 @@ def _linear_in_float32(linear: nn.Linear, wide: Callable, inputs: torch.Tensor) 
     for part, weight in zip(outputs.split(rows, dim=-1), linear.weight.split(rows), strict=True):
         part.copy_(nn.functional.linear(inputs, wide(weight)))
     return outputs if linear.bias is None else outputs + wide(linear.bias)
+
+
+def _perplexity(loss: float, tokens: int) -> float | None:
+    """`None` without tokens, and where it is larger than any number."""
+    return math.exp(loss / tokens) if tokens and loss / tokens < 700 else None
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
