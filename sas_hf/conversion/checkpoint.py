@@ -145,7 +145,8 @@ def convert_checkpoint(
     progress("Converting")
     converted = convert(model, options, share=True, calibration=calibration_windows)
     sas_class, simulation = type(converted), {name: getattr(converted.config, name) for name in SIMULATION_FIELDS}
-    check_rounding(converted, saved_dtype)
+    if options.lossy is not None:
+        check_rounding(converted, saved_dtype)
 
     with new_folder(output) as folder:
         progress(f"Saving {output}")

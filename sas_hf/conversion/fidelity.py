@@ -174,8 +174,8 @@ def outputs_in_float32(
 def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None) -> Iterator[None]:
     """Let `model` compute in float32 for a while, without gradients and without a float32 copy of it.
 
-    Weights of less than float32 become float32 while their module runs, those of a linear map (the head may be half of
-    a small model) some rows at a time, and embeddings after they were looked up.
+    Weights of less than float32 become float32 while their module runs (a convolution's for the whole while), those of
+    a linear map (the head may be half of a small model) some rows at a time, and embeddings after they were looked up.
 
     Args:
         rounded_to: weights of any dtype are rounded to this one first.
@@ -199,7 +199,10 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
             dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
             if not any(dtype.itemsize < 4 or rounded_to not in (None, dtype) for dtype in dtypes):
                 continue
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Conv2d):  # small, and models of images cast pixels to its dtype before it runs
+                widen(module, None)
+                hooks.callback(restore, module)
+            elif isinstance(module, nn.Embedding):
                 hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: wide(embedded)))
             elif type(module).forward is nn.Linear.forward:
                 module.forward = partial(_linear_in_float32, module, wide)
@@ -234,8 +237,6 @@ def _outputs(
     model: PreTrainedModel, inputs: torch.Tensor, implementation: str, rounded_to: torch.dtype | None = None
 ) -> torch.Tensor:
     with attention_implementation(model, implementation), computing_in_float32(model, rounded_to):
-        if inputs.is_floating_point() and rounded_to is None and model.dtype == torch.float64:
-            inputs = inputs.double()  # pixels; a model of float64 computes in it
         return _telling(model(**_inputs(model, inputs)))
 
 

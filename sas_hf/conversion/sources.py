@@ -18,7 +18,14 @@ import transformers
 from huggingface_hub import list_repo_files
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, has_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    has_file,
+)
 
 from ..checkpoints import CARD_NAME, REPORT_NAME, load_model, optional_file, read_settings
 from .family import ConversionError, SourceFamily
@@ -136,10 +143,10 @@ def _weight_files(source: str | Path, revision: str | None) -> list[Path]:
         ) from error
     files = []
     for name in names:
-        file = optional_file(source, name, revision)
+        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
             raise _no_weights(source, name, pickled=Path(source).is_dir() and any(Path(source).glob("*.bin")))
-        files.append(file)
+        files.append(Path(file))
     return files
 
 

@@ -37,6 +37,8 @@ class Verification:
 def check_rounding(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Raise a [`ConversionError`] for a weight that becomes infinite in this dtype, or all zeros."""
     for name, weight in model.named_parameters():
+        if torch.promote_types(weight.dtype, dtype) == dtype:
+            continue
         largest = max(weight.detach().aminmax(), key=abs)
         rounded = largest.to(dtype)
         kind = str(dtype).removeprefix("torch.")

@@ -139,6 +139,19 @@ def test_a_float64_source_of_images_is_converted(tmp_path):
     assert report["dtype_saved"] == "float64" and report["exact_to"] == "the source"
 
 
+@pytest.mark.parametrize(
+    ("family", "name"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForImageClassification")]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_image_models_are_rounded_and_narrow_ones_converted(family, name, dtype, tmp_path):
+    vit_source(family, name).save_pretrained(tmp_path / "source")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "sas", dtype=dtype, windows=1)
+    assert report["exact_to"].endswith(dtype) and not report["fidelity_unrounded"]["exact"]
+    vit_source(family, name).to(getattr(torch, dtype)).save_pretrained(tmp_path / "narrow")
+    report = convert_checkpoint(tmp_path / "narrow", tmp_path / "narrow-sas", windows=1)
+    assert report["exact_to"] == "the source" and report["dtype_saved"] == dtype
+
+
 @pytest.mark.parametrize("direction", ["convert", "restore"])
 def test_what_is_on_the_disk_is_what_is_compared(llama_folder, tmp_path, direction):
     """Damage between writing and reading again, as a failing disk or a wrong `save_pretrained` would do it."""
