@@ -157,8 +157,16 @@ def load_processor(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, source: str | Path) -> None:
-    """Raise a `ValueError` if the tokenizer has tokens that a model of this size has no embeddings for."""
-    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= vocab_size)
+    """Raise a `ValueError` if a text can have tokens that a model of this size has no embeddings for.
+
+    Special tokens may be beyond it: many tokenizers got a padding token that their model was never given, and some
+    classes of Transformers add theirs to any.
+    """
+    beyond = sorted(
+        (number, token)
+        for token, number in tokenizer.get_vocab().items()
+        if number >= vocab_size and token not in tokenizer.all_special_tokens
+    )
     if beyond:
         raise ValueError(
             f"The tokenizer of {source} has {len(beyond)} tokens beyond the model's `vocab_size` ({vocab_size}), the "

@@ -26,8 +26,7 @@ from ..text import python_reference
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import text_windows
-from .samples import check_samples, verification_samples
+from .samples import check_samples, text_samples, verification_samples
 from .sources import (
     DTYPES,
     check_space,
@@ -128,7 +127,9 @@ def convert_checkpoint(
             calibration, text = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
         wanted = TOKENS_PER_FEATURE * config.hidden_size
         length = min(window_length, config.max_position_embeddings)
-        calibration_windows = text_windows(calibration, processor, length, -(-wanted // length))
+        calibration_windows, _ = text_samples(
+            processor, calibration, config.vocab_size, length, -(-wanted // length), options.seed
+        )
     samples, verified_on = verification_samples(
         aimed_at, processor, text, images, windows, window_length, options.seed
     )

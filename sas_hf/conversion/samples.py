@@ -71,6 +71,13 @@ def text_samples(
         samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
         return samples, "random tokens (the source has no tokenizer)"
     samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
+    largest = max(int(ids.max()) for ids in samples)
+    if largest >= vocab_size:
+        raise ValueError(
+            f"The tokenizer makes {tokenizer.convert_ids_to_tokens(largest)!r} (number {largest}) of the text, but "
+            f"the model's `vocab_size` is {vocab_size}; give the model embeddings for it: "
+            f"model.resize_token_embeddings({largest + 1})."
+        )
     return samples, "the Python language reference" if text is None else "the text given"
 
 

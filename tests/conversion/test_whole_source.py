@@ -516,10 +516,20 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_weights_are_read(ll
     assert files_in(tmp_path) == ["sas", "source"]
 
 
-@pytest.mark.parametrize("option", ["--text", "--calibration"])
-def test_text_that_is_not_utf8_is_named(llama_folder, tmp_path, option):
+def test_special_tokens_may_be_beyond_the_model_until_a_text_has_them(llama_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<mine>"})
+    tokenizer.save_pretrained(llama_folder)
+    report = convert_checkpoint(llama_folder, tmp_path / "sas", windows=1)
+    assert report["fidelity"]["exact"] and AutoTokenizer.from_pretrained(tmp_path / "sas").pad_token_id == size
+    with pytest.raises(ValueError, match=f"makes '<mine>' .number {size}. of the text, but .*`vocab_size` is {size}"):
+        convert_checkpoint(llama_folder, tmp_path / "again", text="some words and <mine> " * 30)
+    assert files_in(tmp_path) == ["sas", "source"]
+
+
+def test_text_that_is_not_utf8_is_named(llama_folder, tmp_path):
     (tmp_path / "latin.txt").write_bytes("Grüße aus Köln. ".encode("latin-1") * 50)
-    lossy = ["--lossy", "optimised"] if option == "--calibration" else []
-    run = sas_hf("convert", llama_folder, tmp_path / "sas", option, tmp_path / "latin.txt", *lossy)
+    run = sas_hf("convert", llama_folder, tmp_path / "sas", "--text", tmp_path / "latin.txt")
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert f"{tmp_path / 'latin.txt'} is not text in UTF-8" in run.stderr
