@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import transformers
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from . import modeling
 from .checkpoints import CARD_NAME, optional_file
-from .modeling.sharing import auto_classes
+from .modeling.sharing import auto_class_name
 from .version import __version__
 
 
@@ -62,34 +63,93 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
 
     A source on the Hub is the base model; of a local one, its own card's base model is.
     """
-    source, simulation = report["source"], report["simulation"]
-    model_class = getattr(modeling, report["architecture"])
-    carried = {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
-    if not Path(source).is_dir():
-        carried |= {"base_model": source, "base_model_relation": "finetune"}
-    data = _completed(ModelCardData(**carried), model_class)
-    at = f" at revision `{report['revision']}`" if report["revision"] else ""
-    card = ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {Path(source).name} with Simulated Attention Score\n\n"
-        f"Converted by `sas_hf` {report['versions']['sas_hf']} from `{source}`{at} "
-        f"({report['source_architecture']}): {simulation['num_simulated_heads'] or 'no'} simulated heads, "
-        f"{simulation['simulated_head_dim'] or 'no'} simulated features per head, kernel "
-        f"{simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
-        f"Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n"
+    simulation = report["simulation"]
+    card = _card_of(
+        report,
+        source_card,
+        f"{_title(report['source'])} with Simulated Attention Score",
+        f"Converted by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}: "
+        f"{simulation['num_simulated_heads'] or 'no'} simulated heads, {simulation['simulated_head_dim'] or 'no'} "
+        f"simulated features per head, kernel {simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
+        f"{_not_carried(report)}Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n",
     )
-    _set_section(card, LOADING, _loading_with_package(model_class))
+    _set_section(card, LOADING, _loading_with_package(getattr(modeling, report["architecture"])))
     _set_section(card, FIDELITY, _fidelity(report))
     return card
 
 
-def _promise(report: dict) -> str:
-    lossy = report.get("lossy")
-    if lossy is None:
-        return "When it was converted, it computed what its source computes."
-    return (
-        f"Its attention was replaced ({lossy}), fitted on {report['fitted_on']}: it does not compute what its source "
-        "computes. How far it is off stands below; it is meant to be fine-tuned."
+def restoration_card(report: dict, sas_card: ModelCard | None) -> ModelCard:
+    """The card of a checkpoint that `restore_checkpoint` wrote, from its report and the card of what it restored."""
+    card = _card_of(
+        report,
+        sas_card,
+        f"{_title(report['source'])} as {report['architecture']}",
+        f"Restored by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}, whose simulation changed "
+        f"nothing and was left out. {_promise(report)}\n\n{_not_carried(report)}",
     )
+    loading = f"from transformers import {report['architecture']}\n\n"
+    _set_section(card, LOADING, f'```python\n{loading}model = {report["architecture"]}.from_pretrained("PATH")\n```\n')
+    _set_section(card, FIDELITY, _fidelity(report))
+    return card
+
+
+def _card_of(report: dict, source_card: ModelCard | None, title: str, text: str) -> ModelCard:
+    """A card with the metadata of the source's that still holds."""
+    carried = {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
+    if not Path(report["source"]).is_dir():
+        carried |= {"base_model": report["source"], "base_model_relation": "finetune"}
+    data = _completed(ModelCardData(**carried), _model_class(report["architecture"]))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}")
+
+
+def _model_class(architecture: str) -> type[PreTrainedModel]:
+    return getattr(modeling, architecture, None) or getattr(transformers, architecture)
+
+
+def _title(source: str) -> str:
+    return (Path(source).resolve() if Path(source).is_dir() else Path(source)).name
+
+
+def _origin(report: dict) -> str:
+    at = f" at revision `{report['revision']}`" if report.get("revision") else ""
+    at += f" (commit `{report['commit'][:12]}`)" if report.get("commit") else ""
+    return f"`{report['source']}`{at}, a {report['source_architecture']}"
+
+
+def _promise(report: dict) -> str:
+    saved = report.get("dtype_saved")
+    weights = "" if saved is None else f" Its weights are saved in {saved}."
+    lossy = report.get("lossy")
+    if lossy is not None:
+        return (
+            f"Its attention was replaced ({lossy}), fitted on {report['fitted_on']}: it does not compute what its "
+            f"source computes. How far it is off stands below; it is meant to be fine-tuned.{weights}"
+        )
+    unrounded = report.get("fidelity_unrounded")
+    if unrounded is not None:
+        return (
+            f"When it was made, it computed what its source computes with its weights rounded to {saved}, in which it "
+            f"is saved; from the source as it is the outputs differed by up to {unrounded['max_abs_difference']:.3g}."
+        )
+    return f"When it was made, it computed what its source computes.{weights}"
+
+
+def _not_carried(report: dict) -> str:
+    """What of the source a conversion did not take along, if it says so."""
+    rows = {
+        "computed anew, not read from the source's weights": report.get("weights_recomputed"),
+        "fields of the source's config.json that its class in Transformers does not know either": list(
+            report.get("fields_unknown") or ()
+        ),
+        "files of the source that are not here": report.get("files_left_out"),
+    }
+    told = "".join(
+        f"- {name}: {', '.join(f'`{item}`' for item in found[:8])}"
+        + (f" and {len(found) - 8} more\n" if len(found) > 8 else "\n")
+        for name, found in rows.items()
+        if found
+    )
+    return f"Not taken along:\n\n{told}\n" if told else ""
 
 
 def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, report: dict | None) -> ModelCard:
@@ -172,7 +232,8 @@ def trained_card(model, name: str, training: dict, report: dict | None, start: M
 def _completed(data: ModelCardData, model_class: type[PreTrainedModel]) -> ModelCardData:
     """The metadata with library, tags and task, and without base models that are no Hub ids."""
     data.library_name = "transformers"
-    data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *TAGS]))
+    ours = TAGS if model_class.__module__.startswith(modeling.__name__) else []
+    data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *ours]))
     task = PIPELINE_TAGS.get(auto_class_name(model_class))
     if task == "feature-extraction" and "image" in model_class.input_modalities:
         task = "image-feature-extraction"
@@ -188,11 +249,6 @@ def _with_hub_ids(data: ModelCardData) -> ModelCardData:
     if not ids:
         data.base_model_relation = None
     return data
-
-
-def auto_class_name(model_class: type[PreTrainedModel]) -> str:
-    """The Auto class that makes this class."""
-    return next(name for name, made in auto_classes(model_class.config_class).items() if made is model_class)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -223,21 +279,40 @@ def _loading_without_package(model_class: type[PreTrainedModel]) -> str:
 
 def _fidelity(report: dict) -> str:
     fidelity = report["fidelity"]
+    unrounded, own = report.get("fidelity_unrounded"), report.get("in_saved_dtype")
+    saved = report.get("dtype_saved")
     rows = {
+        "weights saved in": saved or "-",
         "max abs difference of the outputs": f"{fidelity['max_abs_difference']:.3g}",
         "max abs output": f"{fidelity['max_abs_output']:.4g}",
-        "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.3g}",
+        "mean KL divergence": _number(fidelity["mean_kl"]),
         "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
         "source, eager against SDPA attention": f"{fidelity['source_eager_sdpa_difference']:.3g}",
         "perplexity": _perplexities(fidelity),
         "parameters": f"{report['parameters']:,} (source: {report['parameters_source']:,})",
     }
+    if unrounded is not None:
+        rows |= {
+            "against the unrounded source: max abs difference": f"{unrounded['max_abs_difference']:.3g}",
+            "against the unrounded source: mean KL, arg-max agreement": (
+                f"{_number(unrounded['mean_kl'])}, {unrounded['argmax_agreement']:.2%}"
+            ),
+        }
+    if own is not None:
+        rows[f"computing in {saved}: max abs difference to the source in float32"] = (
+            f"{_number(own['max_abs_difference'])} (source in {saved}: {_number(own['source_max_abs_difference'])})"
+        )
+    against = f"its source (weights rounded to {saved})" if unrounded is not None else "its source"
     amount = f"{fidelity['images']} images" if fidelity.get("images") else f"{fidelity['tokens']} tokens"
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return (
-        f"When it was converted, measured against its source in float32 on {amount} "
+        f"When it was made, the saved checkpoint was measured against {against} in float32 on {amount} "
         f"({report['verified_on']}).\n\n| measure | value |\n|---|---|\n{table}"
     )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _perplexities(fidelity: dict) -> str:

@@ -40,6 +40,7 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
+        ValueError: for a revision of a folder, which has none.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
@@ -49,6 +50,8 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
                 "and their SAS model, peft's `merge_and_unload()` of any."
             )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
+    if folder.is_dir() and revision is not None:
+        raise ValueError(f"`revision` ({revision!r}) is of a repository on the Hub, but {folder} is a folder here.")
     # What cannot be a Hub id ("name" or "owner/name") is a path.
     is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
     if not folder.is_dir() and (folder.exists() or is_path):
@@ -162,6 +165,7 @@ def load_model(
     """The model, and the names of weights in the checkpoint that are not the model's.
 
     Args:
+        model_class: or an Auto class.
         new_head: weights outside the base model that are missing or of another shape begin anew.
         options: of `from_pretrained`, such as `config`; the dtype is the checkpoint's own by default.
 
@@ -200,11 +204,30 @@ def load_model(
 
 
 def load_processor(
-    model: PreTrainedModel, source: str | Path, revision: str | None
+    model_class: type[PreTrainedModel], source: str | Path, revision: str | None
 ) -> PreTrainedTokenizerBase | BaseImageProcessor | None:
-    """What makes inputs for this model: its image processor or its tokenizer, or `None` if it has none."""
-    load = load_image_processor if "image" in model.input_modalities else load_tokenizer
+    """What makes inputs for models of this class: an image processor or a tokenizer, or `None` if there is none."""
+    load = load_image_processor if "image" in model_class.input_modalities else load_tokenizer
     return load(source, revision)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, source: str | Path) -> None:
+    """Raise a `ValueError` if a text can have tokens that a model of this size has no embeddings for.
+
+    Special tokens may be beyond it: many tokenizers got a padding token that their model was never given, and some
+    classes of Transformers add theirs to any.
+    """
+    beyond = sorted(
+        (number, token)
+        for token, number in tokenizer.get_vocab().items()
+        if number >= vocab_size and token not in tokenizer.all_special_tokens
+    )
+    if beyond:
+        raise ValueError(
+            f"The tokenizer of {source} has {len(beyond)} tokens beyond the model's `vocab_size` ({vocab_size}), the "
+            f"first {beyond[0][1]!r} with number {beyond[0][0]}; take them out of it, or give the model embeddings "
+            f"for them: model.resize_token_embeddings({beyond[-1][0] + 1})."
+        )
 
 
 def load_tokenizer(source: str | Path, revision: str | None) -> PreTrainedTokenizerBase | None:

@@ -179,7 +179,10 @@ def restore(
 def conversion_table(report: dict) -> Table:
     """The report of `convert_checkpoint` or `restore_checkpoint` as a table for the terminal."""
     fidelity, simulation = report["fidelity"], report.get("simulation")
-    lossy = report.get("lossy")
+    lossy, unrounded, own = report.get("lossy"), report["fidelity_unrounded"], report["in_saved_dtype"]
+    unknown, absent, recomputed = (
+        report.get(name) for name in ("fields_unknown", "files_left_out", "weights_recomputed")
+    )
     growth = report["parameters"] / report["parameters_source"] - 1
     amount = f"{fidelity['images']} images" if fidelity["images"] else f"{fidelity['tokens']} tokens"
     table = Table(title=f"{report['source']}: verified on {amount} ({report['verified_on']})")
@@ -188,6 +191,8 @@ def conversion_table(report: dict) -> Table:
     rows = {
         "source": report["source"] + (f" ({report['commit'][:12]})" if report["commit"] else ""),
         "lossy conversion to, fitted on": f"{lossy}, {report['fitted_on']}" if lossy else None,
+        "saved in": report["dtype_saved"],
+        "compared with": None if lossy else report["exact_to"],
         "max |difference| of the outputs": f"{fidelity['max_abs_difference']:.2e}",
         "allowed (1e-5 of max |output|)": None if lossy else f"{fidelity['tolerance']:.2e}",
         "max |output|": f"{fidelity['max_abs_output']:.4g}",
@@ -197,17 +202,28 @@ def conversion_table(report: dict) -> Table:
         "perplexity before, after": (
             f"{fidelity['perplexity_source']:.4g}, {fidelity['perplexity']:.4g}" if fidelity["perplexity"] else None
         ),
+        "against the source as it is: max |difference|": (
+            f"{unrounded['max_abs_difference']:.2e}, arg-max agreement {unrounded['argmax_agreement']:.2%}"
+            if unrounded
+            else None
+        ),
+        f"computing in {report['dtype_saved']}: max |difference|": (
+            f"{own['max_abs_difference']:.2e}" if own and own["max_abs_difference"] is not None else None
+        ),
         "simulated heads, features per head": (
             f"{simulation['num_simulated_heads'] or '-'}, {simulation['simulated_head_dim'] or '-'}"
             if simulation
             else None
         ),
         "parameters": f"{report['parameters']:,} ({growth:+.2%})",
+        "computed anew, not read": ", ".join(recomputed[:5]) + ", ..." * (len(recomputed) > 5) if recomputed else None,
+        "fields that Transformers ignores": ", ".join(unknown) if unknown else None,
+        "files left out": ", ".join(absent) if absent else None,
         "seconds": f"{report['seconds']}",
     }
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name, value)
+            table.add_row(name, escape(value))
     return table
 
 

@@ -1,36 +1,24 @@
 """From folder or Hub id to folder: checks before anything long, conversion, verification, and an atomic save."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import (
-    CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-    extract_commit_hash,
-    has_file,
-)
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..card import conversion_card, read_card
 from ..checkpoints import (
     CARD_NAME,
     REPORT_NAME,
-    load_model,
+    check_vocabulary,
     load_processor,
     new_folder,
     read_settings,
     refuse_existing,
-    save_model,
 )
 from ..dtypes import parse_dtype
 from ..files import check_writable, one_at_a_time
@@ -38,8 +26,19 @@ from ..text import python_reference
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
-from .fidelity import Fidelity, compare_models, text_windows
-from .samples import verification_samples
+from .samples import check_samples, text_samples, verification_samples
+from .sources import (
+    DTYPES,
+    check_space,
+    check_weights,
+    files_left_out,
+    load_whole_model,
+    named_architectures,
+    read_stored_weights,
+    source_class,
+    unknown_fields,
+)
+from .written import Verification, check_rounding, verify_written, write_checkpoint
 
 
 TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
@@ -55,26 +54,33 @@ def convert_checkpoint(
     revision: str | None = None,
     dtype: str | None = None,
     text: str | None = None,
-    images: Path | None = None,
+    images: str | Path | None = None,
     calibration: str | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict:
-    """Convert a checkpoint and verify, in float32 and on text or images, that it computes what its source computes.
+    """Convert a checkpoint and verify, in float32 and on text or images, that what was written, loaded again, computes
+    what its whole source computes.
 
-    The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs.
+    A weight of the source's files that would be left out is an error. If `dtype` rounds the weights, the result is
+    compared with the source rounded to it, and the report says how far that is from the source as it is.
 
-    Tokenizer, chat template, generation configuration and image processor are carried along; the folder also gets a
-    fidelity report (`fidelity.json`) and a model card. It is written aside and renamed when it is complete.
-    A lossy conversion (`options.lossy`) is measured in the same way, but need not be exact.
+    The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs. What
+    was written is read from its files as it is used.
+
+    Tokenizer, chat template, generation configuration, image processor and licence files are carried along; the folder
+    also gets a fidelity report (`fidelity.json`), which names what is left out, and a model card. It is written aside
+    and renamed when it is complete. A lossy conversion (`options.lossy`) is measured in the same way, but need not be
+    exact.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
         output: the new checkpoint folder; must not exist, or be empty.
         options: of the simulation.
         revision: branch, tag or commit of a Hub source.
-        dtype: of the saved weights, such as "bfloat16"; the source's own by default.
+        dtype: of the saved weights: "float32", "bfloat16", "float16" or "float64"; by default the source's own, or of
+            several (norms in float32, say) the one that holds them all.
         text: to verify on; the Python reference by default, random tokens if the source has no tokenizer.
         images: folder of images to verify on; smooth random ones by default.
         calibration: text that a lossy conversion is fitted on; by default the first nine tenths of `text`, of which
@@ -90,7 +96,8 @@ def convert_checkpoint(
         FileExistsError: if `output` holds something.
         BlockingIOError: while another process writes it.
         FileNotFoundError: if `source` has no configuration or no weights.
-        ConversionError: if the source is unsupported, damaged or incomplete, or the result is not exact.
+        ConversionError: if the source is unsupported, damaged or incomplete, holds something that would be lost, or if
+            the result is not exact.
         ValueError: if the options do not fit the source.
         OSError: if the disk is too small or full. Nothing is left behind in any of these cases.
     """
@@ -98,12 +105,18 @@ def convert_checkpoint(
     options, output = options or ConversionOptions(), Path(output)
     if calibration is not None and options.lossy is None:
         raise ValueError("`calibration` is what a lossy conversion is fitted on; give `lossy` in the options too.")
-    config, family = _check_before_loading(source, output, options, revision, dtype)
+    nearest = check_output(output)
+    if dtype is not None and parse_dtype(dtype) not in DTYPES.values():
+        raise ValueError(f"`dtype` is {dtype!r}; a checkpoint is saved in float32, bfloat16, float16 or float64.")
+    config, family = find_source(source, revision)
+    architecture = named_architectures(config, family)[0]
+    aimed_at = sas_config(config, family, options, architecture)
+    check_samples(family.architectures[architecture], text, images, windows, window_length)
+    check_weights(source, revision)
     source_card = read_card(source, revision)
-
-    progress(f"Loading {source}")
-    model, _ = load_model(_source_class(config, family), source, revision, ConversionError)
-    processor = load_processor(model, source, revision)
+    processor = load_processor(family.architectures[architecture], source, revision)
+    if hasattr(config, "vocab_size") and processor is not None:
+        check_vocabulary(processor, config.vocab_size, source)
 
     fitted_on = calibration_windows = None
     if options.lossy is not None:
@@ -116,39 +129,58 @@ def convert_checkpoint(
             calibration, text = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
         wanted = TOKENS_PER_FEATURE * config.hidden_size
         length = min(window_length, config.max_position_embeddings)
-        calibration_windows = text_windows(calibration, processor, length, -(-wanted // length))
+        calibration_windows, _ = text_samples(
+            processor, calibration, config.vocab_size, length, -(-wanted // length), options.seed
+        )
+    samples, verified_on = verification_samples(
+        aimed_at, processor, text, images, windows, window_length, options.seed
+    )
+
+    progress(f"Loading {source}")
+    stored = read_stored_weights(source, revision)
+    saved_dtype = stored.widest_dtype(config) if dtype is None else parse_dtype(dtype)
+    check_space(nearest, stored.numbers, saved_dtype)
+    model, recomputed = load_whole_model(
+        source_class(source, config, family, stored), source, revision, config, stored
+    )
+    check_rounding(model, saved_dtype)
 
     progress("Converting")
     converted = convert(model, options, share=True, calibration=calibration_windows)
-
-    progress("Comparing source and SAS model")
-    samples, verified_on = verification_samples(
-        converted, processor, text, images, windows, window_length, options.seed
-    )
-    fidelity = compare_models(model, converted, samples)
-    dtype = dtype or str(model.dtype).removeprefix("torch.")
-    report = comparison_report(source, revision, model, converted, fidelity, verified_on, dtype, started) | {
-        "options": asdict(options),
-        "lossy": options.lossy,
-        "fitted_on": fitted_on,
-        "simulation": {name: getattr(converted.config, name) for name in SIMULATION_FIELDS},
-        "source_config": _recorded(config),
-    }
+    sas_class, simulation = type(converted), {name: getattr(converted.config, name) for name in SIMULATION_FIELDS}
     if options.lossy is not None:
-        report["fidelity"]["exact"] = False  # not even by chance
-    if options.lossy is None and not fidelity.is_exact:
-        raise ConversionError(
-            f"The conversion is not exact: max |difference| is {fidelity.max_abs_difference:.3g}, but at most "
-            f"{fidelity.tolerance:.3g} is allowed (source eager against SDPA: "
-            f"{fidelity.source_eager_sdpa_difference:.3g}). No checkpoint was written."
-        )
+        check_rounding(converted, saved_dtype)
 
-    progress(f"Saving {output}")
-    del model  # what it does not share with `converted` is freed
     with new_folder(output) as folder:
-        save_model(own_weights(converted, parse_dtype(dtype)), folder, source, revision)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        progress(f"Saving {output}")
+        write_checkpoint(converted, folder, saved_dtype, processor, source, revision)
+        del converted  # what it does not share with `model` is freed
+
+        progress("Comparing source and saved SAS model")
+        verification = verify_written(folder, sas_class, model, samples, saved_dtype, exact=options.lossy is None)
+        fidelity = verification.fidelity
+        if options.lossy is None and not fidelity.is_exact:
+            raise ConversionError(
+                f"The conversion is not exact: max |difference| is {fidelity.max_abs_difference:.3g}, but at most "
+                f"{fidelity.tolerance:.3g} is allowed (source eager against SDPA: "
+                f"{fidelity.source_eager_sdpa_difference:.3g}). No checkpoint was written."
+            )
+        report = comparison_report(
+            source, revision, model, sas_class, verification, verified_on, saved_dtype, started
+        ) | {
+            "options": asdict(options),
+            "lossy": options.lossy,
+            "fitted_on": fitted_on,
+            "simulation": simulation,
+            "source_config": _recorded(config),
+            "dtypes_source": stored.count_dtypes(),
+            "weights_recomputed": recomputed,
+            "fields_unknown": unknown_fields(source, revision, config),
+            "files_left_out": files_left_out(source, revision, folder),
+        }
+        if options.lossy is not None:
+            report["fidelity"]["exact"] = False  # not even by chance
+            report["exact_to"] = None
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
@@ -163,32 +195,37 @@ def comparison_report(
     source: str | Path,
     revision: str | None,
     before: PreTrainedModel,
-    after: PreTrainedModel,
-    fidelity: Fidelity,
+    made: type[PreTrainedModel],
+    verification: Verification,
     verified_on: str,
-    dtype: str,
+    dtype: torch.dtype,
     started: float,
 ) -> dict:
     """What the reports of both directions say: what was made of what, and how far the two are apart.
 
     Args:
         source: folder or Hub id that `before` was loaded from.
-        verified_on: where the samples came from that `fidelity` was measured on.
+        made: class of the written checkpoint.
+        verified_on: where the samples came from that were compared.
         dtype: of the saved weights.
         started: `time.monotonic()` of the beginning.
     """
+    saved, unrounded = str(dtype).removeprefix("torch."), verification.unrounded
     return {
         "source": str(source),
         "revision": revision,
         "commit": find_commit(source, revision),
         "source_architecture": type(before).__name__,
-        "architecture": type(after).__name__,
-        "dtype_saved": dtype,
+        "architecture": made.__name__,
+        "dtype_saved": saved,
         "dtype_verified": "float32",
+        "exact_to": "the source" if unrounded is None else f"the source's weights rounded to {saved}",
         "verified_on": verified_on,
-        "fidelity": fidelity.to_dict(),
+        "fidelity": verification.fidelity.to_dict(),
+        "fidelity_unrounded": None if unrounded is None else unrounded.to_dict(),
+        "in_saved_dtype": verification.in_saved_dtype,
         "parameters_source": before.num_parameters(),
-        "parameters": after.num_parameters(),
+        "parameters": verification.parameters,
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -199,17 +236,6 @@ def _recorded(config: PreTrainedConfig) -> dict:
     settings = json.loads(config.to_json_string())
     settings.pop("auto_map", None)
     return settings
-
-
-def _source_class(config: PreTrainedConfig, family: SourceFamily) -> type[PreTrainedModel]:
-    """The Transformers class named in the checkpoint, never code from it."""
-    name = (config.architectures or [next(iter(family.architectures))])[0]
-    if name not in family.architectures:
-        raise ConversionError(
-            f"`architectures` names {name}, which has no SAS counterpart; convertible are "
-            f"{', '.join(family.architectures)}."
-        )
-    return getattr(transformers, name)
 
 
 def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, SourceFamily]:
@@ -224,23 +250,7 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
         find_family(str(settings["model_type"]))
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     family = find_family(config.model_type)
-    _source_class(config, family)
-    return config, family
-
-
-def _check_before_loading(
-    source: str | Path, output: Path, options: ConversionOptions, revision: str | None, dtype: str | None
-) -> tuple[PreTrainedConfig, SourceFamily]:
-    """Everything that can be refused before weights are read."""
-    nearest = check_output(output)
-    if dtype is not None:
-        parse_dtype(dtype)
-    if options.perturbation < 0:
-        raise ValueError(f"`perturbation` is {options.perturbation}; it must not be negative.")
-
-    config, family = find_source(source, revision)
-    sas_config(config, family, options, _source_class(config, family).__name__)
-    check_weights(source, revision, nearest)
+    named_architectures(config, family)
     return config, family
 
 
@@ -249,53 +259,3 @@ def check_output(output: Path) -> Path:
     `PermissionError` if it cannot."""
     refuse_existing(output)
     return check_writable(output.absolute().parent, f"The new checkpoint is to be {output}")
-
-
-def check_weights(source: str | Path, revision: str | None, nearest: Path) -> None:
-    """Raise an error if the weights are missing, damaged or pickles, or if `nearest` has no room for as many."""
-    if Path(source).is_dir():
-        size = _check_weight_files(Path(source))
-        free = shutil.disk_usage(nearest).free
-        if free < 1.02 * size:
-            raise OSError(f"The result needs about {size / 1e6:.0f} MB, but {nearest} has {free / 1e6:.0f} MB free.")
-    elif not any(has_file(source, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        raise _no_weights(source, SAFE_WEIGHTS_NAME, has_file(source, WEIGHTS_NAME, revision))
-
-
-def _no_weights(source: str | Path, file: str, pickled: bool) -> FileNotFoundError:
-    reason = " (only a pickle, which could run code when loaded)" if pickled else ""
-    return FileNotFoundError(f"{source} has no {file}{reason}; safetensors weights are needed.")
-
-
-def _check_weight_files(folder: Path) -> int:
-    """Total size in bytes of the safetensors files of `folder`; each must be there and as long as its header says."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file():
-        try:
-            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConversionError(
-                f"{index} is damaged: it has no readable `weight_map` ({error}); download or save it again."
-            ) from error
-    else:
-        files = [folder / SAFE_WEIGHTS_NAME]
-    for file in files:
-        if not file.is_file():
-            raise _no_weights(folder, file.name, pickled=any(folder.glob("*.bin")))
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ConversionError(f"{file} is damaged or truncated ({error}); download or save it again.") from error
-    return sum(file.stat().st_size for file in files)
-
-
-def own_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Give each weight that is a part or a transposed view of another tensor memory of its own, one after the other:
-    saving would copy them all at once."""
-    for parameter in model.parameters():
-        weight = parameter.data.to(dtype)
-        parts = weight.untyped_storage().nbytes() != weight.nbytes
-        parameter.data = weight.clone(memory_format=torch.contiguous_format) if parts else weight.contiguous()
-    model.config.dtype = dtype
-    return model

@@ -1,5 +1,7 @@
 """The conversion itself: a loaded source model in, a SAS model that computes the same (or near it, if lossy) out."""
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ from .deit import DEIT
 from .family import ConversionError, SourceFamily
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
+from .live import check_live_source
 from .llama import LLAMA
 from .lossy import LOSSY, fit_attention, lossy_fields
 from .mistral import MISTRAL
@@ -18,7 +21,7 @@ from .phi import PHI
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
-from .start import start_as_source
+from .start import largest_perturbation, start_as_source
 from .vit import VIT
 
 
@@ -35,8 +38,9 @@ class ConversionOptions:
         simulated_head_dim: D̂; `None`: one and a half times the source's head size, 0: no feature simulation.
         simulation_kernel_size: κ, odd.
         perturbation: size of the simulated value heads' deviations, relative to their base head. They cancel in the
-            output whatever their size; the larger, the sooner the copies of a head part in training.
-        seed: of those deviations.
+            output whatever their size; the larger, the sooner the copies of a head part in training. At most
+            3·√(kv heads·κ): single deviations are kept below 3, to be exact in bfloat16.
+        seed: of those deviations and the extra key features.
         lossy: name of a lossy conversion, which computes something near its source: "optimised" or "efficient"
             attention, "gqa" (key/value heads merged) or "mla"; it has no simulation unless sizes are given. `None`:
             exact.
@@ -75,14 +79,15 @@ def convert_model(
 ) -> PreTrainedModel:
     """Make a SAS model that computes the function of a loaded `source`, in its dtype and on its device.
 
-    The weights are copied; `source` is left as it is.
+    The weights are copied; `source` is left as it is. It must be what its class makes of its configuration: what was
+    put into it besides (hooks, adapters, other modules, more or fewer layers) has no place in the result.
 
     Args:
         calibration: for a lossy conversion, token ids `[1, T]` of the texts that it is fitted on; some ten times as
             many tokens as the source has hidden features.
 
     Raises:
-        ConversionError: if the architecture is not supported.
+        ConversionError: if the architecture is not supported, or if `source` is not what its configuration says.
         ValueError: if the options do not fit the source; if `calibration` is missing, or given for nothing.
     """
     return convert(source, options or ConversionOptions(), share=False, calibration=calibration)
@@ -97,9 +102,12 @@ def convert(
     """As [`convert_model`]; with `share`, source weights are shared with the result, not copied."""
     family = find_family(source.config.model_type)
     if type(source).__name__ not in family.architectures:
+        merge = " Merge the adapter first: `merge_and_unload()`." if hasattr(source, "merge_and_unload") else ""
         raise ConversionError(
             f"{type(source).__name__} has no SAS counterpart; convertible are {', '.join(family.architectures)}."
+            f"{merge}"
         )
+    check_live_source(source)
     config = sas_config(source.config, family, options, type(source).__name__)
     if (options.lossy is None) != (not calibration):
         wrong = "is fitted on `calibration`, which is missing" if options.lossy else "has nothing to do with it"
@@ -127,7 +135,7 @@ def convert(
     if options.lossy is not None:
         fit_attention(convert(source, NO_SIMULATION, share=True), model, LOSSY[options.lossy], calibration)
     if model.can_generate():
-        model.generation_config = source.generation_config
+        model.generation_config = copy.deepcopy(source.generation_config)
     return model.eval()
 
 
@@ -139,8 +147,16 @@ def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
                 empty = torch.empty_like(parameter, device=like.device, dtype=like.dtype)
                 module.register_parameter(name, torch.nn.Parameter(empty))
     if getattr(model.base_model, "rotary_emb", None) is not None:
-        rotary = type(model.base_model.rotary_emb)
-        model.base_model.rotary_emb = rotary(model.config).to(like.device)
+        rotary = type(model.base_model.rotary_emb)(model.config).to(like.device)
+        model.base_model.rotary_emb = rotary
+        given = like.base_model.rotary_emb.inv_freq
+        if rotary.inv_freq.dtype != given.dtype and torch.equal(rotary.inv_freq.to(given.dtype), given):
+            rotary.inv_freq = given.clone()  # of a model that was cast with its buffers: `model.bfloat16()`
+        elif rotary.rope_type not in ("dynamic", "longrope") and not torch.equal(rotary.inv_freq, given):
+            raise ConversionError(
+                "The source's rotary frequencies (`rotary_emb.inv_freq`) are not those of its `rope_parameters` "
+                f"({like.config.rope_parameters}); set what was meant there."
+            )
 
 
 def sas_config(
@@ -161,7 +177,37 @@ def sas_config(
     fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
     config_class = next(iter(family.architectures.values())).config_class
     fields |= lossy_fields(config_class(**fields), options)
-    return config_class(**fields, **options.fields(heads, head_dim))
+    converted = config_class(**fields, **options.fields(heads, head_dim))
+    check_options(options, converted)
+    return converted
+
+
+def check_options(options: ConversionOptions, config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` for options of the start that are out of range, or that a model of this configuration would
+    do nothing with."""
+    heads, kernel = config.num_simulated_heads, config.simulation_kernel_size
+    most = largest_perturbation(config.num_key_value_heads, kernel)
+    if not (math.isfinite(options.perturbation) and 0 <= options.perturbation <= most):
+        raise ValueError(
+            f"`perturbation` is {options.perturbation}; it must be from 0 to {most:.3g}, where {kernel} x "
+            f"{config.num_key_value_heads} weights to a simulated value head are at their bound of 3."
+        )
+    if heads is None and kernel != ConversionOptions.simulation_kernel_size:
+        raise ValueError(
+            f"`simulation_kernel_size` ({kernel}) is of simulated heads, but there are none; leave it out."
+        )
+    if options.perturbation not in (0, ConversionOptions.perturbation):
+        if heads is None:
+            raise ValueError(
+                f"`perturbation` ({options.perturbation}) is of simulated heads, but there are none; leave it out."
+            )
+        if heads == config.num_attention_heads:
+            raise ValueError(
+                f"`perturbation` ({options.perturbation}) makes copies of a head differ, but `num_simulated_heads` "
+                f"({heads}) gives each one copy; leave it out, or take a multiple such as {2 * heads}."
+            )
+    if options.seed != ConversionOptions.seed and not config.simulates:
+        raise ValueError(f"`seed` ({options.seed}) is of the simulation's start, but there is none; leave it out.")
 
 
 def find_family(model_type: str) -> SourceFamily:

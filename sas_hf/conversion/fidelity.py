@@ -1,7 +1,7 @@
 """How far a converted model is from its source: logits on text, and whether every simulated head can learn."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -63,7 +63,12 @@ def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, cou
 
 
 @torch.no_grad()
-def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples: Iterable[torch.Tensor]) -> Fidelity:
+def compare_models(
+    source: PreTrainedModel,
+    converted: PreTrainedModel,
+    samples: Iterable[torch.Tensor],
+    rounded_to: torch.dtype | None = None,
+) -> Fidelity:
     """Run both models on every sample and measure the difference of their outputs. A sample is a window `[1, T]` of
     token ids or a batch `[B, channels, height, width]` of images.
 
@@ -71,6 +76,9 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
     language models the perplexity is measured too. The source's own difference between its eager and SDPA attention
     is measured on the same samples as a yardstick. Weights of less than float32 are used as they are, but computed
     with in float32.
+
+    Args:
+        rounded_to: the source's weights are rounded to this dtype as they are used.
 
     Raises:
         ValueError: if an output is not finite.
@@ -80,8 +88,9 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
     predicts = source is not source.base_model and not type(source).__name__.endswith("ForMaskedImageModeling")
     writes = type(source).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     for sample in samples:
-        expected = _outputs(source, sample, "sdpa")
-        yardstick = max(yardstick, (_outputs(source, sample, "eager") - expected).abs().max().item())
+        expected = _outputs(source, sample, "sdpa", rounded_to)
+        eager = _outputs(source, sample, "eager", rounded_to)
+        yardstick = max(yardstick, (eager - expected).abs().max().item())
         actual = _outputs(converted, sample, "sdpa")
         if not (expected.isfinite().all() and actual.isfinite().all()):
             raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
@@ -108,8 +117,8 @@ def compare_models(source: PreTrainedModel, converted: PreTrainedModel, samples:
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
         images=images,
-        perplexity_source=math.exp(loss_source / followed) if followed else None,
-        perplexity=math.exp(loss / followed) if followed else None,
+        perplexity_source=_perplexity(loss_source, followed),
+        perplexity=_perplexity(loss, followed),
     )
 
 
@@ -147,18 +156,38 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
         model.set_attn_implementation(before)
 
 
+@torch.no_grad()
+def outputs_in_own_dtype(model: PreTrainedModel, sample: torch.Tensor) -> torch.Tensor:
+    """What `model` gives for a sample as it is, computing in the dtype of its weights."""
+    return _telling(model(**_inputs(model, sample.to(model.dtype) if sample.is_floating_point() else sample)))
+
+
+@torch.no_grad()
+def outputs_in_float32(
+    model: PreTrainedModel, sample: torch.Tensor, rounded_to: torch.dtype | None = None
+) -> torch.Tensor:
+    """What `model` gives for a sample in float32, with its weights as they are or rounded."""
+    return _outputs(model, sample, "sdpa", rounded_to)
+
+
 @contextmanager
-def computing_in_float32(model: nn.Module) -> Iterator[None]:
+def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None) -> Iterator[None]:
     """Let `model` compute in float32 for a while, without gradients and without a float32 copy of it.
 
-    Weights of less than float32 become float32 while their module runs, those of a linear map (the head may be half of
-    a small model) some rows at a time, and embeddings after they were looked up.
+    Weights of less than float32 become float32 while their module runs (a convolution's for the whole while), those of
+    a linear map (the head may be half of a small model) some rows at a time, and embeddings after they were looked up.
+
+    Args:
+        rounded_to: weights of any dtype are rounded to this one first.
     """
+
+    def wide(weight):
+        return (weight if rounded_to is None else weight.to(rounded_to)).float()
 
     def widen(module, _):
         for parameter in module.parameters(recurse=False):
             narrow[parameter] = parameter.data
-            parameter.data = parameter.data.float()
+            parameter.data = wide(parameter.data)
 
     def restore(module, *_):
         for parameter in module.parameters(recurse=False):
@@ -168,12 +197,15 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
     with torch.no_grad(), ExitStack() as hooks:
         for module in model.modules():
             dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
-            if not any(dtype.itemsize < 4 for dtype in dtypes):
+            if not any(dtype.itemsize < 4 or rounded_to not in (None, dtype) for dtype in dtypes):
                 continue
-            if isinstance(module, nn.Embedding):
-                hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: embedded.float()))
+            if isinstance(module, nn.Conv2d):  # small, and models of images cast pixels to its dtype before it runs
+                widen(module, None)
+                hooks.callback(restore, module)
+            elif isinstance(module, nn.Embedding):
+                hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: wide(embedded)))
             elif type(module).forward is nn.Linear.forward:
-                module.forward = partial(_linear_in_float32, module)
+                module.forward = partial(_linear_in_float32, module, wide)
                 hooks.callback(delattr, module, "forward")
             else:
                 hooks.enter_context(module.register_forward_pre_hook(widen))
@@ -181,12 +213,17 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _linear_in_float32(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+def _linear_in_float32(linear: nn.Linear, wide: Callable, inputs: torch.Tensor) -> torch.Tensor:
     outputs = inputs.new_empty(*inputs.shape[:-1], linear.out_features)
     rows = max(1, WEIGHTS_AT_ONCE // linear.in_features)
     for part, weight in zip(outputs.split(rows, dim=-1), linear.weight.split(rows), strict=True):
-        part.copy_(nn.functional.linear(inputs, weight.float()))
-    return outputs if linear.bias is None else outputs + linear.bias.float()
+        part.copy_(nn.functional.linear(inputs, wide(weight)))
+    return outputs if linear.bias is None else outputs + wide(linear.bias)
+
+
+def _perplexity(loss: float, tokens: int) -> float | None:
+    """`None` without tokens, and where it is larger than any number."""
+    return math.exp(loss / tokens) if tokens and loss / tokens < 700 else None
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
@@ -196,10 +233,19 @@ def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
     return sum(nn.functional.cross_entropy(part.double(), goal, reduction="sum").item() for part, goal in rows)
 
 
-def _outputs(model: PreTrainedModel, inputs: torch.Tensor, implementation: str) -> torch.Tensor:
+def _outputs(
+    model: PreTrainedModel, inputs: torch.Tensor, implementation: str, rounded_to: torch.dtype | None = None
+) -> torch.Tensor:
+    with attention_implementation(model, implementation), computing_in_float32(model, rounded_to):
+        return _telling(model(**_inputs(model, inputs)))
+
+
+def _inputs(model: PreTrainedModel, sample: torch.Tensor) -> dict:
     settings = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    with attention_implementation(model, implementation), computing_in_float32(model):
-        outputs = model(**{model.main_input_name: inputs.to(model.device)}, **settings)
+    return {model.main_input_name: sample.to(model.device)} | settings
+
+
+def _telling(outputs) -> torch.Tensor:
     if "start_logits" in outputs:
         return torch.stack((outputs["start_logits"], outputs["end_logits"]))
     return next(outputs[name] for name in OUTPUTS if name in outputs)

@@ -1,5 +1,6 @@
 """The way back: a SAS checkpoint whose simulation still changes nothing becomes a checkpoint of its source's kind."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -12,20 +13,15 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from .. import modeling
-from ..checkpoints import (
-    REPORT_NAME,
-    load_model,
-    load_processor,
-    new_folder,
-    read_settings,
-    save_model,
-)
+from ..card import read_card, restoration_card
+from ..checkpoints import CARD_NAME, REPORT_NAME, check_vocabulary, load_processor, new_folder, read_settings
 from ..files import one_at_a_time
-from .checkpoint import check_output, check_weights, comparison_report, own_weights
+from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
 from .family import ConversionError
-from .fidelity import compare_models
-from .samples import verification_samples
+from .samples import check_samples, verification_samples
+from .sources import check_space, check_weights, files_left_out, load_whole_model, read_stored_weights
+from .written import verify_written, write_checkpoint
 
 
 LABELS = ("id2label", "label2id", "problem_type")  # fine-tuning may have given other ones
@@ -38,7 +34,7 @@ def restore_checkpoint(
     *,
     revision: str | None = None,
     text: str | None = None,
-    images: Path | None = None,
+    images: str | Path | None = None,
     windows: int = 8,
     window_length: int = 256,
     progress: Callable[[str], None] = lambda message: None,
@@ -46,8 +42,8 @@ def restore_checkpoint(
     """Write a converted checkpoint in its source's architecture, without its simulation.
 
     What the simulation was trained to do has no place there: it must still be function-preserving, as a conversion
-    makes it, whatever else was trained. The outputs of both models are compared in float32 to the tolerance of a
-    conversion before anything is written.
+    makes it, whatever else was trained. What was written is loaded again and its outputs are compared in float32 to
+    the tolerance of a conversion.
 
     Args:
         checkpoint: a local folder or Hub id that `convert_checkpoint` wrote, or one fine-tuned from it that still has
@@ -69,44 +65,62 @@ def restore_checkpoint(
     started, output = time.monotonic(), Path(output)
     nearest = check_output(output)
     sas_class, record = _read_record(checkpoint, revision)
-    check_weights(checkpoint, revision, nearest)
+    check_samples(sas_class, text, images, windows, window_length)
+    check_weights(checkpoint, revision)
+    sas_card = read_card(checkpoint, revision)
+    config = sas_class.config_class.from_pretrained(checkpoint, revision=revision)
+    processor = load_processor(sas_class, checkpoint, revision)
+    if hasattr(config, "vocab_size") and processor is not None:
+        check_vocabulary(processor, config.vocab_size, checkpoint)
+    samples, verified_on = verification_samples(config, processor, text, images, windows, window_length, seed=0)
 
     progress(f"Loading {checkpoint}")
-    model, _ = load_model(sas_class, checkpoint, revision, ConversionError)
-    processor = load_processor(model, checkpoint, revision)
+    stored = read_stored_weights(checkpoint, revision)
+    dtype = stored.widest_dtype(config)
+    check_space(nearest, stored.numbers, dtype)
+    model, _ = load_whole_model(sas_class, checkpoint, revision, config, stored)
 
     progress("Removing the simulation")
     restored = restore_model(model, record["source_config"], record["source_architecture"])
+    source_class = type(restored)
 
-    progress("Comparing both models")
-    samples, verified_on = verification_samples(model, processor, text, images, windows, window_length, seed=0)
-    fidelity = compare_models(model, restored, samples)
-    if not fidelity.is_exact:
-        divergence = "" if fidelity.mean_kl is None else f", mean KL {fidelity.mean_kl:.3g}"
-        raise ConversionError(
-            f"The simulation of {checkpoint} has been trained: without it the outputs differ by up to "
-            f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}{divergence}, arg-max agreement "
-            f"{fidelity.argmax_agreement:.2%}). {type(restored).__name__} has no place for it. Nothing was written."
-        )
-    dtype = str(model.dtype).removeprefix("torch.")
-    report = comparison_report(checkpoint, revision, model, restored, fidelity, verified_on, dtype, started)
-    progress(f"Saving {output}")
     with new_folder(output) as folder:
-        save_model(own_weights(restored, model.dtype), folder, checkpoint, revision)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        progress(f"Saving {output}")
+        write_checkpoint(restored, folder, dtype, processor, checkpoint, revision)
+        del restored
+
+        progress("Comparing both models")
+        verification = verify_written(folder, source_class, model, samples, dtype)
+        fidelity = verification.fidelity
+        if not fidelity.is_exact:
+            divergence = "" if fidelity.mean_kl is None else f", mean KL {fidelity.mean_kl:.3g}"
+            raise ConversionError(
+                f"The simulation of {checkpoint} has been trained: without it the outputs differ by up to "
+                f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}{divergence}, arg-max agreement "
+                f"{fidelity.argmax_agreement:.2%}). {source_class.__name__} has no place for it. Nothing was written."
+            )
+        report = comparison_report(
+            checkpoint, revision, model, source_class, verification, verified_on, dtype, started
+        ) | {"files_left_out": files_left_out(checkpoint, revision, folder)}
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
+        restoration_card(report, sas_card).save(folder / CARD_NAME)
     return report
 
 
 def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[PreTrainedModel], dict]:
     """The SAS class of a checkpoint and the report of its conversion; a [`ConversionError`] if it is none."""
     settings = read_settings(checkpoint, revision)
-    names = settings.get("architectures") or ["none"]
-    if not str(settings.get("model_type")).startswith("sas_") or not hasattr(modeling, names[0]):
+    names = settings.get("architectures") or ["not given"]
+    sas_class = getattr(modeling, str(names[0]), None)
+    if not str(settings.get("model_type")).startswith("sas_"):
         raise ConversionError(
             f"{checkpoint} is no SAS checkpoint: its `model_type` is {settings.get('model_type')!r}, its class "
             f"{names[0]}."
+        )
+    if len(names) != 1 or not (isinstance(sas_class, type) and issubclass(sas_class, PreTrainedModel)):
+        raise ConversionError(
+            f"`architectures` in the config.json of {checkpoint} is {settings.get('architectures')!r}; write there "
+            'which SAS class it is, for instance ["SASGPTForCausalLM"].'
         )
     file = cached_file(checkpoint, REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
@@ -129,7 +143,7 @@ def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[Pre
             f"{file} does not say what was converted (`source_config`, `source_architecture`); convert the source "
             "again, with this version."
         )
-    return getattr(modeling, names[0]), record
+    return sas_class, record
 
 
 def restore_model(model: PreTrainedModel, source_config: dict, architecture: str) -> PreTrainedModel:
@@ -167,5 +181,5 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
     restored.tie_weights()
     restored.to(device=torch.device(model.device))  # buffers; in float32, whatever the weights are in
     if restored.can_generate():
-        restored.generation_config = model.generation_config
+        restored.generation_config = copy.deepcopy(model.generation_config)
     return restored.eval()

@@ -16,6 +16,11 @@ from ..modeling.simulation import HeadSimulation
 GRID = 2.0**-6  # deviations are multiples of it, and below 3: exact in bfloat16
 
 
+def largest_perturbation(num_key_value_heads: int, kernel_size: int) -> float:
+    """The scale at which the standard deviation of a value head's weights is the largest that one of them may be."""
+    return 3 * (num_key_value_heads * kernel_size) ** 0.5
+
+
 def balanced_deviations(shape: torch.Size, num_heads: int, scale: float, generator: torch.Generator) -> torch.Tensor:
     """Random weights `shape` = `[Ĥ, in, κ]` that sum to exactly zero over the groups of `num_heads` outputs.
 

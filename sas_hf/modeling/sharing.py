@@ -23,6 +23,17 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type]:
     return found
 
 
+def auto_class_name(model_class: type) -> str:
+    """The name of the Auto class that makes this class; its own where none does.
+
+    Some make one of several classes, as the checkpoint names it.
+    """
+    for name, made in auto_classes(model_class.config_class).items():
+        if made is model_class or (isinstance(made, tuple) and model_class in made):
+            return name
+    return model_class.__name__
+
+
 def add_code(folder: str | Path, instance, named: dict[str, type], file: str = CONFIG_NAME) -> None:
     """Copy the file that defines the class of `instance`, and all it imports from beside it, to a saved checkpoint.
 

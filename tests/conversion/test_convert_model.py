@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from tiny_llama import AWKWARD, tiny_llama, tiny_llama_config
@@ -139,3 +140,144 @@ def test_an_unsupported_class_is_refused():
     source = BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
     with pytest.raises(ConversionError, match="model_type.*bloom.*gpt2, gpt_neox, llama, mistral"):
         convert_model(source)
+
+
+def with_adapter(model):
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj"]), model)
+
+
+def with_a_hook(model):
+    model.model.layers[1].mlp.register_forward_hook(lambda module, arguments, output: output * 2)
+
+
+def with_a_pre_hook(model):
+    model.lm_head.register_forward_pre_hook(lambda module, arguments: (arguments[0] * 2,))
+
+
+def with_another_forward(model):
+    model.model.norm.forward = lambda states: states
+
+
+def with_another_module(model):
+    model.model.layers[0].mlp = torch.nn.Identity()
+
+
+def with_a_layer_less(model):
+    del model.model.layers[1]
+
+
+def with_a_field_changed_later(model):
+    model.config.num_hidden_layers = 2
+
+
+def with_another_epsilon(model):
+    model.model.norm.variance_epsilon = 0.5
+
+
+def with_another_scale(model):
+    model.model.layers[2].self_attn.scaling = 1.0
+
+
+def without_a_mask(model):
+    model.model.layers[0].self_attn.is_causal = False
+
+
+def with_a_head_of_its_own(model):
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+
+
+def with_other_frequencies(model):
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def with_whole_numbers(model):
+    weight = model.lm_head.weight.detach()
+    model.model.norm.weight = torch.nn.Parameter(torch.ones_like(weight[0], dtype=torch.int8), requires_grad=False)
+
+
+def left_on_the_disk(model):
+    model.model.layers[0].to("meta")
+
+
+def with_a_parametrised_weight(model):
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].mlp.up_proj)
+
+
+NOT_AS_CONFIGURED = {
+    with_adapter: "self_attn.q_proj is a peft.*merge_and_unload",
+    with_a_hook: r"model.layers.1.mlp \(LlamaMLP\) has a hook",
+    with_a_pre_hook: r"lm_head \(Linear\) has a hook",
+    with_another_forward: r"model.norm \(LlamaRMSNorm\) has a hook or another `forward`",
+    with_another_module: "model.layers.0.mlp is a torch.*Identity, but a .*LlamaMLP in a LlamaForCausalLM",
+    with_a_layer_less: "model.layers.2 is absent",
+    with_a_field_changed_later: "model.layers.2 is a .*LlamaDecoderLayer, but absent",
+    with_another_epsilon: r"model.norm \(LlamaRMSNorm\) has variance_epsilon = 0.5, but 1e-06",
+    with_another_scale: "self_attn .* has scaling = 1.0, but 0.28",
+    without_a_mask: "self_attn .* has is_causal = False, but True",
+    with_a_head_of_its_own: "`tie_word_embeddings` is true, but the head has weights of its own",
+    with_other_frequencies: "inv_freq`. are not those of its `rope_parameters`",
+    with_whole_numbers: "model.norm.weight is stored as torch.int8",
+    left_on_the_disk: "is not in memory",
+    with_a_parametrised_weight: "up_proj is a .*Parametrized",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), NOT_AS_CONFIGURED.items(), ids=lambda item: getattr(item, "__name__", "")
+)
+def test_a_model_that_is_not_what_its_configuration_says_is_refused(change, message):
+    source = tiny_llama("gqa")
+    change(source)
+    with pytest.raises(ConversionError, match=message):
+        convert_model(source)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+def test_an_adapted_model_is_refused_with_the_way_out():
+    source = peft.get_peft_model(tiny_llama("gqa"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ConversionError, match="PeftModel has no SAS counterpart.*merge_and_unload"):
+        convert_model(source)
+    merged = source.merge_and_unload()
+    assert compare_models(merged, convert_model(merged), windows()).is_exact
+
+
+def test_a_model_that_was_used_and_trained_before_is_none_such():
+    source = tiny_llama("gqa")
+    getattr(source, "activation_checkpointing_enable", source.gradient_checkpointing_enable)()
+    source.enable_input_require_grads()
+    source.train()
+    source(windows(1)[0], output_hidden_states=True)  # Transformers leaves hooks that collect them
+    source.resize_token_embeddings(310)
+    source.eval()
+    assert compare_models(source, convert_model(source), windows()).is_exact
+
+
+def test_equal_matrices_count_as_tied():
+    source = tiny_llama("gqa")
+    source.lm_head.weight = torch.nn.Parameter(source.lm_head.weight.detach().clone())
+    assert compare_models(source, convert_model(source), windows()).is_exact
+
+
+@torch.no_grad()
+def test_frequencies_that_were_cast_with_the_model_are_its_own():
+    source = tiny_llama("gqa").bfloat16().float()  # the buffers too: rounded, as `model.bfloat16()` leaves them
+    narrow = tiny_llama("gqa").bfloat16()
+    converted = convert_model(narrow)
+    assert torch.equal(converted.model.rotary_emb.inv_freq, narrow.model.rotary_emb.inv_freq)
+    ids = windows(1, 128)[0]
+    difference = (converted.float()(ids).logits - source(ids).logits).abs().max()
+    assert difference <= 1e-5 * source(ids).logits.abs().max()
+
+
+def test_the_generation_configuration_is_not_shared():
+    source = tiny_llama("gqa")
+    convert_model(source).generation_config.max_length = 7
+    assert source.generation_config.max_length != 7
+
+
+@pytest.mark.parametrize("perturbation", [float("nan"), -1.0, 1e9])
+def test_a_perturbation_out_of_range_is_refused(perturbation):
+    with pytest.raises(ValueError, match="`perturbation` is .*from 0 to 4.24"):
+        convert_model(tiny_llama("gqa"), ConversionOptions(perturbation=perturbation))
+    largest = ConversionOptions(perturbation=4.24)
+    assert compare_models(tiny_llama("gqa"), convert_model(tiny_llama("gqa"), largest), windows()).is_exact

@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTModel, SASViTForMaskedImageModeling, SASViTModel
-from sas_hf.card import conversion_card, export_card, read_card
-from sas_hf.conversion import convert_checkpoint
+from sas_hf.card import conversion_card, export_card, read_card, restoration_card
+from sas_hf.conversion import ConversionOptions, convert_checkpoint, restore_checkpoint
 from sas_hf.export import export_model
 
 
@@ -141,3 +141,94 @@ def test_a_conversion_carries_its_sources_licence(tmp_path):
     with pytest.raises(ValueError, match="README.md has metadata that cannot be read"):
         convert_checkpoint(tmp_path / "source", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+SHAPES = {  # of reports, as the functions write them
+    "older": {},
+    "exact": {
+        "commit": None,
+        "dtype_saved": "float32",
+        "fidelity_unrounded": None,
+        "in_saved_dtype": None,
+        "lossy": None,
+        "fitted_on": None,
+        "weights_recomputed": [],
+        "fields_unknown": {},
+        "files_left_out": None,
+    },
+    "rounded": {
+        "dtype_saved": "bfloat16",
+        "fidelity_unrounded": REPORT["fidelity"] | {"max_abs_difference": 0.0625, "mean_kl": None},
+        "in_saved_dtype": {"max_abs_difference": 0.125, "source_max_abs_difference": None},
+    },
+    "narrow": {
+        "dtype_saved": "bfloat16",
+        "in_saved_dtype": {"max_abs_difference": None, "source_max_abs_difference": None},
+    },
+    "lossy": {"dtype_saved": "float32", "lossy": "gqa", "fitted_on": "the calibration text given"},
+    "left out": {"fields_unknown": {"extra": None}, "files_left_out": [f"{n}.bin" for n in range(12)]},
+    "of a body": {
+        "fidelity": REPORT["fidelity"] | {"mean_kl": None, "perplexity": None},
+        "commit": "0123456789abcdef",
+    },
+}
+CARDS = {
+    "none": None,
+    "no metadata": "# A card\n",
+    "empty values": "---\nlicense:\nlanguage:\nbase_model:\ntags:\npipeline_tag:\n---\n",
+    "licences": "---\nlicense: [mit, apache-2.0]\nbase_model: [a/b, c/d]\n---\n",
+    "other": "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: ./here\n---\n",
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("local", [True, False])
+def test_no_card_says_none_or_makes_up_a_licence(shape, card, local, tmp_path):
+    source = str(tmp_path) if local else "someone/source"
+    report = REPORT | SHAPES[shape] | {"source": source, "revision": None if local else "v2"}
+    own = CARDS[card] and ModelCard(CARDS[card])
+    licence = own and own.data.license
+    restored = {name: value for name, value in report.items() if name not in ("options", "simulation")}
+    restored |= {"source_architecture": "SASGPTForCausalLM", "architecture": "LlamaForCausalLM"}
+    made = [conversion_card(report, own), export_card(gpt("mha"), "model", own and ModelCard(CARDS[card]), report)]
+    if report.get("lossy") is None:
+        made.append(restoration_card(restored, own))
+    for result in made:
+        assert "None" not in str(result).replace("null", "")
+        assert result.data.license == (licence or None)
+        if card != "licences":  # a list is carried as it is; the Hub has repositories with such
+            assert card_errors(str(result)) == ([], [])
+        assert "## Fidelity" in result.text and "## How to load" in result.text
+    assert (made[0].data.base_model == "someone/source") == (not local)
+
+
+def test_a_card_says_what_its_numbers_mean():
+    card = conversion_card(REPORT | SHAPES["rounded"], None).text
+    assert "computes with its weights rounded to bfloat16" in card and "differed by up to 0.0625" in card
+    assert "against its source (weights rounded to bfloat16) in float32" in card
+    assert "| weights saved in | bfloat16 |" in card
+    assert "When it was made, it computed what its source computes." not in card
+    lossy = conversion_card(REPORT | SHAPES["lossy"], None).text
+    assert "it does not compute what its source computes" in lossy and "saved in float32" in lossy
+    assert "`7.bin` and 4 more" in conversion_card(REPORT | SHAPES["left out"], None).text
+    assert "(commit `0123456789ab`)" in conversion_card(REPORT | SHAPES["of a body"], None).text
+
+
+def test_a_folder_that_is_called_by_a_dot_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert conversion_card(REPORT | {"source": "."}, None).text.strip().startswith("# mine with Simulated")
+
+
+def test_what_was_restored_carries_the_licence_and_loads_without_us(tmp_path):
+    fields = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**fields, num_attention_heads=2)).save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\ntags: [chess]\n---\n# Source\n")
+    convert_checkpoint(tmp_path / "source", tmp_path / "sas", ConversionOptions(num_simulated_heads=4), windows=1)
+    restore_checkpoint(tmp_path / "sas", tmp_path / "back", windows=1)
+    card = read_card(tmp_path / "back")
+    assert card_errors(str(card)) == ([], [])
+    assert card.data.license == "mit" and card.data.pipeline_tag == "text-generation" and not card.data.base_model
+    assert card.text.strip().startswith("# sas as LlamaForCausalLM") and "import sas_hf" not in card.text
+    assert "LlamaForCausalLM.from_pretrained" in card.text and "SASGPTForCausalLM" in card.text
