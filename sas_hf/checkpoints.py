@@ -3,9 +3,10 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -167,23 +168,28 @@ def load_model(
     Args:
         model_class: or an Auto class.
         new_head: weights outside the base model that are missing or of another shape begin anew.
-        options: of `from_pretrained`, such as `config`; the dtype is the checkpoint's own by default.
+        options: of `from_pretrained`, such as `config`; by default the checkpoint's own dtype, safetensors alone, and
+            no code of the checkpoint.
 
     Raises:
-        ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite.
+        ValueError: of `error_class`, if weights are damaged, missing, misshapen or not finite, or an adapter is there.
         OSError: if there are no safetensors weights.
     """
+    if optional_file(source, ADAPTER_CONFIG_NAME, revision) is not None:
+        # Transformers would put it on the model, and tell of its weights alone which are missing.
+        raise error_class(
+            f"{source} holds a model and a peft adapter ({ADAPTER_CONFIG_NAME}), and only one can be meant; move the "
+            "adapter to a folder of its own."
+        )
     try:
         model, loading = model_class.from_pretrained(
             source,
             revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
             output_loading_info=True,
-            **{"dtype": "auto"} | options,
+            **{"dtype": "auto", "trust_remote_code": False, "use_safetensors": True} | options,
         )
-    except SafetensorError as error:
+    except (SafetensorError, UnpicklingError, EOFError) as error:
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
     inside = f"{model.base_model_prefix}."
     absent = sorted(name for name in loading["missing_keys"] if name.startswith(inside) or not new_head)
@@ -196,11 +202,87 @@ def load_model(
             f"{source} holds {name} as {list(found)}, but its config.json asks for {list(expected)}; they do not "
             "belong together."
         )
-    for name, weight in model.named_parameters():
-        # Of a model that DeepSpeed shards as it loads, this process may hold nothing.
-        if weight.numel() and not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
-            raise error_class(f"{source} is damaged: {name} holds NaN or infinite numbers.")
+    _require_finite(model.named_parameters(), source, error_class)
     return model, sorted(loading["unexpected_keys"])
+
+
+def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None) -> "PeftModel":  # noqa: F821  of a package that may be missing
+    """
+    The model with the peft adapter in that folder or at that Hub id on it. Where tokens were added before the adapter
+    was trained, peft keeps the grown embeddings with it, and the model's grow first.
+
+    Raises:
+        ValueError: if weights of the adapter are damaged, missing, misshapen, not finite, or not the model's.
+    """
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
+
+    try:
+        weights = load_peft_weights(place, device="cpu", revision=revision)
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise ValueError(f"The weights of {place} are damaged ({error}); download or save them again.") from error
+    _require_finite(weights.items(), place, ValueError)
+    rows = embedding_rows(weights, model)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        _require_grown_embeddings(weights, model, place)
+        model.resize_token_embeddings(rows, mean_resizing=False)  # what the new rows hold comes from the adapter
+    try:
+        adapted = PeftModel.from_pretrained(model, place, revision=revision)
+        # The same weights again, for what `from_pretrained` tells in a warning at most.
+        loading = adapted.load_adapter(place, adapted.active_adapter, revision=revision)
+    except KeyError as error:  # of a module that is to be replaced as a whole
+        raise ValueError(f"{place} lacks weights of its adapter: {error.args[0]}.") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{place} does not fit {model.config.name_or_path}: {reason}") from error
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted  # peft loads its prompts strictly, apart from what it reports
+    if loading.missing_keys:
+        absent = ", ".join(sorted(loading.missing_keys)[:5])
+        raise ValueError(f"{place} lacks weights of its adapter: {absent}.")
+    # Of a module that is replaced as a whole peft may write a second copy, under its name in memory.
+    copies = [f"{name.removesuffix('.weight')}.modules_to_save.weight" for name in weights]
+    if unknown := set(loading.unexpected_keys) - set(copies):
+        unknown = ", ".join(sorted(unknown)[:5])
+        raise ValueError(
+            f"{place} holds weights that {model.config.name_or_path} has no place for: {unknown}; they do not belong "
+            "together."
+        )
+    return adapted
+
+
+def embedding_rows(weights: dict[str, torch.Tensor], model: PreTrainedModel) -> int | None:
+    """How many tokens the embedding has that an adapter for this model brings along, `None` if it brings none."""
+    found = weights.get(_adapter_name(model, model.get_input_embeddings()))
+    return None if found is None else len(found)
+
+
+def _require_grown_embeddings(weights: dict[str, torch.Tensor], model: PreTrainedModel, place: str) -> None:
+    """An adapter of a model that has grown must bring the output's rows along, too, unless they are the input's."""
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    if not tied and (name := _adapter_name(model, head)) not in weights:
+        raise ValueError(
+            f"{place} holds embeddings for added tokens, but lacks their rows of the output ({name}); save the "
+            "adapter again with `save_embedding_layers=True`."
+        )
+
+
+def _adapter_name(model: PreTrainedModel, wanted: torch.nn.Module) -> str:
+    """What peft calls the weight of a module of the model."""
+    return next(f"base_model.model.{name}.weight" for name, module in model.named_modules() if module is wanted)
+
+
+def _require_finite(
+    weights: Iterable[tuple[str, torch.Tensor]], source: str | Path, error_class: type[ValueError]
+) -> None:
+    for name, weight in weights:
+        # Quantised weights are finite by their kind; those that lie elsewhere (on disk, or in another process, under
+        # DeepSpeed) are not at hand.
+        if not weight.is_floating_point() or weight.itemsize < 2 or weight.is_meta or not weight.numel():
+            continue
+        if not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
+            raise error_class(f"{source} is damaged: {name} holds NaN or infinite numbers.")
 
 
 def load_processor(

@@ -356,8 +356,12 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
     text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
-    text_split: Annotated[str, typer.Option(help="For --perplexity: split of the dataset.")] = "test",
-    text_column: Annotated[str, typer.Option(help="For --perplexity: column of the dataset or table.")] = "text",
+    text_split: Annotated[
+        str | None, typer.Option(help="For --perplexity: split of the dataset. By default test.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For --perplexity: column of the dataset or table. By default text.")
+    ] = None,
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. By default the task's.")
@@ -380,21 +384,31 @@ def evaluate(
 ) -> None:
     """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
     from . import eval as evaluation
-    from .eval.arguments import check_folder
+    from .eval.arguments import check_folder, refuse_unused
     from .figures import require_matplotlib
 
     if (images is not None) == bool(tasks or perplexity):
         raise ValueError(
             "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images."
         )
+    of_texts = {"--context-lengths": context_lengths, "--stride": stride, "--max-tokens": max_tokens}
+    of_texts |= {"--text-config": text_config, "--text-split": text_split, "--text-column": text_column}
+    if images is not None:
+        of_language = {"--data": data, "--columns": columns, "--num-fewshot": num_fewshot, "--tokenizer": tokenizer}
+        of_language |= {"--adapter": adapter, "--truncation": truncation, "--cache": cache}
+        of_language |= {"--add-bos-token": add_bos_token, "--no-add-bos-token": add_bos_token is False}
+        of_language |= {"--log-samples": log_samples}
+        refuse_unused(of_texts | of_language, "images are scored without it")
+    else:
+        refuse_unused({"--image-split": image_split}, "there are no `--images`")
+        if not perplexity:
+            refuse_unused(of_texts, "there is no text (`--perplexity`)")
     if report is not None:
         require_matplotlib()
         check_folder("report", report)
     if images is not None:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")
-        if num_fewshot is not None:
-            raise ValueError(f"`--num-fewshot` is {num_fewshot}, but images are classified without examples.")
         options = {"split": image_split, "limit": limit, "batch_size": parse_batch_size(batch_size)}
         options |= {"device": device, "dtype": dtype, "output": output}
         found = [evaluation.evaluate_images(model, images, **options) for model in models]

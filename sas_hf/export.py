@@ -12,6 +12,7 @@ from .card import export_card, read_card
 from .checkpoints import (
     CARD_NAME,
     REPORT_NAME,
+    load_adapter,
     load_image_processor,
     load_model,
     load_tokenizer,
@@ -91,9 +92,7 @@ def export_model(
 
 def _merge(model: PreTrainedModel, adapter: str | Path, revision: str | None) -> PreTrainedModel:
     """The model with the adapters in its weights."""
-    from peft import PeftModel  # which models without adapters do without
-
-    adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+    adapted = load_adapter(model, str(adapter), revision)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.active_peft_config.peft_type
         raise ValueError(f"{adapter} holds adapters of the kind {kind}, which cannot be merged into weights.")

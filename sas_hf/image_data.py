@@ -43,6 +43,11 @@ def load_image_dataset(source: str | Path, class_names: list[str] | None = None)
     return DatasetDict({name: _with_standard_columns(split, source, class_names) for name, split in dataset.items()})
 
 
+def undecoded(split: Dataset) -> Dataset:
+    """The same rows with images as [`~sas_hf.image_files.open_image`] takes them, which knows their files' names."""
+    return split.cast_column("image", Image(decode=False))
+
+
 def find_split(dataset: DatasetDict, *wanted: str) -> str:
     """The first of the wanted splits that the dataset has; a `ValueError` with those it has if there is none."""
     for name in wanted:

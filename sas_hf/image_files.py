@@ -1,8 +1,11 @@
 """Image files: which a folder holds, and how one is opened for a model of so many channels."""
 
+import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
+
+from .modeling.image_processing_sas_vit import to_rgb
 
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -18,14 +21,24 @@ def find_images(folder: Path) -> list[Path]:
     return files
 
 
-def open_image(file: Path, num_channels: int) -> Image.Image:
-    """The image in grey for one channel, else in RGB; a `ValueError` if the file is no image or damaged."""
+def open_image(source: Path | dict, num_channels: int) -> Image.Image:
+    """
+    The image upright, of 8 bits, in grey for one channel, else in RGB: the first one, of a file that holds several.
+
+    Args:
+        source: a file, or a row of `datasets` that is not decoded: `{"path": ..., "bytes": ...}`.
+
+    Raises:
+        ValueError: names the file, if it is no image, damaged, or has no 8-bit form ([`to_rgb`]).
+    """
+    name, file = source, source
+    if isinstance(source, dict):
+        name = source["path"] or "An image of the dataset"
+        file = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     try:
-        return with_channels(Image.open(file), num_channels)
-    except OSError as error:
-        raise ValueError(f"{file} is no image or is damaged ({error}).") from error
-
-
-def with_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    """As pipelines prepare an image, but for models of one channel."""
-    return image.convert("L" if num_channels == 1 else "RGB")
+        image = to_rgb(ImageOps.exif_transpose(Image.open(file)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is no image or is damaged ({error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be used: {error}.") from error
+    return image.convert("L") if num_channels == 1 else image

@@ -19,6 +19,7 @@ from huggingface_hub import list_repo_files
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -32,7 +33,6 @@ from .family import ConversionError, SourceFamily
 from .live import refuse_own_head
 
 
-ADAPTER_NAME = "adapter_config.json"
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TOKENIZER_PARTS = {  # of which tokenizer.json and tokenizer_config.json hold all
     "added_tokens.json",
@@ -90,10 +90,10 @@ class StoredWeights:
 def check_weights(source: str | Path, revision: str | None) -> None:
     """Raise an error if the safetensors weights are missing, damaged or pickles, or if the source is an adapter; of a
     Hub source only whether there are any is asked."""
-    if optional_file(source, ADAPTER_NAME, revision) is not None:
+    if optional_file(source, ADAPTER_CONFIG_NAME, revision) is not None:
         raise ConversionError(
-            f"{source} holds a peft adapter ({ADAPTER_NAME}); merge it first (`merge_and_unload`) and convert what "
-            "that gives, saved to a folder of its own."
+            f"{source} holds a peft adapter ({ADAPTER_CONFIG_NAME}); merge it first (`merge_and_unload`) and convert "
+            "what that gives, saved to a folder of its own."
         )
     if Path(source).is_dir():
         read_stored_weights(source, revision)

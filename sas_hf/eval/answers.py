@@ -43,16 +43,16 @@ class AnswerStore:
             connection.close()
         self._connection = _connect(self.path)
 
-    def get(self, numbers: Iterable[int], requests: Sequence) -> dict[int, Answer]:
-        """Answers at hand among the requests of these numbers."""
-        keyed = ((number, _key(requests[number])) for number in numbers)
+    def get(self, numbers: Iterable[int], requests: Sequence, softmax: object = None) -> dict[int, Answer]:
+        """Answers at hand among the requests of these numbers, whose softmax was computed in this dtype."""
+        keyed = ((number, _key(requests[number], softmax)) for number in numbers)
         return {number: self._answers[key] for number, key in keyed if key in self._answers}
 
-    def put(self, answers: dict[int, Answer], requests: Sequence) -> None:
+    def put(self, answers: dict[int, Answer], requests: Sequence, softmax: object = None) -> None:
         """Keep the answers to the requests of these numbers, all or none."""
         # Not a number is an error of this run, not an answer for the next.
-        numbers = [number for number, (value, _) in answers.items() if not math.isnan(value)]
-        rows = [(_key(requests[number]), *answers[number]) for number in numbers]
+        numbers = [number for number, (value, _) in answers.items() if math.isfinite(value)]
+        rows = [(_key(requests[number], softmax), *answers[number]) for number in numbers]
         with writing(self.path), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
@@ -66,14 +66,18 @@ def answers_of(folder: str | Path, source: str, adapter: str | None) -> Path:
 
 
 def model_identity(source: str, adapter: str | None, commit: str | None, settings: dict) -> dict:
-    """What tells a model's answers from another's: files by size and time, or the commit on the Hub, and settings."""
+    """What tells a model's answers from another's: files by size and times, or the commit on the Hub, and settings.
+
+    The time of the last change of any kind is among them: unlike that of the last writing, no copying sets it back.
+    """
     return {"model": _fingerprint(source), "adapter": adapter and _fingerprint(adapter), "commit": commit} | settings
 
 
 def _fingerprint(source: str) -> list:
     folder = Path(source)
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return [source, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+    states = [(path.name, path.stat()) for path in files]
+    return [source, *([name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in states)]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -88,6 +92,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _key(request: tuple) -> bytes:
+def _key(request: tuple, softmax: object) -> bytes:
     _, context, continuation = request
-    return hashlib.blake2b(array("q", [len(context), *context, *continuation]).tobytes(), digest_size=16).digest()
+    tokens = array("q", [len(context), *context, *continuation]).tobytes()
+    return hashlib.blake2b(tokens, digest_size=16, salt=str(softmax or "")[-16:].encode()).digest()

@@ -1,9 +1,11 @@
 """Checks of what every evaluation is given, before anything is loaded."""
 
+import math
 from pathlib import Path
 
 import torch
 
+from ..dtypes import parse_dtype
 from ..files import check_writable
 
 
@@ -15,7 +17,7 @@ def check_arguments(
     dtype: str | torch.dtype | None,
 ) -> None:
     """Raise a `ValueError` that names the field, its value and what would be right."""
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+    if limit is not None and not (0 < limit < 1 or (1 <= limit < math.inf and limit == int(limit))):
         raise ValueError(f"`limit` is {limit}; it must be a positive integer, a share between 0 and 1, or None.")
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"`batch_size` is {batch_size!r}; it must be 'auto' or a positive integer.")
@@ -23,13 +25,33 @@ def check_arguments(
         for field, value in (("device", device), ("dtype", dtype)):
             if value is not None:
                 raise ValueError(f"`{field}` is {value!r}, but a live model stays as it is; use `model.to`.")
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"`dtype` is {dtype!r}; it must be 'auto' or torch's name of one, for instance 'bfloat16'.")
+    if dtype not in (None, "auto"):
+        parse_dtype(str(dtype).removeprefix("torch."))
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"`device` is {device!r}, which torch cannot use here: {error}") from error
+        check_device(device)
+
+
+def refuse_unused(options: dict[str, object], reason: str) -> None:
+    """Raise a `ValueError` for the first of these options that is given, though nothing would heed it.
+
+    Args:
+        options: by name; given are those that are neither `None` nor `False`.
+        reason: ends the error, such as "there are no tasks".
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"`{name}` is {value!r}, but {reason}; leave it out.")
+
+
+def check_device(device: str) -> str:
+    """The name by which the harness knows this device; a `ValueError` for one that cannot be used here."""
+    try:
+        kind = torch.empty(0, device=device).device.type
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` is {device!r}, which torch cannot use here: {error}") from error
+    if kind == "meta":
+        raise ValueError(f"`device` is {device!r}, which holds no numbers; it must be cpu, cuda, ...")
+    return "cpu" if kind == "cpu" else str(device)  # of a "cpu:0" the harness would know nothing, and take a GPU
 
 
 def check_output(output: str | Path) -> None:

@@ -3,13 +3,11 @@
 import contextlib
 import functools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.group import Group
@@ -20,19 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..files import locked, one_at_a_time
 from ..version import versions
 from .answers import AnswerStore, answers_of, model_identity
-from .arguments import check_arguments, check_folder, check_output
+from .arguments import check_arguments, check_folder, check_output, refuse_unused
 from .harness import SASHFLM
 from .models import Subject, inspect_model, left_as_found
 from .perplexity import PerplexityText, choose_lengths, read_documents, score_text
 from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult, digest
 from .suites import SuiteGroup
 from .task_loading import check_task_names, load_tasks, stock_config, stock_splits, task_manager
-
-
-NOT_NUMBERS = (
-    "log-likelihoods of task {!r} are not numbers (NaN): the weights are broken or overflow in this `dtype`; try "
-    "'float32'."
-)
 
 
 @one_at_a_time("output")
@@ -113,6 +105,11 @@ def evaluate(
         check_output(output)
     if not names and perplexity is None:
         raise ValueError("`tasks` is empty; name at least one, for instance 'sas_table1', or a text for `perplexity`.")
+    if not names:
+        start = None if add_bos_token is None else str(add_bos_token)
+        of_tasks = {"data": data, "columns": columns, "limit": limit, "num_fewshot": num_fewshot}
+        of_tasks |= {"add_bos_token": start, "truncation": truncation, "log_samples": log_samples}
+        refuse_unused(of_tasks, "there are no `tasks`, only a text")
     if perplexity is not None and not isinstance(perplexity, PerplexityText):
         perplexity = PerplexityText(perplexity)
     for model in models:
@@ -182,7 +179,7 @@ def _evaluate_one(
         model = load(subject)
         start = time.perf_counter()
         if items:
-            # The samples are always asked for: they are compared, and show log-likelihoods that are not numbers.
+            # The samples are always asked for: they are compared.
             report = simple_evaluate(
                 model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
             )
@@ -193,11 +190,6 @@ def _evaluate_one(
         model.answers.close()
     if model.process_index != 0:
         return None
-    if report is not None:
-        _refuse_nan(report["samples"])
-    for name, text in texts.items():
-        if math.isnan(text.metrics["nll"].value):
-            raise ValueError(f"Some {NOT_NUMBERS.format(name)}")
     tasks = {name: _task_result(name, task, report) for name, task in loaded.items()}
     result = _result(subject, model, tasks | texts, seconds)
     result.limit = limit if limit is None or limit < 1 else int(limit)
@@ -267,6 +259,7 @@ def _result(subject: Subject, model: SASHFLM, tasks: dict[str, TaskResult], seco
         num_truncated=model.num_truncated,
         num_reused=model.num_reused,
         num_processes=model.num_processes,
+        unused_weights=model.AUTO_MODEL_CLASS.unused,
         step=training_step(subject.adapter or subject.source),
     )
 
@@ -293,7 +286,9 @@ def _positions(subject: Subject) -> int | None:
 def _check_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> None:
     for name, task in tasks.items():
         shots = task.config.num_fewshot
-        shots = num_fewshot if num_fewshot is not None and shots != 0 else shots or 0
+        if shots == 0 and num_fewshot:
+            raise ValueError(f"`num_fewshot` is {num_fewshot}, but task {name!r} shows no examples; leave it out.")
+        shots = num_fewshot if num_fewshot is not None else shots or 0
         split, evaluated = _used_splits(task)
         if not shots or split is None:
             continue
@@ -311,14 +306,6 @@ def _used_splits(task: Task) -> tuple[str | None, str]:
     if fewshot is None or (fewshot.split is None and fewshot.samples is not None):
         return None, evaluated
     return fewshot.split or config.training_split or config.validation_split or evaluated, evaluated
-
-
-def _refuse_nan(samples: dict[str, list[dict]]) -> None:
-    for name, rows in samples.items():
-        numbers = [value for row in rows for response in _responses(row) for value in np.atleast_1d(response).tolist()]
-        bad = sum(isinstance(value, float) and math.isnan(value) for value in numbers)
-        if bad:
-            raise ValueError(f"{bad} {NOT_NUMBERS.format(name)}")
 
 
 def _task_result(name: str, task: Task, report: dict) -> TaskResult:

@@ -6,8 +6,9 @@ uninterrupted process.
 """
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -18,14 +19,24 @@ from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import sas_hf  # noqa: F401  registers the architectures, so that a checkpoint is loaded by its path alone
 
+from ..checkpoints import embedding_rows, load_adapter, load_model
 from .answers import Answer, AnswerStore
+from .arguments import check_device
 
 
 # What one batch may take on a CPU, per thread. More is slower: a 135M Llama with 49k tokens of vocabulary, scored by
@@ -35,6 +46,22 @@ CPU_BATCH_BYTES = 256 << 20
 
 # As the harness hands them over: the texts (`None` for a window of a longer text), and both parts' token ids.
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class WholeCheckpoint:
+    """`AutoModelForCausalLM`, but a checkpoint without some of its weights is refused, not filled up at random.
+
+    Attributes:
+        unused: names of weights in the checkpoint loaded that the model does not have.
+    """
+
+    def __init__(self):
+        self.unused: list[str] = []
+
+    def from_pretrained(self, source: str, revision: str | None = None, **options) -> PreTrainedModel:
+        options = {"use_safetensors": None} | options  # pickled weights, too, where there are no others
+        model, self.unused = load_model(AutoModelForCausalLM, source, revision, **options)
+        return model
 
 
 @register_model("sas_hf")
@@ -60,7 +87,8 @@ class SASHFLM(HFLM):
         kwargs: as the harness's `HFLM` takes them.
 
     Raises:
-        ValueError: for a model that is not a causal language model, before its weights are read.
+        ValueError: for a model that is not a causal language model, a tokenizer with more tokens than it, or a device
+            that is not there, before weights are read; for weights that are missing, misshapen, damaged or not finite.
     """
 
     def __init__(
@@ -78,16 +106,17 @@ class SASHFLM(HFLM):
     ):
         if not isinstance(pretrained, str):
             require_causal(pretrained.config, live=True)
+        self.AUTO_MODEL_CLASS = WholeCheckpoint()
         self.memory_budget = memory_budget
         self.answers = answers
         self.chosen_batch_sizes: list[int] = []
         self.num_truncated = 0
         self.num_reused = 0
-        device = device or default_device()
+        device = check_device(device) if device else default_device()
         if device == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would take itself for the only one
         # Of a live model the harness warns that it is one.
-        with nullcontext() if isinstance(pretrained, str) else silenced("lm_eval.models.huggingface"):
+        with nullcontext() if isinstance(pretrained, str) else _taken_as_it_is(pretrained):
             super().__init__(
                 pretrained,
                 backend="causal",
@@ -97,6 +126,8 @@ class SASHFLM(HFLM):
                 truncation=truncation,
                 **kwargs,
             )
+        if isinstance(pretrained, str) and self.peft:
+            self._model = load_adapter(self._model, self.peft).eval()
         processes = getattr(self, "accelerator", None)
         self.num_processes = processes.num_processes if processes else 1
         if not isinstance(pretrained, str) and torch.distributed.is_initialized():
@@ -110,40 +141,148 @@ class SASHFLM(HFLM):
         super()._get_config(pretrained, **kwargs)
         require_causal(self._config)
 
-    def _create_model(self, pretrained: str, *, peft: str | None = None, **kwargs) -> None:
-        # The harness would first cut the embedding down to the tokenizer's size, where a model pads it.
-        super()._create_model(pretrained, peft=None, **kwargs)
-        if peft:
-            from peft import PeftModel
+    def _create_tokenizer(self, *args, **kwargs) -> None:
+        super()._create_tokenizer(*args, **kwargs)
+        tokenizer, wanted = self.tokenizer, kwargs.get("add_bos_token")
+        if wanted and tokenizer.bos_token_id is None:
+            raise ValueError("`add_bos_token` is True, but the tokenizer has no `bos_token`; leave it out.")
+        if tokenizer.pad_token is None and tokenizer.unk_token is None and tokenizer.eos_token is None:
+            tokenizer.pad_token = tokenizer.bos_token  # the harness would add a token, which no embedding has
+        # How many tokens the tokenizer puts behind a text.
+        plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+        ends = (n for n in range(len(whole)) if plain == whole[len(whole) - n - len(plain) : len(whole) - n])
+        self._num_appended = next(ends, 0)
 
-            self._model = PeftModel.from_pretrained(self._model, peft)
+    def _create_model(self, pretrained: str, *, peft: str | None = None, **kwargs) -> None:
+        check_vocabulary(self.tokenizer, self._config, peft)
+        # An adapter is put on when all else is done: the harness would first cut the embedding down to the tokenizer's
+        # size, where a model pads it, and then tie the matrices that an adapter has parted.
+        super()._create_model(pretrained, peft=None, **kwargs)
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text; for a tokenizer that has no such token, what begins the next."""
+        tokenizer = self.tokenizer
+        return tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """As the `hf` model, but nothing goes on behind a text that its tokenizer has ended, and bos is where it was
+        asked for."""
+        tokens = super().tok_encode(string, add_special_tokens, **kwargs)
+        if self._num_appended and len(tokens) > len(self.tokenizer.encode(string, add_special_tokens=False)):
+            tokens = tokens[: -self._num_appended]
+        if add_special_tokens is None and self.add_bos_token and tokens[:1] != [self.tokenizer.bos_token_id]:
+            tokens = [self.tokenizer.bos_token_id, *tokens]
+        return tokens
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each text as [`tok_encode`] has it, whatever its batch; cut from the left alone, never by the tokenizer."""
+        tokens = [self.tok_encode(string)[-(left_truncate_len or 0) :] for string in strings]
+        batch = self.tokenizer.pad({"input_ids": tokens}, padding_side=padding_side, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        context_tokens, continuation_tokens = super()._encode_pair(context, continuation)
+        # White space alone is scored as a part of the continuation, and leaves a context without tokens.
+        return context_tokens or [self.prefix_token_id], continuation_tokens
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """Log-likelihoods of continuations, and whether each is what greedy decoding would give.
+
+        Raises:
+            ValueError: for a continuation without tokens of its own, a request longer than the model's context (before
+                the first batch), and log-likelihoods that are not numbers.
+        """
+        for request in requests:
+            if not request.args[1]:
+                raise ValueError(
+                    f"The continuation of a request of task {request.task_name!r} is empty, after "
+                    f"{request.args[0][-40:]!r}; there is nothing to score."
+                )
+        answers = super().loglikelihood(requests, disable_tqdm)
+        refuse_not_numbers((request.task_name, value) for request, (value, _) in zip(requests, answers, strict=True))
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts in windows of the model's context, all texts' windows sharing batches."""
+        """Log-likelihoods of whole texts in windows of the model's context, all texts' windows sharing batches.
+
+        The first token is predicted from the token that begins a text, which stands there once: the harness's `hf`
+        has it twice where the tokenizer puts it there too, and predicts the second.
+        """
         windows, texts = [], []
         for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            if tokens[:1] == [self.prefix_token_id]:
+                tokens = tokens[1:]
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
                 windows.append((None, *make_disjoint_window(window)))
                 texts.append(number)
         totals = [0.0] * len(requests)
         for number, (value, _) in zip(texts, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
             totals[number] += value
+        refuse_not_numbers((request.task_name, value) for request, value in zip(requests, totals, strict=True))
         return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations of prompts, up to what ends each.
+
+        Raises:
+            ValueError: for a prompt longer than the model's context without what may be generated, unless `truncation`
+                is given (before the first batch), and for logits that are not numbers.
+        """
+        cut = 0
+        for request in requests:
+            prompt, options = request.args
+            room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            length = len(self.tok_encode(prompt))
+            if room < 1:
+                raise ValueError(
+                    f"Task {request.task_name!r} generates up to {self.max_length - room} tokens (`max_gen_toks`), "
+                    f"which leaves no room for a prompt in the model's context of {self.max_length}."
+                )
+            if not length:
+                raise ValueError(f"A prompt of task {request.task_name!r} is empty; there is nothing to go on from.")
+            cut += length > room
+            if length > room and not self.truncation:
+                raise ValueError(
+                    f"A prompt of task {request.task_name!r} ({prompt[:40]!r}...) has {length} tokens and may go on "
+                    f"for {self.max_length - room} (`max_gen_toks`), together longer than the model's context of "
+                    f"{self.max_length}. Show fewer examples, or pass `truncation=True` (--truncation) to cut from "
+                    "the left, as `hf` does."
+                )
+        self.num_truncated += cut
+        return super().generate_until(requests, disable_tqdm)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options) -> torch.Tensor:
+        # Special tokens do not show in the text, so a text must end at them here. The harness goes on until every text
+        # of the batch has ended, and what came behind such a token would depend on the others.
+        special = {token.content: id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        ends = self.model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends += [special[text] for text in stop if text in special]
+        options = {"eos_token_id": sorted({*ends, self.eot_token_id})} | options
+        processors = LogitsProcessorList([NumbersOnly()])
+        return super()._model_generate(context, max_length, stop, logits_processor=processors, **options)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
         if not requests:
             return []
-        self._check_lengths(requests)
+        self._check_requests(requests)
         found: dict[int, Answer] = {}
         reused = 0
         batches = self._plan_batches(requests)[self.process_index % self.num_processes :: self.num_processes]
         hidden = disable_tqdm or self.process_index != 0
         bar = tqdm(total=sum(map(len, batches)), disable=hidden, desc="Scoring requests")
         for batch in batches:
-            known = {} if self.answers is None else self.answers.get(batch, requests)
+            known = {} if self.answers is None else self.answers.get(batch, requests, self.softmax_dtype)
             reused += len(known)
             rest = [number for number in batch if number not in known]
             if rest:
@@ -152,7 +291,7 @@ class SASHFLM(HFLM):
                     answers = super()._loglikelihood_tokens([requests[number] for number in rest], True, len(rest))
                 answers = dict(zip(rest, answers, strict=True))
                 if self.answers is not None:
-                    self.answers.put(answers, requests)
+                    self.answers.put(answers, requests, self.softmax_dtype)
                 known |= answers
             found |= known
             bar.update(len(batch))
@@ -163,7 +302,14 @@ class SASHFLM(HFLM):
         self.num_reused += reused
         return [found[number] for number in range(len(requests))]
 
-    def _check_lengths(self, requests: Sequence[TokenRequest]) -> None:
+    def _check_requests(self, requests: Sequence[TokenRequest]) -> None:
+        for texts, _, continuation in requests:
+            if not continuation:
+                context, text = texts
+                raise ValueError(
+                    f"The continuation {text!r} after {context[-40:]!r} has no token of its own: the tokenizer takes "
+                    "it for a part of the context's last token. Let the context end where a token does."
+                )
         lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
         too_long = sum(length > self.max_length for length in lengths)
         endless = sum(len(continuation) > self.max_length for _, _, continuation in requests)
@@ -244,6 +390,45 @@ def require_causal(config: PreTrainedConfig, live: bool = False) -> None:
         )
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, adapter: str | None = None) -> None:
+    """Raise a `ValueError` when the tokenizer has a token that the model's embedding has not, counting those that an
+    adapter brings along."""
+    rows, needed = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+    if needed > rows and adapter is not None:
+        from peft.utils import load_peft_weights
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        rows = embedding_rows(load_peft_weights(adapter, device="cpu"), model) or rows
+    if needed > rows:
+        raise ValueError(
+            f"The tokenizer has {needed} tokens, but `vocab_size` of the model is {rows}; it belongs to another "
+            "model, or to one that has grown since (`resize_token_embeddings`)."
+        )
+
+
+def refuse_not_numbers(values: Iterable[tuple[str, float]]) -> None:
+    """Raise a `ValueError` when log-likelihoods, each with its task's name, are not numbers."""
+    bad = [name for name, value in values if not math.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} log-likelihoods of task {bad[0]!r} are not numbers (NaN or infinite): the weights are broken "
+            "or overflow in this `dtype`; try 'float32'."
+        )
+
+
+class NumbersOnly(LogitsProcessor):
+    """Refuses logits that are not numbers, of which the largest is any."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if scores.isnan().any():
+            raise ValueError(
+                "Logits of a text generated are not numbers (NaN): the weights are broken or overflow in this "
+                "`dtype`; try 'float32'."
+            )
+        return scores
+
+
 def default_device() -> str:
     """The accelerator that torch finds, else "cpu"."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -305,6 +490,17 @@ def control_group_memory(root: Path = Path("/sys/fs/cgroup"), membership: Path =
                 free = min(free, max(0, int(limit) - used + int(statistics["inactive_file"])))
             folder = folder.parent
     return free
+
+
+@contextmanager
+def _taken_as_it_is(model: torch.nn.Module) -> Iterator[None]:
+    """Keeps the harness from warning of a live model, and from tying its weights, which an adapter may have parted."""
+    model.tie_weights = lambda: None
+    try:
+        with silenced("lm_eval.models.huggingface"):
+            yield
+    finally:
+        del model.tie_weights
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoints import load_image_processor, read_settings
+from ..checkpoints import load_image_processor, load_model, read_settings
 from ..configurations import NAMED_CONFIGS
 from ..files import one_at_a_time
-from ..image_data import find_split, load_image_dataset
-from ..image_files import with_channels
+from ..image_data import find_split, load_image_dataset, undecoded
+from ..image_files import open_image
 from ..version import versions
 from .arguments import check_arguments, check_output
 from .harness import default_device
@@ -82,6 +82,7 @@ def evaluate_images(
         raise ValueError(f"`split` is {split!r}; {dataset} has {', '.join(images)}.")
     split = split or find_split(images, "test", "validation")
     rows, available = images[split], len(images[split])
+    check_labels(rows, split)
     if limit is not None and (count := round(limit * available) if limit < 1 else int(limit)) < available:
         rows = rows.shuffle(seed=0).select(range(max(1, count)))
 
@@ -121,6 +122,15 @@ def evaluate_images(
     return result
 
 
+def check_labels(rows: Dataset, split: str) -> None:
+    """Raise a `ValueError` for images without label (-1, as test splits on the Hub have it)."""
+    unlabelled = sum(label is None or label < 0 for label in rows["label"])
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} of {len(rows)} images of the split {split!r} have no label; take another `split`."
+        )
+
+
 def _require_classifier(name: str) -> None:
     """Refuse what has no image classifier, or cannot have one, before images or weights are read."""
     if name in NAMED_CONFIGS:
@@ -137,15 +147,14 @@ def _require_classifier(name: str) -> None:
 
 def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    model, loading = AutoModelForImageClassification.from_pretrained(
-        name, config=config, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
-    )
-    if loading["missing_keys"]:
+    saved = config.architectures or []
+    if saved and not any("ForImageClassification" in architecture for architecture in saved):
         raise ValueError(
-            f"{name} ({', '.join(config.architectures or ['?'])}) has no weights for "
-            f"{', '.join(loading['missing_keys'])}: it is no image classifier yet. Fine-tune it first."
+            f"{name} holds a {', '.join(saved)}, which has no classifier: it is no image classifier yet. Fine-tune it "
+            "first."
         )
-    return model.eval()
+    options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
+    return load_model(AutoModelForImageClassification, name, None, **options)[0].eval()
 
 
 def _load_processor(place: str) -> BaseImageProcessor:
@@ -158,10 +167,31 @@ def _load_processor(place: str) -> BaseImageProcessor:
 def _class_numbers(config: PreTrainedConfig, rows: Dataset) -> list[int]:
     """The model's number of each class of the dataset: by name, or by position where either side has no names."""
     names = rows.features["label"].names
-    numbers = {label: number for number, label in config.id2label.items()}
+    if config.problem_type in ("regression", "multi_label_classification") or config.num_labels < 2:
+        raise ValueError(
+            f"The model has `problem_type` {config.problem_type!r} and {config.num_labels} labels; the accuracies are "
+            "those of one class among several."
+        )
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise ValueError(f"`id2label` of the model counts {sorted(config.id2label)}; it must count 0, 1, 2, ...")
+    numbers: dict[str, list[int]] = {}
+    for number, label in sorted(config.id2label.items()):
+        numbers.setdefault(label, []).append(number)
     if all(name in numbers for name in names):
-        return [numbers[name] for name in names]
-    nameless = all(name.isdecimal() for name in names) or all(re.fullmatch(r"LABEL_\d+", name) for name in numbers)
+        for name in names:
+            if len(numbers[name]) > 1:
+                raise ValueError(
+                    f"The model has {len(numbers[name])} classes named {name!r} (`id2label`: {numbers[name]}), and "
+                    "the dataset has one; tell them apart in both."
+                )
+        return [numbers[name][0] for name in names]
+    numerals = all(name.isdecimal() for name in names)
+    if numerals and [int(name) for name in names] != sorted({int(name) for name in names}):
+        raise ValueError(
+            f"The dataset's classes are numbers in another order ({', '.join(names[:5])}, ...), and the model does "
+            "not know them by name; write them with as many digits each (00, 01, ...), or name them in `id2label`."
+        )
+    nameless = numerals or all(re.fullmatch(r"LABEL_\d+", name) for name in numbers)
     if nameless and len(names) == config.num_labels:
         return list(range(len(names)))
     unknown = [name for name in names if name not in numbers]
@@ -179,16 +209,15 @@ def _score(
     channels = getattr(model.config, "num_channels", 3)
 
     def collate(batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = processor([with_channels(row["image"], channels) for row in batch], return_tensors="pt")[
-            "pixel_values"
-        ]
+        images = [open_image(row["image"], channels) for row in batch]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
         return pixels, classes[[row["label"] for row in batch]]
 
     scores = {"accuracy": [], "top5_accuracy": [], "loss": []}
     with left_as_found(model):
         model.eval()
         for pixels, labels in track(
-            DataLoader(rows, batch_size, collate_fn=collate), "Scoring images", transient=True
+            DataLoader(undecoded(rows), batch_size, collate_fn=collate), "Scoring images", transient=True
         ):
             logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits.float().cpu()
             if not logits.isfinite().all():

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .harness import require_causal
+from .harness import check_vocabulary, require_causal
 
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -81,7 +81,7 @@ def inspect_model(
                 "`AutoModelForCausalLM`."
             )
         require_causal(model.config, live=True)
-        found = _load_tokenizer(tokenizer, [model.config.name_or_path], model.config)
+        found = _load_tokenizer(tokenizer, model.config, model.config.name_or_path)
         base = getattr(model, "get_base_model", lambda: model)()
         name = type(base).__name__ + (" with adapter" if base is not model else "")
         return Subject(name, model, model.config, found)
@@ -103,7 +103,7 @@ def inspect_model(
     require_causal(config)
     _require_files(model, "weights", WEIGHTS)
     _require_head(model, config)
-    return Subject(name, model, config, _load_tokenizer(tokenizer, [adapter, model], config), adapter)
+    return Subject(name, model, config, _load_tokenizer(tokenizer, config, model, adapter), adapter)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def _adapter_base(place: str) -> str | None:
     if Path(place).is_dir() and not (Path(place) / "adapter_config.json").is_file():
         return None
     if Path(place).is_dir() and (Path(place) / "config.json").is_file():
-        return None  # a whole checkpoint, beside which training has left an adapter
+        return None  # a whole checkpoint; loading it refuses the adapter beside it
     found = find_adapter_config_file(place)
     if found is None:
         return None
@@ -175,12 +175,15 @@ def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _load_tokenizer(
-    tokenizer: str | Path | PreTrainedTokenizerBase | None, places: list[str | None], config: PreTrainedConfig
+    tokenizer: str | Path | PreTrainedTokenizerBase | None,
+    config: PreTrainedConfig,
+    place: str,
+    adapter: str | None = None,
 ) -> PreTrainedTokenizerBase:
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = copy.deepcopy(tokenizer)
     else:
-        places = [_check_place("tokenizer", tokenizer)] if tokenizer else [place for place in places if place]
+        places = [_check_place("tokenizer", tokenizer)] if tokenizer else [name for name in (adapter, place) if name]
         # An adapter's folder need not have one, then its base does; what a Hub id holds is seen when it is read.
         folders = [place for place in places if Path(place).is_dir()]
         with_tokenizer = [place for place in folders if any((Path(place) / name).is_file() for name in TOKENIZERS)]
@@ -197,10 +200,5 @@ def _load_tokenizer(
             "The tokenizer has neither `bos_token` nor `eos_token`; the evaluation begins a text without context "
             "with one of them. Set the one that separated documents in training."
         )
-    vocab_size = config.get_text_config().vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, but `vocab_size` of the model is {vocab_size}; it "
-            "belongs to another model."
-        )
+    check_vocabulary(tokenizer, config, adapter)
     return tokenizer

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
 
-from ..text_files import TABLES, TEXT_SUFFIXES, documents_in
-from .harness import SASHFLM
+from ..text_files import COLUMN, TABLES, TEXT_SUFFIXES, documents_in, kind_of
+from .harness import SASHFLM, refuse_not_numbers
 from .results import Metric, TaskResult, digest
 
 
@@ -29,8 +30,8 @@ class PerplexityText:
         stride: tokens that a window predicts. `None`: as many as it holds, windows are disjoint. Smaller: every
             window but the first sees `context_length - stride` tokens before the ones it predicts.
         max_tokens: only so many from the start.
-        config, split: of a dataset.
-        column: of a dataset or table.
+        config, split: of a dataset; by default its only configuration, and "test".
+        column: of a dataset or table; by default "text".
     """
 
     source: str | Path | tuple[str | Path, ...]
@@ -38,8 +39,8 @@ class PerplexityText:
     stride: int | None = None
     max_tokens: int | None = None
     config: str | None = None
-    split: str = "test"
-    column: str = "text"
+    split: str | None = None
+    column: str | None = None
 
     def __post_init__(self):
         for field in ("stride", "max_tokens"):
@@ -72,10 +73,15 @@ def read_documents(text: PerplexityText) -> list[str]:
     sources = text.source if isinstance(text.source, tuple) else (text.source,)
     paths = [Path(source).expanduser() for source in sources]
     if any(path.is_file() for path in paths) or len(paths) > 1:
+        tables = any(kind_of(path) != "text" for path in paths)
+        for field in ("config", "split") if tables else ("config", "split", "column"):
+            if getattr(text, field) is not None:
+                kind = "a table" if tables else "a text file"
+                raise ValueError(f"`{field}` is {getattr(text, field)!r}, of a dataset, but {text.name} is {kind}.")
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
-        documents = [document for path in paths for document in documents_in(path, text.column)]
+        documents = [document for path in paths for document in documents_in(path, text.column or COLUMN)]
     else:
         documents = _read_dataset(str(sources[0]), text)
     documents = [document for document in documents if document and document.strip()]
@@ -91,18 +97,21 @@ def _read_dataset(source: str, text: PerplexityText) -> list[str]:
     if is_a_file and not Path(source).is_dir():
         raise FileNotFoundError(f"`perplexity` names {source!r}: there is no such file.")
     dataset = load_dataset(source, text.config)
-    if text.split not in dataset:
-        raise ValueError(f"`split` is {text.split!r}; {source} has {', '.join(dataset)}.")
-    if text.column not in dataset[text.split].column_names:
-        names = ", ".join(dataset[text.split].column_names)
-        raise ValueError(f"`column` is {text.column!r}; {source} has {names}.")
-    return list(dataset[text.split][text.column])
+    split, column = text.split or "test", text.column or COLUMN
+    if split not in dataset:
+        raise ValueError(f"`split` is {split!r}; {source} has {', '.join(dataset)}.")
+    if column not in dataset[split].column_names:
+        raise ValueError(f"`column` is {column!r}; {source} has {', '.join(dataset[split].column_names)}.")
+    return list(dataset[split][column])
 
 
 def choose_lengths(text: PerplexityText, max_length: int) -> list[int]:
     """The context lengths for a model of so many positions; a `ValueError` for one beyond them."""
     if text.context_lengths is None:
-        return [length for length in CONTEXT_LENGTHS if length <= max_length] or [max_length]
+        lengths = [length for length in CONTEXT_LENGTHS if length <= max_length] or [max_length]
+        if text.stride is not None and text.stride > lengths[0]:
+            raise ValueError(f"`stride` is {text.stride}, more than the context length {lengths[0]}.")
+        return lengths
     for length in text.context_lengths:
         if length > max_length:
             raise ValueError(
@@ -132,7 +141,7 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
     num_bytes = sum(len(document.encode()) for document in documents)
     if text.max_tokens is not None and text.max_tokens < len(tokens):
         tokens = tokens[: text.max_tokens]
-        num_bytes = len(model.tokenizer.decode(tokens, skip_special_tokens=True).encode())
+        num_bytes = _bytes_of(len(tokens), documents, model.tokenizer)
     lengths = choose_lengths(text, model.max_length)
     if text.context_lengths is None:
         lengths = [length for length in lengths if length <= len(tokens)] or lengths[:1]
@@ -144,7 +153,7 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
     softmax_dtype, model.softmax_dtype = model.softmax_dtype, torch.float32
     try:
         for length in lengths:
-            stride = min(text.stride or length, length)
+            stride = text.stride or length
             windows = list(
                 get_rolling_token_windows(
                     tokens, model.prefix_token_id, max_seq_len=length, context_len=length - stride + 1
@@ -152,6 +161,7 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
             )
             requests = [(None, *make_disjoint_window(window)) for window in windows]
             answers = model._loglikelihood_tokens(requests)
+            refuse_not_numbers((f"perplexity@{length}", value) for value, _ in answers)
             counts = [len(predicted) for _, predicted in windows]
             losses = [-value for value, _ in answers]
             bits = len(windows) / num_bytes / math.log(2)  # scales a window's loss so that the mean is bits per byte
@@ -159,10 +169,11 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
                 metrics=_metrics(losses, counts, num_bytes),
                 num_samples=len(windows),
                 num_available=len(windows),
-                split=text.split if _is_dataset(text) else "",
+                split=text.split or "test" if _is_dataset(text) else "",
                 data=text.name,
                 num_fewshot=None,
                 version=None,
+                notes=_unknown(tokens, model.tokenizer),
                 scores={"bits_per_byte": [loss * bits for loss in losses]},
                 questions=digest(map(str, requests)),
                 details={
@@ -177,6 +188,28 @@ def score_text(text: PerplexityText, documents: list[str], model: SASHFLM) -> di
     finally:
         model.softmax_dtype = softmax_dtype
     return results
+
+
+def _bytes_of(count: int, documents: list[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Bytes of the first so many tokens of the stream, by where each token lies in its document: what they decode to
+    may be another text (without what a tokenizer normalises, with marks for halves of characters)."""
+    num_bytes = 0
+    for document in documents:
+        spans = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if count <= len(spans):
+            return num_bytes + len(document[: spans[count - 1][1]].encode()) if count > 0 else num_bytes
+        num_bytes += len(document.encode())
+        count -= len(spans) + 1  # and the one that parts it from the next
+    return num_bytes
+
+
+def _unknown(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What is to be said of tokens that stand for any text."""
+    number = tokenizer.unk_token_id
+    count = 0 if number in (None, tokenizer.bos_token_id, tokenizer.eos_token_id) else tokens.count(number)
+    if not count:
+        return []
+    return [f"{count:,} tokens are {tokenizer.unk_token}, which stands for any text: the bits per byte are too few"]
 
 
 def _is_dataset(text: PerplexityText) -> bool:

@@ -232,6 +232,7 @@ class Report:
                 "beginning of text": start and f"{start['token']} {when}",
                 "context": result.max_length and f"{result.max_length:,}",
                 "requests cut to the context": result.num_truncated or None,
+                "weights that the model does not use": ", ".join(result.unused_weights),
                 "limit": result.limit,
                 "processes": result.num_processes,
                 "answers kept by an earlier run": result.num_reused or None,

@@ -115,6 +115,7 @@ class EvaluationResult:
         num_truncated: requests cut to it.
         num_reused: requests whose answer an earlier run had kept.
         num_processes: that shared the work.
+        unused_weights: of the checkpoint, by name: those that the model of its configuration does not have.
         step: training step of the checkpoint, from its folder's name or `trainer_state.json`.
     """
 
@@ -135,6 +136,7 @@ class EvaluationResult:
     num_truncated: int = 0
     num_reused: int = 0
     num_processes: int = 1
+    unused_weights: list[str] = field(default_factory=list)
     step: int | None = None
 
     def to_dict(self) -> dict:

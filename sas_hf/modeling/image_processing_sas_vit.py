@@ -9,6 +9,11 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import is_vision_available
+
+
+if is_vision_available():
+    from PIL import Image
 
 
 class SASViTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -24,13 +29,16 @@ class SASViTImageProcessor(PilBackend):
     """
     PIL, NumPy or torch images to `pixel_values` `[B, num_channels, height, width]`.
 
+    PIL images may be of any mode that [`to_rgb`] takes; arrays hold numbers from 0 to white, which is what becomes 1
+    by `rescale_factor`: 255 unless it says otherwise.
+
     Args:
         num_channels: 1 or 3, as the model's. An RGB image that was grey gives the grey image back exactly.
         size: `{"height": ..., "width": ...}`, as the model's `image_size`.
         kwargs: as Transformers' ViT image processor takes them; `image_mean` and `image_std` may be single numbers.
 
     Raises:
-        ValueError: for another `num_channels`.
+        ValueError: for another `num_channels`, a PIL image that has no 8-bit form, or an array beyond black and white.
     """
 
     valid_kwargs = SASViTImageProcessorKwargs
@@ -49,8 +57,44 @@ class SASViTImageProcessor(PilBackend):
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {self.num_channels}; it must be 1 (grey) or 3 (RGB).")
 
+    def convert_to_rgb(self, image, input_data_format=None) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            image, input_data_format = np.array(to_rgb(image)), "channels_last"
+        return super().convert_to_rgb(image, input_data_format=input_data_format)
+
     def _preprocess(self, images: list[np.ndarray], num_channels: int, **kwargs) -> BatchFeature:
+        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else np.inf
+        for image in images:
+            if not (image.min() >= (0 if kwargs["do_rescale"] else -np.inf) and image.max() <= white * (1 + 1e-6)):
+                raise ValueError(
+                    f"An image has numbers from {image.min()} to {image.max()}; by `rescale_factor` "
+                    f"({kwargs['rescale_factor']:.6g}) they must be from 0 to {white:.6g}. Give images of 8 bits, or "
+                    "`do_rescale=False` for numbers that are to stay as they are."
+                )
         return super()._preprocess([with_channels(image, num_channels) for image in images], **kwargs)
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """
+    The image in RGB of 8 bits: grey of 16 bits is scaled, what is transparent lies on white, as Transformers has it.
+
+    Raises:
+        ValueError: for numbers of which nothing says what is white (32-bit integers, floats).
+    """
+    if image.mode.startswith("I;16"):  # Pillow itself would make all above 255 white
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise ValueError(
+            f"its mode is {image.mode!r} ({kind}), of which nothing says what is white; save it in 8 or 16 bits"
+        )
+    if image.mode in ("RGBa", "La"):  # with the alpha multiplied in
+        image = image.convert(image.mode.upper())
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def with_channels(image: np.ndarray, num_channels: int) -> np.ndarray:

@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ..image_data import find_split, load_image_dataset
-from ..image_files import with_channels
+from ..image_data import find_split, load_image_dataset, undecoded
+from ..image_files import open_image
 from ..modeling import SASViTForImageClassification
 from ..modeling.image_processing_sas_vit import SASViTImageProcessor
 from .adapters import prepare_parameters
@@ -99,7 +99,7 @@ def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:
             f"`data.validation` has the classes {validation.features['label'].names}, but `data.train` has "
             f"{train.features['label'].names}."
         )
-    return train, validation
+    return undecoded(train), undecoded(validation)
 
 
 def _same_source(first: str, second: str) -> bool:
@@ -162,7 +162,7 @@ def inputs_of(processor: BaseImageProcessor, num_channels: int, augment: bool) -
     """What makes model inputs of a batch of rows when they are read; `datasets` calls it."""
 
     def inputs(rows: dict) -> dict:
-        images = [with_channels(image, num_channels) for image in rows["image"]]
+        images = [open_image(image, num_channels) for image in rows["image"]]
         images = [shift_and_flip(image) for image in images] if augment else images
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": rows["label"]}
 

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import typer
+from datasets import ClassLabel, Dataset, Features, load_dataset
+from datasets import Image as ImageFeature
 from helpers import gpt, sas_hf, vit, write_idx
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
@@ -16,8 +19,10 @@ from typer.testing import CliRunner
 from sas_hf import SASViTForMaskedImageModeling
 from sas_hf.cli import app, explain_errors
 from sas_hf.eval import evaluate_images
+from sas_hf.eval.images import check_labels
 from sas_hf.eval.results import digest
 from sas_hf.image_data import load_image_dataset, read_idx
+from sas_hf.image_files import open_image
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 
@@ -167,6 +172,19 @@ def test_two_models_can_be_compared_image_by_image(grey_model, image_folder):
         (["./nothing", "--images", "IMAGES"], "nothing does not exist"),
         (["TEXT", "--images", "IMAGES"], "'sas_gpt', which has no image classifier; score a language model"),
         (["MODEL", "--images", "IMAGES", "--num-fewshot", "2"], "`--num-fewshot` is 2, but images"),
+        (["MODEL", "--images", "IMAGES", "--stride", "2"], "`--stride` is 2, but images are scored without it"),
+        (["MODEL", "--images", "IMAGES", "--truncation"], "`--truncation` is True, but images"),
+        (["MODEL", "--images", "IMAGES", "--no-add-bos-token"], "`--no-add-bos-token` is True, but images"),
+        (["TEXT", "--tasks", "arc_easy", "--image-split", "dev"], "`--image-split` is 'dev', but there are no"),
+        (
+            ["TEXT", "--tasks", "arc_easy", "--context-lengths", "8"],
+            "`--context-lengths` is '8', but there is no text",
+        ),
+        (["TEXT", "--tasks", "arc_easy", "--text-split", "dev"], "`--text-split` is 'dev', but there is no text"),
+        (["TEXT", "--perplexity", "x.txt", "--limit", "3"], "`limit` is 3.0, but there are no `tasks`"),
+        (["TEXT", "--perplexity", "x.txt", "--columns", "PIQA"], "`columns` is ['PIQA'], but there are no `tasks`"),
+        (["TEXT", "--perplexity", "x.txt", "--num-fewshot", "0"], "`num_fewshot` is 0, but there are no `tasks`"),
+        (["TEXT", "--tasks", "arc_easy", "--limit", "inf"], "`limit` is inf"),
         (["MODEL", "--images", "IMAGES", "--batch-size", "x"], "`batch_size` is 'x'"),
         (["MODEL", "--images", "IMAGES", "--device", "hopper"], "`device` is 'hopper'"),
         (["MODEL", "--images", "IMAGES", "--image-split", "dev"], "`split` is 'dev'"),
@@ -280,3 +298,137 @@ def test_images_without_classes_are_refused(tmp_path):
 def test_a_wrong_number_of_names_is_refused(idx_folder):
     with pytest.raises(ValueError, match="has 2 names, but .* has 7 classes"):
         load_image_dataset(idx_folder, ["ant", "bee"])
+
+
+# Files of every kind.
+LEVELS = np.random.default_rng(1).integers(0, 256, (12, 12), dtype=np.uint8)
+
+
+def sixteen_bit(image):
+    return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+
+
+def turned(file):
+    """A picture as a camera held sideways writes it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(LEVELS).rotate(90, expand=True).save(file, exif=exif)
+
+
+def transparent(mode):
+    image = Image.fromarray(LEVELS).convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(np.arange(12) < 6, 255, 0).astype(np.uint8)[None].repeat(12, 0)))
+    return image.convert(mode)
+
+
+ON_WHITE = np.where(np.arange(12)[None] < 6, LEVELS, 255).astype(np.uint8)
+KINDS = {
+    "sixteen.png": (lambda file: sixteen_bit(LEVELS).save(file), LEVELS),
+    "sixteen.tif": (lambda file: sixteen_bit(LEVELS).save(file), LEVELS),
+    "turned.png": (turned, LEVELS),
+    "rgba.png": (lambda file: transparent("RGBA").save(file), ON_WHITE),
+    "la.png": (lambda file: transparent("LA").save(file), ON_WHITE),
+    "palette.png": (lambda file: Image.fromarray(LEVELS).convert("P").save(file, transparency=255), None),
+    "cmyk.tif": (lambda file: Image.fromarray(LEVELS).convert("RGB").convert("CMYK").save(file), LEVELS),
+    "bits.png": (lambda file: Image.fromarray(LEVELS).convert("1", dither=0).save(file), 255 * (LEVELS > 127)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_every_kind_are_read_alike(name, channels, tmp_path):
+    """Each as the same picture in eight bits, by what opens files and by the image processor itself."""
+    write, levels = KINDS[name]
+    write(tmp_path / name)
+    found = open_image(tmp_path / name, channels)
+    assert found.mode == {1: "L", 3: "RGB"}[channels]
+    if levels is None:
+        levels = np.where(LEVELS == 255, 255, LEVELS)
+    assert np.abs(np.asarray(found.convert("L")).astype(int) - levels).max() <= 1
+    processor = SASViTImageProcessor(num_channels=channels, size={"height": 12, "width": 12})
+    if name != "turned.png":  # turning is the opener's
+        direct, opened = (
+            processor(image, return_tensors="pt")["pixel_values"] for image in (Image.open(tmp_path / name), found)
+        )
+        torch.testing.assert_close(direct, opened, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "message"),
+    [
+        ("integers.tif", lambda: Image.fromarray(LEVELS.astype(np.int32)), "32-bit integers"),
+        ("floats.tif", lambda: Image.fromarray(LEVELS.astype(np.float32)), "floats"),
+    ],
+)
+def test_images_without_eight_bits_are_refused_by_name(name, image, message, grey_model, tmp_path):
+    for label in NAMES:
+        (tmp_path / "odd" / "test" / label).mkdir(parents=True)
+        image().save(tmp_path / "odd" / "test" / label / name)
+    with pytest.raises(ValueError, match=rf"ant/{name} cannot be used: .*{message}"):
+        evaluate_images(grey_model, tmp_path / "odd")
+    with pytest.raises(ValueError, match=message):
+        SASViTImageProcessor(size={"height": 12, "width": 12})(image())
+
+
+def test_a_damaged_image_is_named(grey_model, image_folder, tmp_path):
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    file = folder / "test" / "cat" / "2.png"
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"cat/2.png is no image or is damaged"):
+        evaluate_images(grey_model, folder)
+
+
+def test_arrays_beyond_white_are_refused():
+    processor = SASViTImageProcessor(num_channels=1, size={"height": 12, "width": 12})
+    sixteen = LEVELS[None].astype(np.uint16) * 257
+    with pytest.raises(ValueError, match=r"numbers from \d+ to 65535; by `rescale_factor` .* from 0 to 255"):
+        processor(sixteen)
+    with pytest.raises(ValueError, match="numbers from nan"):
+        processor(np.full((1, 12, 12), np.nan))
+
+
+# Classes.
+def scored_by(image_folder, **fields):
+    processor = SASViTImageProcessor(size={"height": 12, "width": 12})
+    fields = {"num_labels": len(fields.get("id2label", NAMES))} | fields
+    return evaluate_images(vit("vit", **fields), image_folder, image_processor=processor)
+
+
+def test_two_classes_of_one_name_are_refused(image_folder):
+    with pytest.raises(ValueError, match=r"2 classes named 'cat' \(`id2label`: \[2, 7\]\), and the dataset has one"):
+        scored_by(image_folder, id2label=dict(enumerate([*NAMES, "cat"])))
+    scored_by(image_folder, id2label=dict(enumerate([*NAMES, "hen", "hen"])))  # of which there are no images
+
+
+def test_numerals_that_are_sorted_as_words_are_refused(tmp_path):
+    """ "10" comes before "2": by position the third class would be scored as the tenth."""
+    for number in range(11):
+        (tmp_path / "test" / str(number)).mkdir(parents=True)
+        Image.fromarray(LEVELS).convert("RGB").save(tmp_path / "test" / str(number) / "a.png")
+    with pytest.raises(ValueError, match=r"numbers in another order \(0, 1, 10, 2, 3, ...\)"):
+        scored_by(tmp_path, num_labels=11)
+    scored_by(tmp_path, id2label={number: str(number) for number in range(11)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
+        ({"id2label": {number + 1: name for number, name in enumerate(NAMES)}}, "must count 0, 1, 2"),
+    ],
+)
+def test_models_that_do_not_choose_one_class(fields, message, image_folder):
+    with pytest.raises(ValueError, match=message):
+        scored_by(image_folder, **fields)
+
+
+def test_images_without_label_are_refused(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=NAMES)})
+    rows = {"image": [Image.fromarray(LEVELS)] * 3, "label": [0, -1, -1]}
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "test.parquet")
+    dataset = load_dataset(
+        "parquet", data_files={"test": str(tmp_path / "set" / "test.parquet")}, cache_dir=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match="2 of 3 images of the split 'test' have no label"):
+        check_labels(dataset["test"], "test")

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import sas_hf.eval.evaluation
 from sas_hf import SASGPTForCausalLM
@@ -187,12 +189,55 @@ def test_what_is_refused_before_the_model_is_loaded(checkpoint, text_file, tmp_p
         evaluate(checkpoint, perplexity=tmp_path / "binary")
     for fields, message in (
         ({"stride": 0}, "`stride` is 0"),
+        ({"stride": -1}, "`stride` is -1"),
+        ({"max_tokens": 0}, "`max_tokens` is 0"),
         ({"context_lengths": (32,), "stride": 33}, "`stride` is 33, more than"),
         ({"context_lengths": (1,)}, "`context_lengths` has 1;"),
         ({"context_lengths": ()}, "`context_lengths` is empty"),
     ):
         with pytest.raises(ValueError, match=message):
             PerplexityText(text_file, **fields)
+
+
+def test_options_that_nothing_would_heed(checkpoint, text_file, never_loaded):
+    for field, value in (("split", "dev"), ("column", "body"), ("config", "raw")):
+        with pytest.raises(ValueError, match=f"`{field}` is '{value}', of a dataset, but .*text.txt is a file"):
+            evaluate(checkpoint, perplexity=PerplexityText(text_file, **{field: value}))
+    with pytest.raises(ValueError, match="`stride` is 513, more than the context length 512"):
+        evaluate(checkpoint, perplexity=PerplexityText(text_file, stride=513))
+    for field, value in (("limit", 3), ("num_fewshot", 0), ("data", "x"), ("truncation", True), ("log_samples", True)):
+        with pytest.raises(ValueError, match=f"`{field}` is {value!r}, but there are no `tasks`"):
+            evaluate(checkpoint, perplexity=text_file, **{field: value})
+    with pytest.raises(ValueError, match="`add_bos_token` is 'False', but there are no `tasks`"):
+        evaluate(checkpoint, perplexity=text_file, add_bos_token=False)
+
+
+def test_bytes_are_the_text_s_whatever_the_tokenizer_makes_of_it(model, tokenizer, tmp_path):
+    """A tokenizer that drops accents decodes to fewer bytes than it read."""
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    text = "Ünd härter. " * 20
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "more.txt").write_text("Ende")
+    count = len(own.encode("Ünd härter." * 1 + " Ünd härter." * 11))
+    for sources in (tmp_path / "text.txt", (tmp_path / "text.txt", tmp_path / "more.txt")):
+        source = PerplexityText(sources, (16,), max_tokens=count)
+        details = evaluate(model, perplexity=source, tokenizer=own).tasks["perplexity@16"].details
+        assert details["bytes"] == len(("Ünd härter. " * 12).strip().encode())
+    whole = PerplexityText((tmp_path / "text.txt", tmp_path / "more.txt"), (16,), max_tokens=10**6)
+    details = evaluate(model, perplexity=whole, tokenizer=own).tasks["perplexity@16"].details
+    assert details["bytes"] == len(text.encode()) + 4
+
+
+def test_unknown_tokens_are_told(model, tmp_path):
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "known": 1, "</s>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    (tmp_path / "text.txt").write_text("known other known strange " * 10)
+    task = evaluate(model, perplexity=PerplexityText(tmp_path / "text.txt", (16,)), tokenizer=own).tasks[
+        "perplexity@16"
+    ]
+    assert task.notes == ["20 tokens are <unk>, which stands for any text: the bits per byte are too few"]
 
 
 def test_a_text_too_short_for_the_context(checkpoint, tmp_path):
