@@ -3,7 +3,7 @@
 What a base projection computes is in base_projections.py, what simulation does in simulation.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -173,8 +173,8 @@ class SASAttention(nn.Module):
 
         key, value = self.expand(*state)
         sides = (self.q_simulation, self.k_simulation, self.v_simulation)
-        if self.simulates and all(is_plain(side) for side in sides):
-            tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
+        tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
+        if self.simulates and all(is_plain(side) for side in sides) and not wants_gradient(tables):
             weights = [weight for side in sides for weight in simulation_weights(side)]
             tensors = (query, key, value, *tables, *weights)
             if self.recomputes(cache, tensors):
@@ -201,7 +201,7 @@ class SASAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores and their softmax over values by the implementation that is set: `[B, heads, T, width]` to
         `[B, T, heads, D_v]`, and the weights where it gives them."""
-        if self.attends_in_blocks(query, query.shape[-1], kwargs):
+        if self.attends_in_blocks(query, query.shape[-1], attention_mask, kwargs):
             is_causal = self.masks_future(attention_mask, query.shape[2], kwargs)
             if is_causal:  # a static cache has empty slots behind
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -221,7 +221,7 @@ class SASAttention(nn.Module):
     ) -> torch.Tensor:
         """`attend(*simulate_all(*tensors))`, simulated again in the backward pass."""
         query = tensors[0]
-        if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], kwargs):
+        if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], attention_mask, kwargs):
             is_causal = self.masks_future(attention_mask, query.shape[1], kwargs)
             simulate = partial(simulate_all, self.acts)
             return RecomputedAttention.apply(simulate, attention_mask, is_causal, self.scaling, *tensors)
@@ -238,10 +238,12 @@ class SASAttention(nn.Module):
             and cache is None
             and self.implementation not in ("eager", "flex_attention")  # which keep, or compile, the scores
             and torch.is_grad_enabled()
-            and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+            and wants_gradient(tensors)
         )
 
-    def attends_in_blocks(self, query: torch.Tensor, query_width: int, kwargs: dict) -> bool:
+    def attends_in_blocks(
+        self, query: torch.Tensor, query_width: int, attention_mask: torch.Tensor | None, kwargs: dict
+    ) -> bool:
         """Whether `blocked_attention` computes what the implementation is asked for, faster."""
         return (
             query_width != self.value_head_dim
@@ -249,6 +251,7 @@ class SASAttention(nn.Module):
             and self.implementation == "sdpa"
             and not (self.training and self.attention_dropout)
             and not any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
+            and not wants_gradient((attention_mask,))
             and serves(query)
         )
 
@@ -267,6 +270,11 @@ class SASAttention(nn.Module):
     def implementation(self) -> str:
         # Every cache was extended before, the pool of continuous batching too: "paged|" asks for nothing more.
         return self.config._attn_implementation.removeprefix("paged|")
+
+
+def wants_gradient(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether any of `tensors` is to be derived by."""
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def can_shorten(cache: Cache, state: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
