@@ -3,7 +3,7 @@
 What a base projection computes is in base_projections.py, what simulation does in simulation.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -105,7 +105,7 @@ class SASAttention(nn.Module):
         return rotate_leading_features(first, position_embeddings), second
 
     def mix_tokens(
-        self, first: torch.Tensor, cache: Cache | None, token_mixing: tuple[torch.Tensor, ...]
+        self, first: torch.Tensor, cache: Cache | None, layer_idx: int, token_mixing: tuple[torch.Tensor, ...]
     ) -> list[torch.Tensor]:
         """The state of a kind that mixes tokens, from what `project` gave and the tokens already cached."""
         raise NotImplementedError
@@ -129,6 +129,7 @@ class SASAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        layer_idx: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -141,16 +142,19 @@ class SASAttention(nn.Module):
             cache: to read and extend, also the pool of continuous batching.
             token_mixing: for kinds that mix tokens: positions `[B, T]` of the tokens and `[B, S]` of all keys, and
                 which key each token may see, boolean `[B, 1, T, S]`.
+            layer_idx: the layer's place in the cache; the one it was made with when `None`.
 
         Returns:
             `[B, T, C]`, and the attention weights `[B, Ĥ, T, S]` where the implementation gives them.
 
         Raises:
-            ValueError: for continuous batching with a cache form that its pool cannot hold.
+            ValueError: for continuous batching with a cache form that its pool cannot hold; for a cache that holds
+                something of another form.
         """
         query, *state = self.project(hidden_states)
+        layer_idx = self.layer_idx if layer_idx is None else layer_idx
         if self.mixes_tokens:
-            state = self.mix_tokens(state[0], cache, token_mixing)
+            state = self.mix_tokens(state[0], cache, layer_idx, token_mixing)
         rotated = self.rotates_state and not self.simulates
         if rotated:
             state = self.rotate_state(*state, position_embeddings)
@@ -163,9 +167,11 @@ class SASAttention(nn.Module):
                 "simulates them after the cache. Pass `ContinuousBatchingConfig(max_blocks_per_request=0)`."
             )
         if self.caches_state and cache is not None:
-            state = _update_state(cache, self.layer_idx, *state, kwargs)
+            # Caches hold heads before tokens, states tokens before heads.
+            state = self.extend(cache, layer_idx, *(tensor.transpose(1, 2) for tensor in state), kwargs)
+            state = [tensor.transpose(1, 2) for tensor in state]
             if self.simulates and can_shorten(cache, state[0], attention_mask):
-                filled = int(cache.get_seq_length(self.layer_idx))
+                filled = int(cache.get_seq_length(layer_idx))
                 state = [tensor[:, :filled] for tensor in state]
                 attention_mask = None if attention_mask is None else attention_mask[..., :filled]
                 if key_position_embeddings is not None:
@@ -173,8 +179,8 @@ class SASAttention(nn.Module):
 
         key, value = self.expand(*state)
         sides = (self.q_simulation, self.k_simulation, self.v_simulation)
-        if self.simulates and all(is_plain(side) for side in sides):
-            tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
+        tables = (*(position_embeddings or (None, None)), *(key_position_embeddings or (None, None)))
+        if self.simulates and all(is_plain(side) for side in sides) and not wants_gradient(tables):
             weights = [weight for side in sides for weight in simulation_weights(side)]
             tensors = (query, key, value, *tables, *weights)
             if self.recomputes(cache, tensors):
@@ -187,9 +193,37 @@ class SASAttention(nn.Module):
             key = (key if rotated else rotate_leading_features(key, key_position_embeddings)).transpose(1, 2)
             value = self.v_simulation(value).transpose(1, 2)
         if not self.caches_state and cache is not None:
-            key, value = _update(cache, self.layer_idx, key, value, kwargs)
+            key, value = self.extend(cache, layer_idx, key, value, kwargs)
         output, weights = self.attend(query, key, value, attention_mask, **kwargs)
         return self.aggregate(output), weights
+
+    def extend(
+        self, cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor, kwargs: dict
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache holds at `layer_idx` and the new `[B, heads, T, width]`, which it keeps, too.
+
+        The pool of continuous batching takes what it needs from `kwargs`, and leaves there what attention needs.
+        """
+        layers = getattr(cache, "layers", ())  # a pool has none, and its form is checked when it is made
+        layer = layers[layer_idx] if layer_idx < len(layers) else None
+        if layer is not None and layer.keys is not None and layer.keys.numel():
+            for held, new in ((layer.keys, first), (layer.values, second)):
+                if held.shape[1] != new.shape[1] or held.shape[3] != new.shape[3]:
+                    self.refuse_form(held, new, "keys" if new is first else "values")
+        return cache.update(first, second, layer_idx, kwargs=kwargs)
+
+    def refuse_form(self, held: torch.Tensor, new: torch.Tensor, what: str) -> None:
+        remedy = "need `simulation_cache='base'`, and the form must not change during a generation."
+        if not self.config.projects_to_cached_heads:
+            remedy = (
+                f"do not fit `attention_type={self.config.attention_type!r}`, whose cache holds no such keys and values; "
+                "prompt tuning, p-tuning and LoRA do."
+            )
+        raise ValueError(
+            f"The cache holds {held.shape[1]} heads of {held.shape[3]} features as {what}, but this model caches "
+            f"{new.shape[1]} of {new.shape[3]}. Caches that are made from the configuration alone (prefix tuning, "
+            f"ExecuTorch) {remedy}"
+        )
 
     def attend(
         self,
@@ -201,7 +235,7 @@ class SASAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores and their softmax over values by the implementation that is set: `[B, heads, T, width]` to
         `[B, T, heads, D_v]`, and the weights where it gives them."""
-        if self.attends_in_blocks(query, query.shape[-1], kwargs):
+        if self.attends_in_blocks(query, query.shape[-1], attention_mask, kwargs):
             is_causal = self.masks_future(attention_mask, query.shape[2], kwargs)
             if is_causal:  # a static cache has empty slots behind
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -221,7 +255,7 @@ class SASAttention(nn.Module):
     ) -> torch.Tensor:
         """`attend(*simulate_all(*tensors))`, simulated again in the backward pass."""
         query = tensors[0]
-        if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], kwargs):
+        if self.attends_in_blocks(query, self.config.simulated_head_dim or query.shape[-1], attention_mask, kwargs):
             is_causal = self.masks_future(attention_mask, query.shape[1], kwargs)
             simulate = partial(simulate_all, self.acts)
             return RecomputedAttention.apply(simulate, attention_mask, is_causal, self.scaling, *tensors)
@@ -238,10 +272,12 @@ class SASAttention(nn.Module):
             and cache is None
             and self.implementation not in ("eager", "flex_attention")  # which keep, or compile, the scores
             and torch.is_grad_enabled()
-            and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+            and wants_gradient(tensors)
         )
 
-    def attends_in_blocks(self, query: torch.Tensor, query_width: int, kwargs: dict) -> bool:
+    def attends_in_blocks(
+        self, query: torch.Tensor, query_width: int, attention_mask: torch.Tensor | None, kwargs: dict
+    ) -> bool:
         """Whether `blocked_attention` computes what the implementation is asked for, faster."""
         return (
             query_width != self.value_head_dim
@@ -249,6 +285,7 @@ class SASAttention(nn.Module):
             and self.implementation == "sdpa"
             and not (self.training and self.attention_dropout)
             and not any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
+            and not wants_gradient((attention_mask,))
             and serves(query)
         )
 
@@ -269,6 +306,11 @@ class SASAttention(nn.Module):
         return self.config._attn_implementation.removeprefix("paged|")
 
 
+def wants_gradient(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether any of `tensors` is to be derived by."""
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def can_shorten(cache: Cache, state: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
     """Whether the empty slots of a static cache can be left out, whose simulation would be for nothing.
 
@@ -280,27 +322,3 @@ def can_shorten(cache: Cache, state: torch.Tensor, attention_mask: torch.Tensor 
         and not torch.compiler.is_compiling()
         and (attention_mask is None or isinstance(attention_mask, torch.Tensor))
     )
-
-
-def _update_state(
-    cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor, kwargs: dict
-) -> list[torch.Tensor]:
-    """Caches hold heads before tokens, states tokens before heads."""
-    states = _update(cache, layer_idx, first.transpose(1, 2), second.transpose(1, 2), kwargs)
-    return [tensor.transpose(1, 2) for tensor in states]
-
-
-def _update(cache: Cache, layer_idx: int, first: torch.Tensor, second: torch.Tensor, kwargs: dict):
-    """Extend the cache and return all of it; a `ValueError` if it holds something of another form.
-
-    The pool of continuous batching takes what it needs from `kwargs`, and leaves there what attention needs.
-    """
-    layers = getattr(cache, "layers", ())  # a pool has none, and its form is checked when it is made
-    held = layers[layer_idx].keys if layer_idx < len(layers) else None
-    if held is not None and held.numel() and (held.shape[1], held.shape[3]) != (first.shape[1], first.shape[3]):
-        raise ValueError(
-            f"The cache holds {held.shape[1]} heads of {held.shape[3]} features, but this model caches "
-            f"{first.shape[1]} of {first.shape[3]}. Caches that are made from the configuration alone (prefix tuning, "
-            "ExecuTorch) need `simulation_cache='base'`, and the form must not change during a generation."
-        )
-    return cache.update(first, second, layer_idx, kwargs=kwargs)

@@ -239,9 +239,9 @@ class SuperAttention(EfficientAttention):
         self.token_mixing = TokenMixing(config.max_position_embeddings)
 
     def mix_tokens(
-        self, slices: torch.Tensor, cache: Cache | None, token_mixing: tuple[torch.Tensor, ...]
+        self, slices: torch.Tensor, cache: Cache | None, layer_idx: int, token_mixing: tuple[torch.Tensor, ...]
     ) -> list[torch.Tensor]:
-        seen = slices if cache is None else _seen_slices(cache, self.layer_idx, slices)
+        seen = slices if cache is None else _seen_slices(cache, layer_idx, slices)
         return [slices, self.token_mixing(seen, *token_mixing)]
 
     def expand(self, slices: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

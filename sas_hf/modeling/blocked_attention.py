@@ -5,7 +5,10 @@ queries to memory and computes those of the future, too. This one needs nothing 
 backward pass. What it buys: docs/cost.md. The plain version is `eager_attention_forward`.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch.autograd import forward_ad
 
 
 BLOCK, HEADS = 64, 12  # the scores of a block, 1.5 MB at 512 keys, about fill the cache of a core
@@ -17,7 +20,18 @@ def serves(query: torch.Tensor) -> bool:
         query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not is_transformed()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether what is computed is turned into something else, which takes PyTorch's own operations alone:
+    `torch.compile`, `torch.jit.trace`, `torch.func` (`vmap`, `grad`, `jvp`), forward-mode derivatives."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -38,7 +52,7 @@ def _blocks(query, key, value, mask, is_causal):
 
 
 def _weights(query, key, mask, is_causal, scaling):
-    """Softmax of the scores `[heads, queries, keys]` of a block, in place."""
+    """Softmax of the scores `[heads, queries, keys]` of a block, in place unless gradients are wanted."""
     scores = torch.matmul(query * scaling, key.transpose(-2, -1))
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
@@ -47,7 +61,7 @@ def _weights(query, key, mask, is_causal, scaling):
     elif is_causal:  # the last columns are the block's own tokens
         own = query.shape[-2]
         scores[..., -own:] += torch.full((own, own), -torch.inf, dtype=scores.dtype).triu_(1)
-    return torch.softmax(scores, dim=-1, out=scores)
+    return torch.softmax(scores, dim=-1, out=None if torch.is_grad_enabled() else scores)
 
 
 def attend(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
@@ -76,6 +90,25 @@ def attend_backward(grad, query, key, value, mask, is_causal, scaling) -> tuple[
     return grad_query, grad_key, grad_value
 
 
+def attend_differentiably(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
+    """`attend` on the whole at once, by operations that can be derived as often as one likes."""
+    if mask is not None and mask.dtype == torch.bool:  # added, for `attend_backward` derives hidden scores like others
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return torch.matmul(_weights(query, key, mask, is_causal, scaling), value).transpose(1, 2)
+
+
+def differentiable_gradients(
+    function: Callable, tensors: Sequence[torch.Tensor | None], needed: Sequence[bool], grad: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """The gradients of `function(*tensors)` along `grad` that are `needed`, as parts of the graph: what the backward
+    pass of a written-out function gives under `create_graph=True`, where derivatives of gradients will be wanted."""
+    # Views, so that a tensor given twice, or made of another, gets the gradient of each place alone.
+    places = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    wanted = [place for place, need in zip(places, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(function(*places), wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
 class BlockedAttention(torch.autograd.Function):
     """`attend`, which keeps queries, keys and values for the backward pass."""
 
@@ -86,6 +119,12 @@ class BlockedAttention(torch.autograd.Function):
         return attend(query, key, value, mask, is_causal, scaling)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        return *attend_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
+        *tensors, mask = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *attend_backward(grad, *tensors, mask, *ctx.settings), None, None, None
+
+        def attention(*tensors):
+            return attend_differentiably(*tensors, mask, *ctx.settings)
+
+        return *differentiable_gradients(attention, tensors, ctx.needs_input_grad[:3], grad), None, None, None

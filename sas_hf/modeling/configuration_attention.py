@@ -37,6 +37,10 @@ _EXTRA_KEYWORDS = {
 }
 
 
+class AtMost(int):
+    """A default of a rank, which holds as far as there are as many heads and features; a given rank never is one."""
+
+
 @strict
 class SASAttentionConfig(PreTrainedConfig):
     r"""
@@ -48,11 +52,12 @@ class SASAttentionConfig(PreTrainedConfig):
             and `"gqa"` are accepted and checked against it), `"mla"`, `"tpa"`, `"optimised"`, `"efficient"` or
             `"super"`. All but `"super"` may be simulated.
         q_lora_rank, kv_lora_rank (`int`, *optional*):
-            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default.
+            Ranks of MLA's latents; two thirds and one third of `hidden_size` by default, or what narrow heads allow.
         qk_rope_head_dim, qk_nope_head_dim, v_head_dim (`int`, *optional*):
-            Features of an MLA head: rotated and not, and values; half of `head_dim`, `head_dim` and `head_dim`.
+            Features of an MLA head: rotated and not, and values; half of `head_dim` (made even), `head_dim` and
+            `head_dim`.
         q_rank, k_rank, v_rank (`int`, defaults to 6, 2, 2):
-            Ranks of TPA's queries, keys and values.
+            Ranks of TPA's queries, keys and values; by default fewer where there are fewer heads or features.
         token_mixing_init (`str`, defaults to `"identity"`):
             Start of Super attention's W^A: `"identity"` (as Efficient attention) or `"normal"`.
         num_simulated_heads (`int`, *optional*):
@@ -104,9 +109,9 @@ class SASAttentionConfig(PreTrainedConfig):
     qk_rope_head_dim: int | None = None
     qk_nope_head_dim: int | None = None
     v_head_dim: int | None = None
-    q_rank: int = 6
-    k_rank: int = 2
-    v_rank: int = 2
+    q_rank: int = AtMost(6)
+    k_rank: int = AtMost(2)
+    v_rank: int = AtMost(2)
     token_mixing_init: str = "identity"
     qk_norm: str | None = None
 
@@ -185,15 +190,25 @@ def resolve_attention_fields(config: PreTrainedConfig) -> None:
             )
     if config.attention_type == "mla":
         defaults = {
-            "q_lora_rank": 2 * config.hidden_size // 3,
-            "kv_lora_rank": config.hidden_size // 3,
-            "qk_rope_head_dim": config.head_dim // 2,
-            "qk_nope_head_dim": config.head_dim,
-            "v_head_dim": config.head_dim,
+            "qk_rope_head_dim": lambda: (config.head_dim + 3) // 4 * 2,  # even, as pairs are rotated
+            "qk_nope_head_dim": lambda: config.head_dim,
+            "v_head_dim": lambda: config.head_dim,
+            "q_lora_rank": lambda: min(
+                2 * config.hidden_size // 3, config.num_attention_heads * config.query_head_dim
+            ),
+            "kv_lora_rank": lambda: min(
+                config.hidden_size // 3,
+                config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim),
+            ),
         }
         for name, value in defaults.items():
             if getattr(config, name) is None:
-                setattr(config, name, value)
+                setattr(config, name, value())
+    for name in ("q_rank", "k_rank", "v_rank"):
+        rank = getattr(config, name)
+        if isinstance(rank, AtMost):
+            limit = min(config.num_attention_heads, config.head_dim or 0) if config.attention_type == "tpa" else rank
+            setattr(config, name, min(int(rank), int(limit)))
     if config.query_pre_attn_scalar is None:
         config.query_pre_attn_scalar = config.simulated_head_dim or config.query_head_dim
 

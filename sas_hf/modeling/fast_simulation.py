@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocked_attention import serves
+from .blocked_attention import is_transformed, serves
 from .simulation import (
     FeatureExpansion,
     FeatureResidual,
@@ -29,9 +29,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether the weights of `module` say all that calling it would do.
 
     Not if a part was replaced (peft's LoRA, quantisers), is watched by hooks or had its `forward` exchanged (weights
-    that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain operations itself.
+    that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain operations itself, and its like.
     """
-    if torch.compiler.is_compiling():
+    if is_transformed():
         return False
     return all(
         (type(part) in PLAIN_TYPES or not (part._parameters or part._modules or part._buffers))
@@ -137,7 +137,8 @@ def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> 
 class Rotation(torch.autograd.Function):
     """`rotate_leading_features` in place, which keeps nothing for the backward pass but the angles.
 
-    Seen as `shape`, `x` has the features last, and axes that `cos` and `sin` fit before.
+    Seen as `shape`, `x` has the features last, and axes that `cos` and `sin` fit before; these get no
+    gradient.
     """
 
     @staticmethod
@@ -150,12 +151,14 @@ class Rotation(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         cos, sin = (table.to(grad.dtype) for table in ctx.saved_tensors)
         (cos_1, cos_2), (sin_1, sin_2) = cos.chunk(2, dim=-1), sin.chunk(2, dim=-1)
         turned = grad.clone(memory_format=torch.contiguous_format)
-        _turn(turned.view(ctx.shape), cos_1, sin_2, cos_2, -sin_1)
+        if torch.is_grad_enabled():  # a part of the graph: the transposed rotation is a rotation, too
+            turned = Rotation.apply(turned, ctx.shape, cos, -torch.cat((sin_2, sin_1), dim=-1))
+        else:
+            _turn(turned.view(ctx.shape), cos_1, sin_2, cos_2, -sin_1)
         return turned, None, None, None
 
 

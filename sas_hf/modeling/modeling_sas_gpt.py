@@ -41,7 +41,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
 from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
-from .cache_name import CACHE_NAME, either_cache_name
+from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
 from .losses import classification_loss
@@ -86,6 +86,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = make_attention(config, layer_idx)
         self.mlp = SASGPTMLP(config)
         self.post_norm, self.parallel = config.norm_position == "post", config.use_parallel_residual
+        self.rotates = config.rotates(layer_idx)  # kept here, so that a copy of the layer does, wherever it stands
         if not self.post_norm:
             self.input_layernorm = make_norm(config)
         self.post_attention_layernorm = make_norm(config)
@@ -94,6 +95,8 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        if not self.rotates:
+            kwargs |= {"position_embeddings": None, "key_position_embeddings": None}
         if self.post_norm:
             attention_output, _ = self.self_attn(hidden_states, **kwargs)
             hidden_states = hidden_states + self.dropout(self.post_attention_layernorm(attention_output))
@@ -155,7 +158,6 @@ class SASGPTModel(SASGPTPreTrainedModel):
         self.rotary_emb = None if learned else SASRotaryEmbedding(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([SASGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.rotating_layers = [config.rotates(index) for index in range(config.num_hidden_layers)]
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -235,19 +237,21 @@ class SASGPTModel(SASGPTPreTrainedModel):
 
         hidden_states = self.dropout(inputs_embeds)
         for index, decoder_layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-            rotates = self.rotating_layers[index]
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=mask,
-                position_embeddings=position_embeddings if rotates else None,
-                key_position_embeddings=key_position_embeddings if rotates else None,
+                position_embeddings=position_embeddings,
+                key_position_embeddings=key_position_embeddings,
                 token_mixing=token_mixing,
+                layer_idx=index,  # a layer that was copied still bears another's
                 position_ids=position_ids,
                 use_cache=use_cache,
                 **{CACHE_NAME: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
+        # Not one that was only to be read: `generate` would hand it in again beside the tokens it holds.
+        returned = {CACHE_NAME: cache if use_cache else None}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
     def _any_attention(self) -> SASAttention:
         for layer in self.layers:
@@ -307,6 +311,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @takes_both_cache_names
     @either_cache_name
     @can_return_tuple
     def forward(
@@ -346,6 +351,11 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # Where another stands in its place, as peft's does, this is asked by it.
+        return both_cache_names(inputs) if "prepare_inputs_for_generation" in vars(self) else inputs
 
     def generate(self, *args, **kwargs):
         if not self.config.is_causal:

@@ -1,13 +1,13 @@
 """Rotary positions: the angles, their application to the leading features, and the positions of cached keys."""
 
 import copy
+import functools
 from collections.abc import Callable
-from types import MethodType
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 
@@ -64,22 +64,25 @@ def rotate_leading_features(
 
 
 def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tensor:
-    """Remember the positions of the new keys beside `cache` and return those of all keys it will hand out `[B, S]`.
+    """Remember the positions of the new keys in `cache` and return those of all keys it will hand out `[B, S]`.
 
     Keys cached before rotation are turned when they are used, each at its own position, which neither padding nor
     a restart of `position_ids` lets one compute from the slot. Call it once per forward, before the layers update
-    the cache. The record follows a cropped, repeated or reset cache; for keys that came without a record,
-    consecutive positions up to the first new one are assumed.
+    the cache. The record is kept by the cache's first layer and follows a cropped, repeated, reordered, reset, copied
+    or saved cache; for keys that came without a record, consecutive positions up to the first new one are assumed.
 
     Args:
         cache: dynamic or static, holding S_past keys.
         position_ids: `[B, T]` of the tokens of this forward.
     """
     past = cache.get_seq_length()
-    recorded = getattr(cache, "key_positions", None)
+    if not cache.layers:  # they are made as they are needed
+        cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[0]
+    if not hasattr(type(layer), "key_positions") and not torch.compiler.is_compiling():
+        layer.__class__ = with_key_positions(type(layer))
+    recorded = getattr(layer, "key_positions", None)
     batch, new = position_ids.shape
-    if recorded is None and not torch.compiler.is_compiling():
-        _follow_rows(cache)
     if recorded is not None and recorded.shape[0] != batch:
         repeats, remainder = divmod(batch, recorded.shape[0])
         recorded = recorded.repeat_interleave(repeats, dim=0) if remainder == 0 else None
@@ -90,34 +93,52 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
             recorded = position_ids[:, :1] - past + slots
         # Empty slots are zero: the scaled rotary types look at the largest position.
         recorded = torch.where(slots < past, recorded, 0)
-        cache.key_positions = recorded.index_copy(1, slots[:new] + past, position_ids)
-        return cache.key_positions
+        layer.key_positions = recorded.index_copy(1, slots[:new] + past, position_ids)
+        return layer.key_positions
 
     if recorded is None or recorded.shape[1] < past:
         recorded = position_ids[:, :1] - past + torch.arange(past, device=position_ids.device)
-    cache.key_positions = torch.cat((recorded[:, :past].to(position_ids.device), position_ids), dim=1)
-    return cache.key_positions
+    layer.key_positions = torch.cat((recorded[:, :past].to(position_ids.device), position_ids), dim=1)
+    return layer.key_positions
 
 
-def _follow_rows(cache: Cache) -> None:
-    """Let the record follow the rows of `cache`. Bound methods, so that a deep copy of the cache gets its own."""
-    for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave):
-        setattr(cache, method.__name__.removeprefix("_"), MethodType(method, cache))
+@functools.cache
+def with_key_positions(layer_class: type[CacheLayerMixin]) -> type[CacheLayerMixin]:
+    """The kind of cache layer that `layer_class` is, which keeps the positions of all keys, row by row beside them."""
+
+    class LayerWithKeyPositions(layer_class):
+        _layer_type = None  # by which Transformers would make such layers for everyone
+        key_positions: torch.Tensor | None = None  # [B, S]
+
+        def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self._change_rows(lambda positions: positions.index_select(0, beam_idx.to(positions.device)))
+
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            super().batch_select_indices(indices)
+            self._change_rows(lambda positions: positions[torch.as_tensor(indices, device=positions.device)])
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            super().batch_repeat_interleave(repeats)
+            self._change_rows(lambda positions: positions.repeat_interleave(repeats, dim=0))
+
+        def _change_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            if self.key_positions is not None and self.get_seq_length() > 0:  # as the keys, which an empty one lacks
+                self.key_positions = change(self.key_positions)
+
+        def __repr__(self):
+            return layer_class.__name__
+
+        def __reduce__(self):
+            return empty_layer_with_key_positions, (layer_class,), vars(self)
+
+    return LayerWithKeyPositions
 
 
-def _reorder_cache(cache: Cache, beam_idx: torch.Tensor) -> None:
-    type(cache).reorder_cache(cache, beam_idx)
-    cache.key_positions = cache.key_positions.index_select(0, beam_idx.to(cache.key_positions.device))
-
-
-def _batch_select_indices(cache: Cache, indices: torch.Tensor) -> None:
-    type(cache).batch_select_indices(cache, indices)
-    cache.key_positions = cache.key_positions[torch.as_tensor(indices, device=cache.key_positions.device)]
-
-
-def _batch_repeat_interleave(cache: Cache, repeats: int) -> None:
-    type(cache).batch_repeat_interleave(cache, repeats)
-    cache.key_positions = cache.key_positions.repeat_interleave(repeats, dim=0)
+def empty_layer_with_key_positions(layer_class: type[CacheLayerMixin]) -> CacheLayerMixin:
+    """What a copied or saved layer is filled into."""
+    layer_class = with_key_positions(layer_class)
+    return layer_class.__new__(layer_class)
 
 
 def paged_key_positions(position_ids: torch.Tensor, read_index: list, cu_seq_lens_k: dict, **_) -> torch.Tensor:

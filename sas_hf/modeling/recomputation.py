@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from .blocked_attention import attend, attend_backward
+from .blocked_attention import attend, attend_backward, attend_differentiably, differentiable_gradients
 
 
 class RecomputedAttention(torch.autograd.Function):
@@ -23,10 +23,15 @@ class RecomputedAttention(torch.autograd.Function):
         return attend(*simulate(*tensors), mask, *ctx.settings)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         mask, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+
+            def attention(*tensors):
+                return attend_differentiably(*ctx.simulate(*tensors), mask, *ctx.settings)
+
+            return None, None, None, None, *differentiable_gradients(attention, tensors, needed, grad)
         with torch.enable_grad():
             leaves = [
                 tensor if tensor is None else tensor.detach().requires_grad_(need)

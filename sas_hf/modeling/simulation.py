@@ -71,12 +71,28 @@ class HeadSimulation(nn.Module):
         self.expansion.balanced = balanced
         self.residual = HeadResidual(simulated, simulated, kernel_size, padding=kernel_size // 2)
         self.act = simulation_activation(config.simulation_act)
+        self.gap = kernel_size // 2
 
     def forward(self, heads: torch.Tensor) -> torch.Tensor:
         """`[B, T, H, D]` to `[B, T, Ĥ, D]`."""
+        if self.expansion._forward_pre_hooks or self.residual._forward_pre_hooks:
+            return self.forward_by_rows(heads)
         hidden = self.expansion(heads.flatten(0, 1))
         hidden = hidden + self.residual(self.act(hidden))
         return hidden.unflatten(0, heads.shape[:2])
+
+    def forward_by_rows(self, heads: torch.Tensor) -> torch.Tensor:
+        """The same, but the layers see rows `[B, heads, T·(D + κ//2)]`, the tokens one after the other with zeros
+        between: for hooks, by which peft tells a layer the adapter of each row of a batch."""
+        length, width = heads.shape[1], heads.shape[3]
+
+        def convolve(layer: nn.Module, heads: torch.Tensor) -> torch.Tensor:
+            rows = layer(nn.functional.pad(heads, (0, self.gap)).flatten(2))
+            return rows.unflatten(2, (length, width + self.gap))[..., :width]
+
+        hidden = convolve(self.expansion, heads.transpose(1, 2))
+        hidden = hidden + convolve(self.residual, self.act(hidden))
+        return hidden.transpose(1, 2)
 
 
 class FeatureExpansion(nn.Linear):

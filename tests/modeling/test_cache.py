@@ -4,7 +4,13 @@ Logits are compared, position by position, with those of one forward over the wh
 """
 
 import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -19,6 +25,7 @@ from helpers import (
     gpt,
     gpt_config,
     left_padded,
+    python_environment,
     returned_cache,
     token_ids,
 )
@@ -283,6 +290,115 @@ def test_rows_of_a_copied_cache_move_alone(model):
     assert_logits(cached(model, cache, ids, (12,), mask, positions), torch.stack(expected))
 
 
+def saved_and_loaded(cache):
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [saved_and_loaded, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_cache_goes_on_after_it_was_saved(model, new_cache, again):
+    """Prefixes kept on a disk, or sent to another process."""
+    ids, mask = left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = new_cache(model)
+    cached(model, cache, ids, (9,), mask, positions)
+    loaded = again(cache)
+    assert [type(loaded), repr(loaded)] == [type(cache), repr(cache)]
+    loaded.reorder_cache(torch.tensor([1, 0]))
+    rows = torch.tensor([1, 0])
+    logits = cached(model, loaded, ids[rows], (10, 12), mask[rows], positions[rows])
+    for row, real in zip((0, 1), mask[rows].bool(), strict=True):
+        assert_logits(logits[row], uncached(model, ids[rows][row, real][None])[0, -3:])
+
+
+@pytest.mark.parametrize("change", ["batch_select_indices", "batch_repeat_interleave", "crop"])
+def test_rows_of_a_loaded_cache_move(change):
+    model, (ids, mask) = gpt("sas", simulation_cache="base"), left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cached(model, cache, ids, (9,), mask, positions)
+    cache = saved_and_loaded(cache)
+    rows, start = torch.tensor([1] if change == "batch_select_indices" else [0, 1]), 9
+    if change == "crop":
+        cache.crop(-2)
+        start = 7
+    elif change == "batch_select_indices":
+        cache.batch_select_indices(rows)
+    else:
+        cache.batch_repeat_interleave(2)
+        rows = torch.tensor([0, 0, 1, 1])
+    logits = cached(model, cache, ids[rows], (10, 12), mask[rows], positions[rows])
+    for row, real in enumerate(mask[rows].bool()):
+        assert_logits(logits[row], uncached(model, ids[rows][row, real][None])[0, start - 12 :])
+
+
+OTHER_PROCESS = """
+import sys
+import torch
+from sas_hf import SASGPTForCausalLM
+
+folder = sys.argv[1]
+model = SASGPTForCausalLM.from_pretrained(folder)
+saved = torch.load(folder + "/cache.pt", weights_only=False)
+with torch.no_grad():
+    torch.save(model(saved["ids"], attention_mask=saved["mask"], cache=saved["cache"]).logits, folder + "/logits.pt")
+"""
+
+
+def test_a_cache_is_read_by_another_process(tmp_path):
+    model, (ids, mask) = gpt("sas", simulation_cache="base"), left_padded(12, 8)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cached(model, cache, ids, (9,), mask, positions)
+    model.save_pretrained(tmp_path)
+    torch.save({"cache": cache, "ids": ids[:, 9:], "mask": mask}, tmp_path / "cache.pt")
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(tmp_path)], check=True, env=python_environment())
+    with torch.no_grad():  # positions are counted on from the cache there
+        expected = model(ids[:, 9:], attention_mask=mask, cache=cache).logits
+    assert_logits(torch.load(tmp_path / "logits.pt"), expected)
+
+
+def test_a_dropped_cache_is_freed_at_once(model, new_cache):
+    """By its last reference, not when the collector runs: caches are what fills an accelerator."""
+    ids, mask = left_padded(12, 8)
+    gc.collect()
+    gc.disable()
+    try:
+        cache = new_cache(model)
+        cached(model, cache, ids, (9, 12), mask)
+        caches = [cache, copy.deepcopy(cache), saved_and_loaded(cache)]
+        memory = [weakref.ref(each.layers[layer].keys) for each in caches for layer in (0, 1)]
+        del cache, caches
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=2, return_dict_in_generate=True)
+        memory.append(weakref.ref(returned_cache(output)))
+        del output
+        assert [reference() for reference in memory] == [None] * len(memory)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("variant", ["mha", "sas", "efficient", "super", "qk_norm"])
+def test_a_copied_layer_has_a_place_of_its_own_in_the_cache(variant):
+    """Layers appended to a model (depth up-scaling) bear the index of those they were copied from."""
+    model = gpt(variant, simulation_cache="base")
+    model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+    model.config.num_hidden_layers = 3
+    ids = token_ids(2, 9)
+    expected = uncached(model, ids)
+    assert (expected - gpt_of_two(model, ids)).abs().max() > 0.1
+    assert_logits(cached(model, DynamicCache(config=model.config), ids, (5, 6, 9)), expected)
+    assert_logits(cached(model, DynamicCache(), ids, (5, 6, 9)), expected)
+
+
+def gpt_of_two(model, ids):
+    model.config.num_hidden_layers = 2
+    logits = uncached(model, ids)
+    model.config.num_hidden_layers = 3
+    return logits
+
+
 @pytest.mark.parametrize("form", ["expanded", "base"])
 def test_compiled_decoding_with_a_static_cache(form):
     """Prefill plainly, then decode through one graph, as `generate` does on accelerators."""
@@ -344,3 +460,21 @@ def test_the_old_name_of_the_cache_is_deprecated_where_llama_deprecates_it(name,
         said.append([(one.category, str(one.message).replace(prefix, "X")) for one in caught])
     assert said[1] == said[0] and given[1][1] == given[0][1]
     assert len(said[1]) == (CACHE_NAME == "cache")
+
+
+def test_a_cache_that_is_only_read_is_not_returned():
+    """`generate(use_cache=False)` would hand it in again, beside all the tokens it holds by then."""
+    model, ids = gpt("sas"), token_ids(1, 6)
+    cache = DynamicCache(config=model.config)
+    cached(model, cache, ids, (3,))
+    assert returned_cache(model(ids[:, 3:], cache=cache, use_cache=False)) is None
+
+
+@pytest.mark.parametrize("kind", ["mla", "tpa", "efficient", "efficient_sas"])
+def test_kinds_that_cache_no_such_keys_and_values_say_what_serves_instead(kind):
+    model, cache = gpt(kind, simulation_cache="base"), DynamicCache()
+    for layer in range(2):
+        cache.update(torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8), layer)
+    name = model.config.attention_type
+    with pytest.raises(ValueError, match=f"4 heads of 8 features.*{name}.*prompt tuning, p-tuning and LoRA do"):
+        model(token_ids(1, 2), cache=cache)

@@ -116,6 +116,7 @@ def test_blocked_attention_has_the_right_gradients(is_causal, monkeypatch):
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     mask = None if is_causal else torch.rand(2, 1, 5, 5) > 0.3
     assert torch.autograd.gradcheck(blocked_attention.BlockedAttention.apply, (*inputs, mask, is_causal, 0.7))
+    assert torch.autograd.gradgradcheck(blocked_attention.BlockedAttention.apply, (*inputs, mask, is_causal, 0.7))
     found = blocked_attention.attend(*inputs, mask, is_causal, 0.7).transpose(1, 2)
     expected = nn.functional.scaled_dot_product_attention(*inputs, mask, is_causal=is_causal, scale=0.7)
     seen = torch.ones(2, 1, 5, 1, dtype=torch.bool) if mask is None else mask.any(-1, keepdim=True)
@@ -146,6 +147,7 @@ def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeyp
     inputs = [*heads, *(torch.randn_like(weights[index]) / 2 for index in learnt)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(attention, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(attention, inputs, fast_mode=True)
 
 
 def test_the_empty_slots_of_a_static_cache_are_not_simulated(monkeypatch):

@@ -323,6 +323,7 @@ IMPOSSIBLE = [
     ({"attention_type": "mla", "q_lora_rank": 0}, "q_lora_rank.*0.*positive"),
     ({"attention_type": "mla", "simulated_head_dim": 12}, "simulated_head_dim.*qk_rope_head_dim.*18"),
     ({"attention_type": "tpa", "q_rank": 5}, "q_rank.*5.*at most 4"),
+    ({"attention_type": "tpa", "q_rank": 6}, "q_rank.*6.*at most 4"),
     ({"attention_type": "tpa", "q_rank": 2, "k_rank": 0}, "k_rank.*0.*positive"),
     ({"attention_type": "mqa", "num_key_value_heads": 2}, "mqa.*num_key_value_heads.*2"),
     ({"attention_type": "efficient", "num_key_value_heads": 2}, "num_key_value_heads.*2.*efficient"),
@@ -335,6 +336,32 @@ IMPOSSIBLE = [
 def test_impossible_combinations_are_refused_with_the_reason(fields, message):
     with pytest.raises(ValueError, match=message):
         SASGPTConfig(**GPT_BASE | {"hidden_size": 48} | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ranks"),
+    [
+        ({"num_attention_heads": 12, "hidden_size": 96}, (6, 2, 2)),
+        ({"num_attention_heads": 4, "hidden_size": 48}, (4, 2, 2)),
+        ({"num_attention_heads": 1, "hidden_size": 48}, (1, 1, 1)),
+        ({"num_attention_heads": 12, "hidden_size": 48}, (4, 2, 2)),
+        ({"num_attention_heads": 4, "hidden_size": 48, "q_rank": 3}, (3, 2, 2)),
+    ],
+)
+def test_ranks_that_are_not_given_fit_the_heads(fields, ranks, tmp_path):
+    config = SASGPTConfig(**GPT_BASE | {"attention_type": "tpa"} | fields)
+    assert (config.q_rank, config.k_rank, config.v_rank) == ranks
+    model = SASGPTModel(config).eval()
+    model.save_pretrained(tmp_path)
+    loaded = SASGPTModel.from_pretrained(tmp_path)
+    ids = torch.randint(1, 67, (1, 5))
+    torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
+
+
+def test_latents_that_are_not_given_fit_narrow_heads():
+    config = SASGPTConfig(**GPT_BASE | {"attention_type": "mla", "hidden_size": 48, "head_dim": 2})
+    assert (config.qk_rope_head_dim, config.q_lora_rank, config.kv_lora_rank) == (2, 16, 16)  # pairs are rotated
+    SASGPTModel(config)(torch.randint(1, 67, (1, 5)))
 
 
 @pytest.mark.parametrize("kind", ["mla", "tpa", "efficient", "super"])
