@@ -105,7 +105,10 @@ def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, 
     """
     if Path(source).is_dir() and (Path(source) / CONFIG_NAME).is_file():
         return None
-    file = optional_file(source, ADAPTER_CONFIG_NAME, revision)
+    try:
+        file = optional_file(source, ADAPTER_CONFIG_NAME, revision)
+    except OSError:  # neither a folder nor a Hub id; `read_settings` says so
+        return None
     if file is None:
         return None
     settings = json.loads(file.read_text(encoding="utf-8"))
