@@ -38,8 +38,13 @@ __all__ = [
 ]
 
 
-# The models registered themselves when they were imported.
-if is_vision_available():
-    from .modeling.image_processing_sas_vit import SASViTImageProcessor
+def _register_image_processor() -> None:
+    """The models registered themselves when they were imported; this needs Pillow."""
+    if is_vision_available():
+        from .modeling.image_processing_sas_vit import SASViTImageProcessor
 
-    AutoImageProcessor.register(SASViTConfig, image_processor_classes={"pil": SASViTImageProcessor}, exist_ok=True)
+        backends = {"pil": SASViTImageProcessor}
+        AutoImageProcessor.register(SASViTConfig, image_processor_classes=backends, exist_ok=True)
+
+
+_register_image_processor()
