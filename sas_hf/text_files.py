@@ -140,9 +140,9 @@ def check_column(column: str, columns: Iterable[str], place: str, field: str = "
     near = difflib.get_close_matches(column, columns, n=1)
     lacks = "has several times" if column in columns else "does not have"
     raise ValueError(
-        f"`{field}` is {column!r}, which {place} {lacks}; "
-        + (f"did you mean {near[0]!r}? " if near and near[0] != column else "")
-        + f"Its columns are {', '.join(name[:40] for name in columns[:20])}."
+        f"`{field}` is {column!r}, which {place} {lacks}"
+        + (f"; did you mean {near[0]!r}?" if near and near[0] != column else ".")
+        + f" Its columns are {', '.join(name[:40] for name in columns[:20])}."
     )
 
 

@@ -147,7 +147,9 @@ def test_tables_are_read_as_tables(checkpoint, write_parquet, text, tmp_path):
     assert details[0]["documents"] == len(rows) and details[0] == details[1] == details[2]
     assert details[0]["bytes"] == sum(len(row["text"].encode()) for row in rows)
     for kind in ("jsonl", "csv"):
-        with pytest.raises(ValueError, match=f"`column` is 'body', which .*table.{kind} does not have; .* n, text"):
+        with pytest.raises(
+            ValueError, match=f"`column` is 'body', which .*table.{kind} does not have. Its columns are n, text"
+        ):
             evaluate(checkpoint, perplexity=PerplexityText(tmp_path / f"table.{kind}", column="body"))
         with pytest.raises(FileNotFoundError, match="no such file"):
             evaluate(checkpoint, perplexity=f"nowhere.{kind}")

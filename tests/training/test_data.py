@@ -158,7 +158,7 @@ def test_what_is_refused_before_anything_is_built(fields, error, message, folder
         ({"train": "@one.txt", "validation": "@short.txt"}, "documents of `data.validation` have fewer"),
         ({"train": "@late.txt"}, "late.txt is not text in UTF-8: its byte 1,500,000 is 0xe4"),
         ({"train": "@number.jsonl"}, "in line 2 of .*number.jsonl that holds 3, not text"),
-        ({"train": "@other.jsonl"}, "'text', which line 2 of .*other.jsonl does not have; Its columns are content"),
+        ({"train": "@other.jsonl"}, "'text', which line 2 of .*other.jsonl does not have. Its columns are content"),
         ({"train": "@broken.jsonl"}, "broken.jsonl is no JSON with an object on each line: line 2"),
     ],
 )
