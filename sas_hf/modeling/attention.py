@@ -216,8 +216,8 @@ class SASAttention(nn.Module):
         remedy = "need `simulation_cache='base'`, and the form must not change during a generation."
         if not self.config.projects_to_cached_heads:
             remedy = (
-                f"do not fit `attention_type={self.config.attention_type!r}`, whose cache holds no such keys and values; "
-                "prompt tuning, p-tuning and LoRA do."
+                f"do not fit `attention_type={self.config.attention_type!r}`, whose cache holds no such keys and "
+                "values; prompt tuning, p-tuning and LoRA do."
             )
         raise ValueError(
             f"The cache holds {held.shape[1]} heads of {held.shape[3]} features as {what}, but this model caches "
