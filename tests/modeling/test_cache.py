@@ -429,7 +429,8 @@ def test_a_cache_of_another_form_is_refused():
     model(token_ids(1, 2), cache=cache)
 
 
-def test_the_cache_is_taken_under_both_of_its_names(tolerate_deprecations):
+@pytest.mark.filterwarnings("default:`past_key_values` is deprecated")  # as Llama says it, see below
+def test_the_cache_is_taken_under_both_of_its_names():
     """As Transformers 5.23's `generate` and older code pass it, and as 5.24's."""
     model, ids = gpt(**SAS), token_ids(1, 4)
     caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
