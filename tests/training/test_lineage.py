@@ -12,7 +12,7 @@ import torch
 from helpers import python_environment, real_text, train_tokenizer
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.conversion import ConversionError, convert_checkpoint, restore_checkpoint
@@ -129,6 +129,19 @@ def test_a_run_loads_in_a_fresh_process_elsewhere(start, llama, texts, tmp_path,
     assert loss_in_a_fresh_process(kind, out, recipe, tmp_path) == pytest.approx(metrics["eval_loss"], abs=1e-5)
     assert (out / "base").is_dir() == (start != "relative path")
     assert train(recipe) == metrics
+
+
+def test_adapters_end_where_they_were_trained_to(llama, texts, tmp_path):
+    """The source's configuration ends at Llama's token 2, the tokenizer at 1: a base of the run's own ends there, too;
+    of another there is a warning, and the run's configuration beside the adapters."""
+    own, plain = tmp_path / "own", tmp_path / "plain"
+    train(recipe_of(texts, own, {"checkpoint": str(llama), "conversion": {}, "lora": PLAIN_LORA}))
+    assert AutoPeftModelForCausalLM.from_pretrained(own).generation_config.eos_token_id == [1, 2]
+    with pytest.warns(UserWarning, match="which does not end at '<eot>'; set the loaded model's `generation_config`"):
+        train(recipe_of(texts, plain, {"checkpoint": str(llama), "lora": PLAIN_LORA}))
+    assert GenerationConfig.from_pretrained(plain).eos_token_id == [1, 2]
+    export_model(own, tmp_path / "exported")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported").generation_config.eos_token_id == [1, 2]
 
 
 def test_adapters_and_their_base_are_exported_as_one_model(llama, texts, tmp_path):
