@@ -25,6 +25,7 @@ from sas_hf.training.run import train
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 LORA = {"r": 2, "target_modules": ["q_proj", "expansion"], "modules_to_save": ["residual"]}
 PLAIN_LORA = {"r": 2, "target_modules": ["q_proj"]}
+EOT_TEMPLATE = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
 CARD = "---\nlicense: mit\nlanguage: en\nbase_model: someone/llama\n---\n\n# A llama\n\nIts benchmarks: 99 %.\n"
 
 
@@ -38,6 +39,7 @@ def texts(tmp_path_factory):
         for text in real_text()[:8]
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "chat.jinja").write_text(EOT_TEMPLATE)
     return folder
 
 
@@ -198,7 +200,7 @@ def card_of(folder) -> ModelCard:
 
 TASKS = {
     "fine-tuning": ({}, {}),
-    "chat": ({"chat_template": "chatml"}, {"task": "chat"}),
+    "chat": ({"chat_template": "of the texts"}, {"task": "chat"}),
     "LoRA": ({"lora": LORA}, {}),
 }
 
@@ -208,6 +210,7 @@ def test_the_lineage_goes_on_and_says_that_the_model_was_trained(task, conversio
     out, (model, changes) = tmp_path / "tuned", TASKS[task]
     if task == "chat":
         changes = changes | {"data": {"train": str(texts / "chats.jsonl"), "validation": None, "sequence_length": 64}}
+        model = {"chat_template": str(texts / "chat.jinja")}
     train(recipe_of(texts, out, {"checkpoint": str(conversion)} | model, **changes))
     before = json.loads((conversion / "fidelity.json").read_text())
     for folder in (out, out / "checkpoint-2"):
