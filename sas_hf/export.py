@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from . import modeling
 from .card import export_card, read_card
@@ -74,7 +74,8 @@ def export_model(
         tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
 
         progress(f"Saving {output}")
-        save_model(model, folder, base, base_revision)
+        has_settings = optional_file(source, GENERATION_CONFIG_NAME, revision) is not None  # as adapters of a run
+        save_model(model, folder, *((source, revision) if has_settings else (base, base_revision)))
         add_code(folder, model, auto_classes(model_class.config_class))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

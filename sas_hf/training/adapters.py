@@ -3,24 +3,38 @@
 import dataclasses
 import difflib
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .recipe import ModelRecipe
 
 
-def prepare_parameters(model: PreTrainedModel, recipe: ModelRecipe) -> PreTrainedModel | PeftModel:
+def prepare_parameters(
+    model: PreTrainedModel, recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel | PeftModel:
     """
     The model to train: with adapters where the recipe has `lora`, else itself, with `trainable` obeyed.
+
+    Args:
+        tokenizer: of a language model; there is a warning where the base of adapters ends otherwise.
 
     Raises:
         ValueError: as [`add_lora`] and [`choose_trainable`].
     """
     if recipe.lora is not None:
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        if tokenizer is not None and tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+            warnings.warn(
+                "Adapters are loaded with their base's generation configuration, which does not end at "
+                f"{tokenizer.eos_token!r}; set the loaded model's `generation_config` to what is saved beside them "
+                "(`GenerationConfig.from_pretrained`).",
+                stacklevel=2,
+            )
         return add_lora(model, recipe.lora, recipe.revision if model.name_or_path == recipe.checkpoint else None)
     if recipe.trainable is not None:
         choose_trainable(model, recipe.trainable)

@@ -5,6 +5,7 @@ is not kept cannot be looked at again.
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..checkpoints import new_folder
 from ..conversion import convert_checkpoint
+from ..files import write_atomically
 from .folders import has_trained
 from .models import conversion_options
 from .recipe import ModelRecipe
@@ -77,4 +80,16 @@ def write_base(
                 with new_folder(base) as unfinished:
                     build().save_pretrained(unfinished)
                     processor.save_pretrained(unfinished)
+            if recipe.lora is not None and getattr(processor, "eos_token_id", None) is not None:
+                _end_at(base / GENERATION_CONFIG_NAME, processor.eos_token_id)
     return dataclasses.replace(recipe, config=None, checkpoint=str(base), revision=None, conversion=None)
+
+
+def _end_at(path: Path, token: int) -> None:
+    """Let a generation configuration end there, too: whoever loads adapters generates by their base's."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    ends = settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if token not in ends:
+        settings["eos_token_id"] = [token, *ends] if ends else token
+        write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())

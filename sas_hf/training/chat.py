@@ -77,13 +77,6 @@ def make_chat_trainer(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or end
     tokenizer.eos_token = end
     model = build_model()
-    ends = model.generation_config.eos_token_id
-    if recipe.model.lora is not None and tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
-        warnings.warn(
-            f"Adapters are loaded with their base's generation configuration, which does not end at {end!r}; set the "
-            "loaded model's `generation_config` to what is saved beside them (`GenerationConfig.from_pretrained`).",
-            stacklevel=2,
-        )
     fields = arguments.to_dict() | {
         "hub_token": arguments.hub_token,  # which `to_dict` hides
         "max_length": data.sequence_length,
@@ -97,7 +90,7 @@ def make_chat_trainer(
         )
     try:
         trainer = DurableSFTTrainer(
-            prepare_parameters(model, recipe.model),
+            prepare_parameters(model, recipe.model, tokenizer),
             SFTConfig(**fields),
             train_dataset=train,
             eval_dataset=validation,

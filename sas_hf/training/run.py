@@ -183,7 +183,7 @@ def _language_trainer(
 ) -> RecipeTrainer:
     data = training_data(recipe.data, tokenizer, arguments.seed)
     trainer = RecipeTrainer(
-        prepare_parameters(_seeded_model(recipe, config, tokenizer, arguments), recipe.model),
+        prepare_parameters(_seeded_model(recipe, config, tokenizer, arguments), recipe.model, tokenizer),
         arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
