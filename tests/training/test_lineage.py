@@ -25,6 +25,11 @@ from sas_hf.training.run import train
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 LORA = {"r": 2, "target_modules": ["q_proj", "expansion"], "modules_to_save": ["residual"]}
 PLAIN_LORA = {"r": 2, "target_modules": ["q_proj"]}
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] + '<eot>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<eot>' }}{% endif %}{% endfor %}"
+)
 CARD = "---\nlicense: mit\nlanguage: en\nbase_model: someone/llama\n---\n\n# A llama\n\nIts benchmarks: 99 %.\n"
 
 
@@ -37,6 +42,7 @@ def texts(tmp_path_factory):
         {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text[:9]}]}
         for text in real_text()[:8]
     ]
+    (folder / "chat.jinja").write_text(TEMPLATE)
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -185,7 +191,7 @@ def card_of(folder) -> ModelCard:
 
 TASKS = {
     "fine-tuning": ({}, {}),
-    "chat": ({"chat_template": "chatml"}, {"task": "chat"}),
+    "chat": ({}, {"task": "chat"}),
     "LoRA": ({"lora": LORA}, {}),
 }
 
@@ -194,6 +200,7 @@ TASKS = {
 def test_the_lineage_goes_on_and_says_that_the_model_was_trained(task, conversion, texts, tmp_path):
     out, (model, changes) = tmp_path / "tuned", TASKS[task]
     if task == "chat":
+        model = {"chat_template": str(texts / "chat.jinja")}
         changes = changes | {"data": {"train": str(texts / "chats.jsonl"), "validation": None, "sequence_length": 64}}
     train(recipe_of(texts, out, {"checkpoint": str(conversion)} | model, **changes))
     before = json.loads((conversion / "fidelity.json").read_text())
