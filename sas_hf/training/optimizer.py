@@ -28,11 +28,13 @@ class RecipeTrainer(DurableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if hasattr(model, "peft_config") and hasattr(model, "generation_config"):  # which peft leaves out
             model.generation_config.save_pretrained(folder)
-        if self.lineage is not None and self.args.should_save:
+        if self.lineage is not None:
             self.lineage.save(folder, model, self.step_of_model)
 
     def create_model_card(self, *args, **kwargs) -> None:

@@ -406,10 +406,8 @@ def test_a_checkpoint_whose_weights_are_not_its_models_is_refused(change, messag
     if task == "chat":
         turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-        template = (
-            "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
-        )
-        (tmp_path / "chat.jinja").write_text("{% for m in messages %}" + marked + "{% endfor %}")
+        template = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+        (tmp_path / "chat.jinja").write_text(template)
         changes["model"]["chat_template"] = str(tmp_path / "chat.jinja")
         changes["data"] = {"train": str(tmp_path / "chat.jsonl"), "sequence_length": 64}
         changes["training"]["eval_strategy"] = "no"
