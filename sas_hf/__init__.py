@@ -47,6 +47,17 @@ __all__ = [
     "named_config",
 ]
 
+if is_vision_available():
+    from .modeling.image_processing_sas_vit import SASViTImageProcessor
+
+    __all__ += ["SASViTImageProcessor"]
+
+
+def __getattr__(name: str):
+    if name == "SASViTImageProcessor":  # not imported above
+        raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 def _register() -> None:
     for config_class, classes in {
@@ -67,8 +78,6 @@ def _register() -> None:
         for auto_class, model_class in classes:
             auto_class.register(config_class, model_class, exist_ok=True)
     if is_vision_available():
-        from .modeling.image_processing_sas_vit import SASViTImageProcessor
-
         backends = {"pil": SASViTImageProcessor}
         AutoImageProcessor.register(SASViTConfig, image_processor_classes=backends, exist_ok=True)
 
