@@ -17,6 +17,7 @@ from helpers import (
     real_text,
     token_ids,
     train_tokenizer,
+    vit,
 )
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    default_data_collator,
 )
 
 from sas_hf import (
@@ -33,6 +35,7 @@ from sas_hf import (
     SASGPTForQuestionAnswering,
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
+    SASViTForMaskedImageModeling,
 )
 from sas_hf.training import DurableTrainer
 
@@ -191,6 +194,29 @@ def test_a_model_trained_on_smoothed_labels_says_what_comes_next(tmp_path):
     with torch.no_grad():
         predicted = trainer.model.eval()(torch.tensor([row])).logits.argmax(-1)[0]
     assert (predicted[:-1] == torch.tensor(row[1:])).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("hidden", "same"), [(3, True), (None, False)])
+def test_accumulated_gradients_of_masked_images_need_equally_many_hidden_patches(hidden, same, tmp_path):
+    """The Trainer cannot count them: the README says when the sentence holds, and that it holds no further."""
+
+    def gradients_of(batch, steps):
+        torch.manual_seed(0)
+        model = vit("sas", model_class=SASViTForMaskedImageModeling, initializer_range=0.05)
+        data = [
+            {"pixel_values": torch.rand(3, 12, 12), "bool_masked_pos": torch.arange(9) < (hidden or row + 1)}
+            for row in range(8)
+        ]
+        keep = KeepGradients()
+        options = {"max_steps": 1, "max_grad_norm": 0.0, "learning_rate": 0.0, "remove_unused_columns": False}
+        options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        trainer_of(model, tmp_path, data, default_data_collator, [keep], **options).train()
+        return keep.gradients
+
+    whole, parts = gradients_of(8, 1), gradients_of(2, 4)
+    distance = max((parts[name] - gradient).abs().max() for name, gradient in whole.items())
+    scale = max(gradient.abs().max() for gradient in whole.values())
+    assert scale > 1e-3 and (distance < 1e-5 * scale) == same
 
 
 def test_activation_checkpointing_in_the_trainer(tmp_path):
