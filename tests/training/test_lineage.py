@@ -12,7 +12,7 @@ import torch
 from helpers import python_environment, real_text, train_tokenizer
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.conversion import ConversionError, convert_checkpoint, restore_checkpoint
@@ -25,11 +25,7 @@ from sas_hf.training.run import train
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 LORA = {"r": 2, "target_modules": ["q_proj", "expansion"], "modules_to_save": ["residual"]}
 PLAIN_LORA = {"r": 2, "target_modules": ["q_proj"]}
-TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
-    "{{ message['content'] + '<eot>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<eot>' }}{% endif %}{% endfor %}"
-)
+EOT_TEMPLATE = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
 CARD = "---\nlicense: mit\nlanguage: en\nbase_model: someone/llama\n---\n\n# A llama\n\nIts benchmarks: 99 %.\n"
 
 
@@ -42,8 +38,8 @@ def texts(tmp_path_factory):
         {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text[:9]}]}
         for text in real_text()[:8]
     ]
-    (folder / "chat.jinja").write_text(TEMPLATE)
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "chat.jinja").write_text(EOT_TEMPLATE)
     return folder
 
 
@@ -137,6 +133,19 @@ def test_a_run_loads_in_a_fresh_process_elsewhere(start, llama, texts, tmp_path,
     assert train(recipe) == metrics
 
 
+def test_adapters_end_where_they_were_trained_to(llama, texts, tmp_path):
+    """The source's configuration ends at Llama's token 2, the tokenizer at 1: a base of the run's own ends there, too;
+    of another there is a warning, and the run's configuration beside the adapters."""
+    own, plain = tmp_path / "own", tmp_path / "plain"
+    train(recipe_of(texts, own, {"checkpoint": str(llama), "conversion": {}, "lora": PLAIN_LORA}))
+    assert AutoPeftModelForCausalLM.from_pretrained(own).generation_config.eos_token_id == [1, 2]
+    with pytest.warns(UserWarning, match="which does not end at '<eot>'; set the loaded model's `generation_config`"):
+        train(recipe_of(texts, plain, {"checkpoint": str(llama), "lora": PLAIN_LORA}))
+    assert GenerationConfig.from_pretrained(plain).eos_token_id == [1, 2]
+    export_model(own, tmp_path / "exported")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported").generation_config.eos_token_id == [1, 2]
+
+
 def test_adapters_and_their_base_are_exported_as_one_model(llama, texts, tmp_path):
     out, exported = tmp_path / "out", tmp_path / "exported"
     recipe = recipe_of(texts, out, {"checkpoint": str(llama), "conversion": {}, "lora": LORA})
@@ -191,7 +200,7 @@ def card_of(folder) -> ModelCard:
 
 TASKS = {
     "fine-tuning": ({}, {}),
-    "chat": ({}, {"task": "chat"}),
+    "chat": ({"chat_template": "of the texts"}, {"task": "chat"}),
     "LoRA": ({"lora": LORA}, {}),
 }
 
@@ -200,8 +209,8 @@ TASKS = {
 def test_the_lineage_goes_on_and_says_that_the_model_was_trained(task, conversion, texts, tmp_path):
     out, (model, changes) = tmp_path / "tuned", TASKS[task]
     if task == "chat":
-        model = {"chat_template": str(texts / "chat.jinja")}
         changes = changes | {"data": {"train": str(texts / "chats.jsonl"), "validation": None, "sequence_length": 64}}
+        model = {"chat_template": str(texts / "chat.jinja")}
     train(recipe_of(texts, out, {"checkpoint": str(conversion)} | model, **changes))
     before = json.loads((conversion / "fidelity.json").read_text())
     for folder in (out, out / "checkpoint-2"):
