@@ -1,6 +1,7 @@
 """The command `sas-hf`: thin, every command is one public function."""
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -14,12 +15,41 @@ from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from .files import one_at_a_time, writing
+from .files import one_at_a_time, unwritable_cache, writing
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+class Commands(TyperGroup):
+    """Tells what is wrong with a command's arguments in one line, with the value; exit status 2."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        ctx.meta["given"] = list(args)
+        for before, value in itertools.pairwise(["", *args]):
+            option, equals, text = value.partition("=") if value.startswith("--") else (value, "", value)
+            if value == "" or (equals and not text):
+                name = option or (before if before.startswith("--") else "An argument")
+                show_error(f"{name} is ''; give it a value, or leave it out. Was a variable of the shell not set?")
+                sys.exit(2)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context):
+        try:
+            return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            names = getattr(getattr(error, "param", None), "opts", [])
+            given = itertools.chain.from_iterable(
+                value.split("=", 1) if value.startswith("--") else [value] for value in ctx.meta["given"]
+            )
+            values = [f" It is {value!r}." for name, value in itertools.pairwise(given) if name in names]
+            message, command = error.format_message().rstrip("."), f"{ctx.invoked_subcommand} " if names else ""
+            show_error(f"{message}.{''.join(values[:1])} See sas-hf {command}--help.")
+            sys.exit(2)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 console = Console()
+USAGE_ERROR = typer.BadParameter.__base__  # of typer's own click
 # How long a process waits with an error that the first one may have too.
 SECONDS_FOR_THE_FIRST = 10
 
@@ -60,6 +90,11 @@ def show_progress(message: str) -> None:
     console.print(f"[cyan]{message}[/cyan] ...")
 
 
+def show_error(message: str) -> None:
+    """On one line; messages may hold brackets, which are not meant as markup."""
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(message)}")
+
+
 def explain_errors(command: Callable) -> Callable:
     """Show what the user can mend as one line instead of a traceback, and exit with status 1; 130 after Ctrl-C.
 
@@ -72,12 +107,14 @@ def explain_errors(command: Callable) -> Callable:
         try:
             with writing():
                 return command(*args, **kwargs)
-        except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
-            # Messages may hold brackets, which are not meant as markup.
-            name, message = type(error).__name__, escape(str(error))
+        except Exception as error:
+            cache = unwritable_cache(error)
+            known = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError)
+            if cache is None and not isinstance(error, known):
+                raise
             if not first:
                 time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
-            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {name}: {message}")
+            show_error(f"{type(error).__name__}: {cache or error}")
             sys.exit(1)
         except KeyboardInterrupt as error:
             if first:
@@ -455,14 +492,15 @@ def evaluate(
 
 @app.command(name="eval-report")
 @explain_errors
+@one_at_a_time("report", in_place=True)
 def eval_report(
     results: Annotated[list[Path], typer.Argument(help="JSON files that `sas-hf eval --output` wrote.")],
-    folder: Annotated[Path, typer.Option("--report", help="Folder for the report: Markdown, JSON, plots.")],
+    report: Annotated[Path, typer.Option(help="Folder for the report: Markdown, JSON, plots.")],
 ) -> None:
     """Put saved results into one report, for instance of the checkpoints of a training."""
     from . import eval as evaluation
 
-    show_report(evaluation.Report([evaluation.EvaluationResult.load(path) for path in results]), folder)
+    show_report(evaluation.Report([evaluation.EvaluationResult.load(path) for path in results]), report)
 
 
 @app.command(name="eval-data")
@@ -511,6 +549,8 @@ def info(
     from .dtypes import parse_dtype
     from .info import describe, find_config
 
+    if context is not None and model is None:
+        raise ValueError(f"`--context` is {context}, but no MODEL is named; the table is of each model's own context.")
     cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
     rows = {
         name: (config := find_config(name), describe(config, context if model else None, cache_dtype))

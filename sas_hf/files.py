@@ -229,6 +229,30 @@ def check_writable(folder: Path, what: str) -> Path:
     return there
 
 
+def unwritable_cache(error: BaseException) -> str | None:
+    """What to say where an error comes from a cache of Hugging Face that cannot be written; `None` for others."""
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    caches = {"HF_HUB_CACHE": Path(HF_HUB_CACHE), "HF_HOME": Path(HF_HOME)}
+    met = [Path(link.filename) for link in _chain(error) if isinstance(getattr(link, "filename", None), str)]
+    for name, folder in caches.items():
+        if name in os.environ or name == "HF_HOME":
+            try:
+                if any(path in (folder, *folder.parents) or folder in path.parents for path in met):
+                    check_cache(name, folder)
+            except PermissionError as reason:
+                return str(reason)
+    return None
+
+
+def check_cache(name: str, folder: Path) -> None:
+    """Raise a `PermissionError` when no file can be written into the cache that this environment variable names."""
+    try:
+        check_writable(folder, f"{name} is {str(folder)!r}")
+    except PermissionError as error:
+        raise PermissionError(f"{error} Set {name} to a folder that can be written.") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` by [`new_file`]."""
     with new_file(path) as unfinished:

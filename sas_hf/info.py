@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
+from .checkpoints import read_settings
 from .configurations import NAMED_CONFIGS, named_config
 from .modeling import SASGPTConfig, SASViTConfig
 from .modeling.attention import SASAttention
@@ -14,6 +15,7 @@ from .modeling.base_projections import make_attention
 from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
 
 
+LONGEST = 10**8  # tokens; torch cannot measure a mask of many more
 # Constant of equation 24 of "You Need to Pay Better Attention", by attention type.
 EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
 
@@ -49,14 +51,14 @@ def find_config(name: str) -> SASGPTConfig | SASViTConfig:
 
     Raises:
         ValueError: for an unknown name, or a checkpoint of another architecture.
-        OSError: for a Hub id that cannot be read.
+        FileNotFoundError: for a folder or Hub id that has no configuration.
     """
-    if name in NAMED_CONFIGS or not (Path(name).is_dir() or "/" in name):
+    if name in NAMED_CONFIGS or not (Path(name).exists() or "/" in name):
         return named_config(name)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(config, SASGPTConfig | SASViTConfig):
-        raise ValueError(f"{name} has `model_type` {config.model_type!r}; only SAS models are described.")
-    return config
+    model_type = read_settings(name).get("model_type")
+    if model_type not in (SASGPTConfig.model_type, SASViTConfig.model_type):
+        raise ValueError(f"{name} has `model_type` {model_type!r}; only SAS models are described.")
+    return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def describe(
@@ -65,18 +67,22 @@ def describe(
     """Count what a model of this configuration costs, on the meta device.
 
     Args:
-        context: tokens; `max_position_embeddings` by default, and the only possible value for a ViT.
+        context: tokens; `max_position_embeddings` by default, and the most there can be where positions are learned;
+            for a ViT the only possible value.
         dtype: of the cache.
 
     Raises:
-        ValueError: for another context of a ViT.
+        ValueError: for a context that the model cannot have.
     """
     images = isinstance(config, SASViTConfig)
     if images and context not in (None, config.max_position_embeddings):
         raise ValueError(
             f"`context` is {context}, but an image has {config.max_position_embeddings} tokens; leave it out."
         )
-    context = context or config.max_position_embeddings
+    longest = LONGEST if getattr(config, "position_embedding_type", "") == "rope" else config.max_position_embeddings
+    context = config.max_position_embeddings if context is None else context
+    if not 1 <= context <= longest:
+        raise ValueError(f"`context` is {context}; it must be a number of tokens from 1 to {longest:,}.")
     with torch.device("meta"):
         model = (AutoModelForImageClassification if images else AutoModelForCausalLM).from_config(config)
     named = list(model.named_parameters())

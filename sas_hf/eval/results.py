@@ -167,11 +167,13 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":
-        """Read what [`save`] wrote; a `ValueError` for anything else."""
+        """Read what [`save`] wrote; a `ValueError` for anything else, a `FileNotFoundError` for no file."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is no file; give what `sas-hf eval --output` wrote.")
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {str(error).rstrip('.')}; give what `sas-hf eval --output` wrote.") from error
 
 
 def save_json(path: Path, content: dict | list) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import yaml
+from huggingface_hub.constants import HF_HOME
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,7 +28,7 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
-from ..files import locked, write_atomically, writing
+from ..files import check_cache, locked, write_atomically, writing
 from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
 from .base import BASE, needs_base, write_base
@@ -70,6 +71,8 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     """
     require_matplotlib()  # for the curves at the end
     check_recipe(recipe)
+    if recipe.data.cache is None:  # where what is made of the data is kept
+        check_cache("HF_HOME", Path(HF_HOME))
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
     with locked(folder, f"`training.output_dir` is {str(folder)!r}", in_place=True), writing(folder):

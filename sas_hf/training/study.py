@@ -260,8 +260,8 @@ def _check(study: Study) -> None:
             raise ValueError(f"`{name}` is empty; a study needs at least one, and two of each to compare.")
     if len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"`seeds` is {study.seeds}; each must be there once.")
-    if min(study.seeds) < 0:
-        raise ValueError(f"`seeds` is {study.seeds}; a seed is 0 or more.")
+    if min(study.seeds) < 0 or max(study.seeds) >= 2**32:
+        raise ValueError(f"`seeds` is {study.seeds}; a seed is 0 or more, and less than 2**32.")
     variants = list(study.variants.items())
     for number, (name, fields) in enumerate(variants):
         if same := [other for other, theirs in variants[:number] if theirs == fields]:
