@@ -296,18 +296,23 @@ def load_processor(
     return load(source, revision)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, source: str | Path) -> None:
-    """Raise a `ValueError` if a text can have tokens that a model of this size has no embeddings for.
+def tokens_beyond(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[tuple[int, str]]:
+    """Tokens that a text can have and a model of this size has no embeddings for, with their numbers, sorted.
 
     Special tokens may be beyond it: many tokenizers got a padding token that their model was never given, and some
     classes of Transformers add theirs to any.
     """
-    beyond = sorted(
+    special = set(tokenizer.all_special_tokens)
+    return sorted(
         (number, token)
         for token, number in tokenizer.get_vocab().items()
-        if number >= vocab_size and token not in tokenizer.all_special_tokens
+        if number >= vocab_size and token not in special
     )
-    if beyond:
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, source: str | Path) -> None:
+    """Raise a `ValueError` if there are [`tokens_beyond`]."""
+    if beyond := tokens_beyond(tokenizer, vocab_size):
         raise ValueError(
             f"The tokenizer of {source} has {len(beyond)} tokens beyond the model's `vocab_size` ({vocab_size}), the "
             f"first {beyond[0][1]!r} with number {beyond[0][0]}; take them out of it, or give the model embeddings "

@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import sas_hf  # noqa: F401  registers the architectures, so that a checkpoint is loaded by its path alone
 
-from ..checkpoints import embedding_rows, load_adapter, load_model
+from ..checkpoints import embedding_rows, load_adapter, load_model, tokens_beyond
 from .answers import Answer, AnswerStore
 from .arguments import check_device
 
@@ -128,6 +128,9 @@ class SASHFLM(HFLM):
             )
         if isinstance(pretrained, str) and self.peft:
             self._model = load_adapter(self._model, self.peft).eval()
+        self.num_rows = self.model.config.get_text_config().vocab_size
+        if (self.tokenizer.pad_token_id or 0) >= self.num_rows:
+            self.tokenizer.pad_token_id = self.eot_token_id  # masked, but looked up
         processes = getattr(self, "accelerator", None)
         self.num_processes = processes.num_processes if processes else 1
         if not isinstance(pretrained, str) and torch.distributed.is_initialized():
@@ -240,7 +243,9 @@ class SASHFLM(HFLM):
         for request in requests:
             prompt, options = request.args
             room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
-            length = len(self.tok_encode(prompt))
+            tokens = self.tok_encode(prompt)
+            length = len(tokens)
+            self._check_tokens(tokens)
             if room < 1:
                 raise ValueError(
                     f"Task {request.task_name!r} generates up to {self.max_length - room} tokens (`max_gen_toks`), "
@@ -302,8 +307,18 @@ class SASHFLM(HFLM):
         self.num_reused += reused
         return [found[number] for number in range(len(requests))]
 
+    def _check_tokens(self, tokens: list[int]) -> None:
+        if tokens and max(tokens) >= self.num_rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise ValueError(
+                f"A text has the token {token!r} with number {max(tokens)}, but `vocab_size` of the model is "
+                f"{self.num_rows}; take another tokenizer, or let the model grow (`resize_token_embeddings`)."
+            )
+
     def _check_requests(self, requests: Sequence[TokenRequest]) -> None:
-        for texts, _, continuation in requests:
+        for texts, context_tokens, continuation in requests:
+            self._check_tokens(context_tokens)
+            self._check_tokens(continuation)
             if not continuation:
                 context, text = texts
                 raise ValueError(
@@ -391,19 +406,19 @@ def require_causal(config: PreTrainedConfig, live: bool = False) -> None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, adapter: str | None = None) -> None:
-    """Raise a `ValueError` when the tokenizer has a token that the model's embedding has not, counting those that an
-    adapter brings along."""
-    rows, needed = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
-    if needed > rows and adapter is not None:
+    """Raise a `ValueError` when the tokenizer has ordinary tokens that the model's embedding has not, counting those
+    that an adapter brings along. Special ones are refused once a request has them."""
+    rows = config.get_text_config().vocab_size
+    if adapter is not None and max(tokenizer.get_vocab().values()) >= rows:
         from peft.utils import load_peft_weights
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         rows = embedding_rows(load_peft_weights(adapter, device="cpu"), model) or rows
-    if needed > rows:
+    if beyond := tokens_beyond(tokenizer, rows):
         raise ValueError(
-            f"The tokenizer has {needed} tokens, but `vocab_size` of the model is {rows}; it belongs to another "
-            "model, or to one that has grown since (`resize_token_embeddings`)."
+            f"The tokenizer has {beyond[-1][0] + 1} tokens, but `vocab_size` of the model is {rows}; it belongs to "
+            "another model, or to one that has grown since (`resize_token_embeddings`)."
         )
 
 

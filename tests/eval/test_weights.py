@@ -1,5 +1,6 @@
 """Weights that a checkpoint or adapter lacks are refused, for every kind of model; grown adapters are whole."""
 
+import copy
 import shutil
 
 import pytest
@@ -48,49 +49,49 @@ def change(file, edit):
 
 
 @pytest.fixture
-def copy(checkpoint, tmp_path):
+def copied(checkpoint, tmp_path):
     return shutil.copytree(checkpoint, tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (without, f"copy lacks weights of AutoModelForCausalLM: {NAME}"),
+        (without, f"copy lacks weights of SASGPTForCausalLM: {NAME}"),
         (of_another_shape, rf"holds {NAME} as \[32, 63\], but its config.json asks for \[32, 64\]"),
         (not_finite, f"copy is damaged: {NAME} holds NaN"),
     ],
 )
-def test_a_language_model_that_is_not_whole(edit, message, copy, text, tmp_path):
-    change(copy / "model.safetensors", edit)
+def test_a_language_model_that_is_not_whole(edit, message, copied, text, tmp_path):
+    change(copied / "model.safetensors", edit)
     (tmp_path / "text.txt").write_text(text[:2000])
     with pytest.raises(ValueError, match=message):
-        evaluate(copy, perplexity=PerplexityText(tmp_path / "text.txt", (64,)), device="cpu")
+        evaluate(copied, perplexity=PerplexityText(tmp_path / "text.txt", (64,)), device="cpu")
     with pytest.raises(ValueError, match=message):  # what the harness's own command line makes
-        SASHFLM(str(copy), device="cpu")
+        SASHFLM(str(copied), device="cpu")
 
 
-def test_a_damaged_file(copy):
-    file = copy / "model.safetensors"
+def test_a_damaged_file(copied):
+    file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="The weights of .*copy are damaged"):
-        SASHFLM(str(copy), device="cpu")
+        SASHFLM(str(copied), device="cpu")
 
 
-def test_pickled_weights_are_taken_and_looked_over_as_well(copy):
-    weights = load_file(copy / "model.safetensors")
-    (copy / "model.safetensors").unlink()
-    torch.save(weights, copy / "pytorch_model.bin")
-    assert SASHFLM(str(copy), device="cpu").model.num_parameters() > 0
+def test_pickled_weights_are_taken_and_looked_over_as_well(copied):
+    weights = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(weights, copied / "pytorch_model.bin")
+    assert SASHFLM(str(copied), device="cpu").model.num_parameters() > 0
     without(weights)
-    torch.save(weights, copy / "pytorch_model.bin")
+    torch.save(weights, copied / "pytorch_model.bin")
     with pytest.raises(ValueError, match=f"lacks weights.*{NAME}"):
-        SASHFLM(str(copy), device="cpu")
+        SASHFLM(str(copied), device="cpu")
 
 
-def test_weights_that_the_model_does_not_have_are_told(copy, text, tmp_path):
-    change(copy / "model.safetensors", with_more)
+def test_weights_that_the_model_does_not_have_are_told(copied, text, tmp_path):
+    change(copied / "model.safetensors", with_more)
     (tmp_path / "text.txt").write_text(text[:2000])
-    result = evaluate(copy, perplexity=PerplexityText(tmp_path / "text.txt", (64,)), device="cpu")
+    result = evaluate(copied, perplexity=PerplexityText(tmp_path / "text.txt", (64,)), device="cpu")
     assert result.unused_weights == ["model.layers.1.self_attn.q_proj.bias"]
     assert "weights that the model does not use" in Report([result]).markdown()
 
@@ -107,7 +108,7 @@ def test_an_image_classifier_that_is_not_whole(tmp_path):
         name for name in load_file(tmp_path / "model" / "model.safetensors") if "query" in name or "q_" in name
     )
     change(tmp_path / "model" / "model.safetensors", lambda weights: weights.pop(name))
-    with pytest.raises(ValueError, match=f"lacks weights of AutoModelForImageClassification: {name}"):
+    with pytest.raises(ValueError, match=f"lacks weights of SASViTForImageClassification: {name}"):
         evaluate_images(tmp_path / "model", tmp_path / "images")
 
 
@@ -145,11 +146,11 @@ def test_an_adapter_that_does_not_fit(edit, message, adapter, data):
         evaluate(adapter, "arc_easy", data=data, limit=1, device="cpu")
 
 
-def test_an_adapter_beside_a_model_is_not_put_on_it_unasked(adapter, copy, data):
+def test_an_adapter_beside_a_model_is_not_put_on_it_unasked(adapter, copied, data):
     for file in adapter.iterdir():
-        shutil.copy(file, copy)
+        shutil.copy(file, copied)
     with pytest.raises(ValueError, match=r"copy holds a model and a peft adapter \(adapter_config.json\)"):
-        evaluate(copy, "arc_easy", data=data, limit=1, device="cpu")
+        evaluate(copied, "arc_easy", data=data, limit=1, device="cpu")
 
 
 def scores(model, tokenizer=None):
@@ -207,17 +208,35 @@ def test_adapters_with_embeddings_of_their_own(simulated, tied, added, lora, con
         torch.testing.assert_close(scores(asked), scores(plain, own))
 
 
-def test_tokens_that_have_no_rows(adapter, checkpoint, copy, tokenizer, data, tmp_path, never_loaded):
+def test_tokens_that_have_no_rows(adapter, checkpoint, copied, tokenizer, data, tmp_path, never_loaded):
     """In a checkpoint or on an adapter: an index error somewhere in the model, once a text has such a token."""
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(adapter)
-    for folder in (copy, adapter):
+    for folder in (copied, adapter):
         grown = AutoTokenizer.from_pretrained(folder)
         grown.add_tokens(["<new>"])
         grown.save_pretrained(folder)
         with pytest.raises(ValueError, match=r"has 385 tokens, but `vocab_size` of the model is 384.*resize_token"):
             evaluate(folder, "arc_easy", data=data)
     with pytest.raises(ValueError, match="has 385 tokens, but `vocab_size` of the model is 384"):
-        SASHFLM(str(copy), device="cpu")
+        SASHFLM(str(copied), device="cpu")
+
+
+def test_special_tokens_without_rows_may_be_there_but_not_in_a_text(model, tokenizer):
+    """Many tokenizers got a padding token that their model was never given."""
+    grown = copy.deepcopy(tokenizer)
+    grown.add_special_tokens({"pad_token": "<pad>"})
+    scorer = SASHFLM(model, tokenizer=grown, batch_size=2)
+    options = {"until": [], "max_gen_toks": 4}
+    prompts = [
+        Instance("generate_until", {}, (prompt, options), 0, metadata=("task", 0, 1)) for prompt in ("a", "a b c")
+    ]
+    plain = SASHFLM(model, tokenizer=tokenizer, batch_size=2)
+    assert scorer.generate_until(prompts, True) == plain.generate_until(prompts, True)
+    for kind, args in (("loglikelihood", ("a<pad>", " b")), ("generate_until", ("a<pad>", options))):
+        with pytest.raises(
+            ValueError, match="has the token '<pad>' with number 384, but `vocab_size` of the model is 384"
+        ):
+            getattr(scorer, kind)([Instance(kind, {}, args, 0, metadata=("task", 0, 1))], True)
 
 
 def test_an_output_that_has_not_grown_with_the_embedding(config, tokenizer, data, tmp_path):
