@@ -41,19 +41,11 @@ if is_vision_available():
     from .modeling.image_processing_sas_vit import SASViTImageProcessor
 
     __all__ += ["SASViTImageProcessor"]
+    # The models registered themselves when they were imported.
+    AutoImageProcessor.register(SASViTConfig, image_processor_classes={"pil": SASViTImageProcessor}, exist_ok=True)
 
 
 def __getattr__(name: str):
     if name == "SASViTImageProcessor":  # not imported above
         raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _register_image_processor() -> None:
-    """The models registered themselves when they were imported; this needs Pillow."""
-    if is_vision_available():
-        backends = {"pil": SASViTImageProcessor}
-        AutoImageProcessor.register(SASViTConfig, image_processor_classes=backends, exist_ok=True)
-
-
-_register_image_processor()

@@ -156,6 +156,7 @@ PUBLIC_NAMES = [
     "SASViTConfig",
     "SASViTForImageClassification",
     "SASViTForMaskedImageModeling",
+    "SASViTImageProcessor",
     "SASViTModel",
 ]
 
@@ -166,6 +167,6 @@ def test_public_names_are_exported_and_documented(name):
     assert len(getattr(sas_hf, name).__doc__.split()) > 5
 
 
-def test_no_other_model_is_public():
+def test_no_other_class_is_public():
     found = {name for name in dir(sas_hf) if name.startswith("SAS")}
     assert found == set(PUBLIC_NAMES)

@@ -19,7 +19,7 @@ HEADS = [
     (their_prefix, name, f"{their_prefix}{name.removeprefix(prefix)}")
     for _, their_prefix, _, prefix in RELATIVES
     for name in sas_hf.__all__
-    if name.startswith(prefix) and not name.endswith("Config")
+    if name.startswith(prefix) and issubclass(getattr(sas_hf, name), PreTrainedModel)
 ]
 # By which the Trainer, generation and backends judge a model without asking for its name.
 JUDGED_BY = ["main_input_name", "input_modalities", "_is_stateful", "supports_gradient_checkpointing"]
