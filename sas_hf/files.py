@@ -113,8 +113,11 @@ def _sign(descriptor: int) -> None:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
-def one_at_a_time(argument: str, in_place: bool = False) -> Callable[[Callable], Callable]:
-    """Run a function inside of [`locked`], for the path that its argument of this name gives, if any."""
+def one_at_a_time(
+    argument: str, in_place: bool = False, check: Callable[[Path], object] = lambda path: None
+) -> Callable[[Callable], Callable]:
+    """Run a function inside of [`locked`], for the path that its argument of this name gives, if any; `check` may
+    refuse the path in words of its own before."""
 
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
@@ -124,6 +127,7 @@ def one_at_a_time(argument: str, in_place: bool = False) -> Callable[[Callable],
             path = signature.bind(*args, **kwargs).arguments.get(argument)
             if path is None:
                 return function(*args, **kwargs)
+            check(Path(path))
             with locked(Path(path), f"`{argument}` is {str(path)!r}", in_place):
                 return function(*args, **kwargs)
 

@@ -45,7 +45,14 @@ TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitt
 SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
 
 
-@one_at_a_time("output")
+def check_output(output: Path) -> Path:
+    """The folder that exists and in which `output`, which must not, will be made; a `FileExistsError` or a
+    `PermissionError` if it cannot."""
+    refuse_existing(output)
+    return check_writable(output.absolute().parent, f"The new checkpoint is to be {output}")
+
+
+@one_at_a_time("output", check=check_output)
 def convert_checkpoint(
     source: str | Path,
     output: str | Path,
@@ -252,10 +259,3 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     family = find_family(config.model_type)
     named_architectures(config, family)
     return config, family
-
-
-def check_output(output: Path) -> Path:
-    """The folder that exists and in which `output`, which must not, will be made; a `FileExistsError` or a
-    `PermissionError` if it cannot."""
-    refuse_existing(output)
-    return check_writable(output.absolute().parent, f"The new checkpoint is to be {output}")

@@ -27,7 +27,7 @@ from .written import verify_written, write_checkpoint
 LABELS = ("id2label", "label2id", "problem_type")  # fine-tuning may have given other ones
 
 
-@one_at_a_time("output")
+@one_at_a_time("output", check=check_output)
 def restore_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
