@@ -352,6 +352,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads its parameters
     def prepare_inputs_for_generation(self, *args, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         # Where another stands in its place, as peft's does, this is asked by it.
