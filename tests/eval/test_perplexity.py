@@ -203,7 +203,7 @@ def test_what_is_refused_before_the_model_is_loaded(checkpoint, text_file, tmp_p
 
 def test_options_that_nothing_would_heed(checkpoint, text_file, never_loaded):
     for field, value in (("split", "dev"), ("column", "body"), ("config", "raw")):
-        with pytest.raises(ValueError, match=f"`{field}` is '{value}', of a dataset, but .*text.txt is a file"):
+        with pytest.raises(ValueError, match=f"`{field}` is '{value}', of a dataset, but .*text.txt is a text file"):
             evaluate(checkpoint, perplexity=PerplexityText(text_file, **{field: value}))
     with pytest.raises(ValueError, match="`stride` is 513, more than the context length 512"):
         evaluate(checkpoint, perplexity=PerplexityText(text_file, stride=513))
