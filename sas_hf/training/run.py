@@ -129,7 +129,6 @@ def _begun(folder: Path, recipe: TrainingRecipe, should_save: bool) -> Iterator[
     if not should_save:
         yield
         return
-    was_there = folder.exists()
     write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     try:
         yield
@@ -137,8 +136,6 @@ def _begun(folder: Path, recipe: TrainingRecipe, should_save: bool) -> Iterator[
         if not has_trained(folder):
             (folder / RECIPE_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder / BASE, ignore_errors=True)
-            if not was_there and not any(folder.iterdir()):
-                folder.rmdir()
         raise
 
 

@@ -249,9 +249,11 @@ def test_a_run_without_a_checkpoint_is_not_in_the_way(fields, no_model, tmp_path
     """A mistake that shows at once leaves nothing that refuses the corrected recipe; a checkpoint does."""
     training = fields["training"] | {"output_dir": str(tmp_path / "run")}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({"training": training | {"max_steps": 3}}))
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"training": training | {"max_steps": 3}}))
     with pytest.raises(AssertionError, match="a model was built"):
         train(recipe_from_dict(fields | {"training": training}))
+    recipe.write_text(yaml.safe_dump({"training": training | {"max_steps": 3}}))  # which went with the mistake
     (tmp_path / "run" / "checkpoint-1").mkdir()
     with pytest.raises(FileExistsError, match="holds the run of another recipe .*training.max_steps: 3 there"):
         train(recipe_from_dict(fields | {"training": training}))
