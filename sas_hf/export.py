@@ -72,6 +72,9 @@ def export_model(
         if adapter:
             model = _merge(model, source, revision)
         tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
+        if adapter:  # which need not have them beside it
+            tokenizer = load_tokenizer(base, base_revision) if tokenizer is None else tokenizer
+            processor = load_image_processor(base, base_revision) if processor is None else processor
 
         progress(f"Saving {output}")
         has_settings = optional_file(source, GENERATION_CONFIG_NAME, revision) is not None  # as adapters of a run

@@ -10,11 +10,18 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file
 
 from .. import modeling
 from ..card import read_card, restoration_card
-from ..checkpoints import CARD_NAME, REPORT_NAME, check_vocabulary, load_processor, new_folder, read_settings
+from ..checkpoints import (
+    CARD_NAME,
+    REPORT_NAME,
+    check_vocabulary,
+    load_processor,
+    new_folder,
+    read_report,
+    read_settings,
+)
 from ..files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
@@ -122,17 +129,16 @@ def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[Pre
             f"`architectures` in the config.json of {checkpoint} is {settings.get('architectures')!r}; write there "
             'which SAS class it is, for instance ["SASGPTForCausalLM"].'
         )
-    file = cached_file(checkpoint, REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if file is None:
+    try:
+        record = read_report(checkpoint, revision)
+    except ValueError as error:
+        raise ConversionError(f"{REPORT_NAME} is damaged: {error}") from error
+    if record is None:
         raise ConversionError(
             f"{checkpoint} has no {REPORT_NAME}, so it was not converted from another model and has no source to go "
             "back to. (If it was fine-tuned from a conversion, copy that one's here.)"
         )
-    try:
-        record = json.loads(Path(file).read_text())
-        lossy, config, architecture = (record.get(name) for name in ("lossy", "source_config", "source_architecture"))
-    except (ValueError, AttributeError) as error:
-        raise ConversionError(f"{file} is damaged: {error}.") from error
+    lossy, config, architecture = (record.get(name) for name in ("lossy", "source_config", "source_architecture"))
     if lossy is not None:
         raise ConversionError(
             f"{checkpoint} comes from a lossy conversion ({lossy!r}): the source's attention is no longer in it."
@@ -140,8 +146,8 @@ def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[Pre
     family = FAMILIES.get(config.get("model_type")) if isinstance(config, dict) else None
     if family is None or architecture not in family.architectures:
         raise ConversionError(
-            f"{file} does not say what was converted (`source_config`, `source_architecture`); convert the source "
-            "again, with this version."
+            f"The {REPORT_NAME} of {checkpoint} does not say what was converted (`source_config`, "
+            "`source_architecture`); convert the source again, with this version."
         )
     return sas_class, record
 

@@ -106,7 +106,7 @@ def read_stored_weights(source: str | Path, revision: str | None) -> StoredWeigh
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ConversionError: if one is damaged, or a weight is there twice.
+        ConversionError: if one is damaged, a weight is there twice, or there is none.
     """
     dtypes, numbers = {}, 0
     for file in _weight_files(source, revision):
@@ -120,6 +120,8 @@ def read_stored_weights(source: str | Path, revision: str | None) -> StoredWeigh
                     numbers += torch.Size(part.get_shape()).numel()
         except SafetensorError as error:
             raise ConversionError(f"{file} is damaged or truncated ({error}); download or save it again.") from error
+    if not dtypes:
+        raise ConversionError(f"{file} holds no weights; download or save it again.")
     return StoredWeights(dtypes, numbers)
 
 

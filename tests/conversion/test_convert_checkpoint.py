@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import sas_hf
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, convert_checkpoint, fidelity
@@ -184,6 +185,12 @@ def damage_sas(folder):
     (folder.parent / "twice").rename(folder)
 
 
+def damage_emptied(folder):
+    save_file({}, folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": None}))
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
@@ -202,6 +209,7 @@ def damage_sas(folder):
         (damage_layers, ConversionError, "lacks weights.*layers.3"),
         (damage_nan, ConversionError, "model.norm.weight holds NaN or infinite"),
         (damage_unused_row, ConversionError, "embed_tokens.weight holds NaN or infinite"),
+        (damage_emptied, ConversionError, "model.safetensors holds no weights"),
         (damage_sas, ConversionError, "SAS model already"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from answered_checkpoints import CHECKPOINTS, IMAGE_HEADS, TEXT_HEADS, save_checkpoint
 from helpers import assert_identical, gpt, sas_hf
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -55,6 +56,16 @@ def test_sharded_weights_are_exported_whole(tmp_path):
     model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
     export_model(tmp_path / "model", tmp_path / "export")
     assert_identical(AutoModelForCausalLM.from_pretrained(tmp_path / "export").state_dict(), dict(model.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+def test_an_adapter_is_exported_with_the_tokenizer_of_its_base(checkpoint, tmp_path):
+    """peft saves none beside it."""
+    model = get_peft_model(SASGPTForCausalLM.from_pretrained(checkpoint), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    export_model(tmp_path / "adapter", tmp_path / "export")
+    expected = AutoTokenizer.from_pretrained(checkpoint)("a b")["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "export")("a b")["input_ids"] == expected
 
 
 def test_saving_after_an_export_writes_no_code(checkpoint, tmp_path):
