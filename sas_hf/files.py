@@ -175,7 +175,9 @@ def writing(place: Path | None = None) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # one that is raised from its own consequence goes in a circle
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -26,7 +26,7 @@ from sas_hf.eval import EvaluationResult, PerplexityText, Report, evaluate, eval
 from sas_hf.eval.answers import AnswerStore, answers_of
 from sas_hf.eval.results import save_json
 from sas_hf.export import export_model
-from sas_hf.files import LOCK_NAME, NoRoomError, locked
+from sas_hf.files import LOCK_NAME, NoRoomError, locked, writing
 from sas_hf.training import DurableTrainer
 from sas_hf.training.recipe import load_recipe
 from sas_hf.training.run import train
@@ -250,6 +250,15 @@ def test_a_cache_on_a_full_disk_is_named_by_the_command(capsys):
         command()
     told = capsys.readouterr().err
     assert "No space left on device (the disk is full)" in told and "HF_HOME" in told
+
+
+def test_an_error_that_is_raised_from_its_own_consequence_passes():
+    """As what `datasets` wraps, and is unwrapped again; the chain of its causes has no end."""
+    with pytest.raises(ValueError, match="short"), writing():
+        try:
+            raise RuntimeError("while the data were made") from ValueError("short")
+        except RuntimeError as error:
+            raise error.__cause__ from error
 
 
 def test_an_interrupted_command_says_so_in_one_line(made, tmp_path, capsys):
