@@ -26,6 +26,7 @@ from transformers.utils import (
     IMAGE_PROCESSOR_NAME,
     PROCESSOR_NAME,
     cached_file,
+    extract_commit_hash,
 )
 
 from .files import writing
@@ -78,6 +79,11 @@ def optional_file(source: str | Path, name: str, revision: str | None = None) ->
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+def find_commit(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
+    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
 
 
 def read_report(source: str | Path, revision: str | None = None) -> dict | None:

@@ -229,7 +229,7 @@ def check_writable(folder: Path, what: str) -> Path:
     path = Path(folder).expanduser().absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=there, prefix=".").close()  # where it has a name, not to be taken for content
     except OSError as error:
         raise PermissionError(f"{what}, but no file can be written into {there}: {error.strerror}.") from error
     return there

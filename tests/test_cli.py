@@ -89,15 +89,23 @@ def test_seeds_that_no_generator_takes(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_an_unwritable_home_is_told_by_the_variable_that_moves_it(tmp_path):
+@pytest.mark.parametrize(
+    ("moved", "place", "named", "folder"),
+    [
+        ("HOME", "home", "HF_HOME", "home/.cache/huggingface"),
+        ("HF_DATASETS_CACHE", "data", "HF_DATASETS_CACHE", "data"),
+    ],
+)
+def test_an_unwritable_cache_is_told_by_the_variable_that_moves_it(moved, place, named, folder, tmp_path):
     """Before anything is made of the data."""
     (tmp_path / "file").write_text("")
-    environment = python_environment() | {"HOME": str(tmp_path / "file" / "home")}
+    environment = python_environment()
     for name in ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
         environment.pop(name, None)
+    environment |= {"HOME": str(tmp_path), moved: str(tmp_path / "file" / place)}
     command = [sys.executable, "-m", "sas_hf", "train", "cpu", f"training.output_dir={tmp_path / 'run'}"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert shown.returncode == 1 and not (tmp_path / "run").exists() and "Traceback" not in shown.stderr
     last = shown.stderr.splitlines()[-1]
-    assert f"HF_HOME is '{tmp_path}/file/home/.cache/huggingface', but no file can be written" in last
-    assert "Set HF_HOME to a folder that can be written" in last
+    assert f"{named} is '{tmp_path}/file/{folder}', but no file can be written" in last
+    assert f"Set {named} to a folder that can be written" in last

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..card import conversion_card, read_card
 from ..checkpoints import (
     CARD_NAME,
     REPORT_NAME,
     check_vocabulary,
+    find_commit,
     load_processor,
     new_folder,
     read_settings,
@@ -112,6 +112,12 @@ def convert_checkpoint(
     options, output = options or ConversionOptions(), Path(output)
     if calibration is not None and options.lossy is None:
         raise ValueError("`calibration` is what a lossy conversion is fitted on; give `lossy` in the options too.")
+    measured = python_reference() if text is None else text
+    if calibration is not None and measured.strip() and measured.strip() in calibration:
+        raise ValueError(
+            "`text`, or the Python reference where none is given, is in `calibration`, which the conversion is fitted "
+            "on: what is measured on it would be too good; verify on another text."
+        )
     nearest = check_output(output)
     if dtype is not None and parse_dtype(dtype) not in DTYPES.values():
         raise ValueError(f"`dtype` is {dtype!r}; a checkpoint is saved in float32, bfloat16, float16 or float64.")
@@ -191,11 +197,6 @@ def convert_checkpoint(
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
-
-
-def find_commit(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
-    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
 
 
 def comparison_report(

@@ -213,8 +213,8 @@ def _load_model(
     shared: bool,
 ) -> SASHFLM:
     options = {} if subject.live else {"device": device, "dtype": dtype or "auto", "peft": subject.adapter}
-    if subject.commit is not None and not subject.live:
-        options["revision"] = subject.commit  # of which the configuration was looked over
+    if subject.commit is not None:
+        options["revision"] = subject.commit
     model = SASHFLM(
         subject.source,
         tokenizer=subject.tokenizer,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
 
-from ..text import check_text
+from ..text import check_text, read_text
 from ..text_files import find_files, kind_of
 from .adapters import prepare_parameters
 from .held_out import check_apart, compare_with_training, digests
@@ -116,13 +116,14 @@ def read_chat_template(source: str | None) -> str | None:
 
     Raises:
         FileNotFoundError: where there is no such file.
+        ValueError: where it is not text in UTF-8.
     """
     if source is None:
         return None
-    path = RECIPES / "chatml.jinja" if source == "chatml" else Path(source)
+    path = RECIPES / "chatml.jinja" if source == "chatml" else Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"`model.chat_template` is {source!r}, which is no file, nor `chatml`.")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def tells_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -186,7 +187,7 @@ def load_splits(data: DataRecipe, template: str) -> tuple[Dataset, Dataset | Non
         raise ValueError("`data.train` is missing; give JSONL or parquet files, or a Hub id.")
     files = find_files(data.train, "data.train")
     held_out = find_files(data.validation, "data.validation") if data.validation else None
-    if files and data.validation_split and not data.validation:
+    if data.validation_split and (held_out if data.validation else files):
         raise ValueError(
             f"`data.validation_split` is {data.validation_split!r}, but only a dataset of the Hub has splits; name "
             "other files in `data.validation`, or set it to null."

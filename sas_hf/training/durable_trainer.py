@@ -86,13 +86,15 @@ class DurableTrainer(Trainer):
         if checkpoint:
             _require_whole_state(Path(checkpoint))
         self._find_place(checkpoint)
+        self._loaded_step = None
         self._interrupted = False
         with self._terminating_gently():
             found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._interrupted:
+            last = get_last_checkpoint(output)  # none where it came after the last step, and nothing is saved by steps
+            saved = f"{last} is saved, and the same command goes on from there" if last else "there is no checkpoint"
             raise KeyboardInterrupt(
-                f"Ended by Ctrl-C at step {self.state.global_step} of {self.state.max_steps}; "
-                f"{get_last_checkpoint(output)} is saved, and the same command goes on from there."
+                f"Ended by Ctrl-C at step {self.state.global_step} of {self.state.max_steps}; {saved}."
             )
         return found
 
@@ -249,10 +251,10 @@ class DurableTrainer(Trainer):
 def _require_whole_state(checkpoint: Path) -> None:
     """The stock Trainer goes on without what it does not find: a new optimizer, the schedule from its start."""
     there = [path.name for path in checkpoint.iterdir()]
-    absent = [name for name in (TRAINER_STATE_NAME, SCHEDULER_NAME) if name not in there]
-    # A file, or folders of shards; DeepSpeed's is in its own folder.
-    if not any("optimizer" in name or name.startswith("global_step") for name in there):
-        absent.append(OPTIMIZER_NAME)
+    absent = [] if TRAINER_STATE_NAME in there else [TRAINER_STATE_NAME]
+    if not any(name.startswith("global_step") for name in there):  # where DeepSpeed keeps its own of both
+        absent += [] if SCHEDULER_NAME in there else [SCHEDULER_NAME]
+        absent += [] if any("optimizer" in name for name in there) else [OPTIMIZER_NAME]  # or folders of shards
     if absent:
         raise FileNotFoundError(
             f"{checkpoint} lacks {', '.join(absent)}, so that a training cannot go on from it (it may have been saved "

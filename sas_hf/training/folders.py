@@ -25,9 +25,11 @@ def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{where}, a file; name a folder.")
     check_writable(folder, where)
-    if (folder / declaration).is_file():
+    # Looked at once: another process of the same launch may be about to write there.
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if declaration in names:
         return True
-    if folder.exists() and any(not path.name.startswith((".", LOCK_NAME)) for path in folder.iterdir()):
+    if any(not name.startswith((".", LOCK_NAME)) for name in names):
         raise FileExistsError(f"{where}, which holds no {kind}; name a free folder.")
     return False
 

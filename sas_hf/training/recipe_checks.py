@@ -58,6 +58,19 @@ REFUSED = {
 }
 # Which `TrainingArguments` keep for scripts alone.
 FOR_SCRIPTS = ("do_train", "do_eval", "do_predict")
+# Fields of `model` and `data` that a task has no use for.
+UNHEEDED = {
+    "language_modeling": ("model.chat_template", "data.class_names"),
+    "chat": ("data.text_column", "data.document_separator", "data.class_names"),
+    "image_classification": (
+        "model.chat_template",
+        "data.validation_documents",
+        "data.config",
+        "data.text_column",
+        "data.document_separator",
+        "data.streaming",
+    ),
+}
 METRICS = {"image_classification": ("loss", "accuracy", "top5_accuracy")}  # that an evaluation has, by task
 TASKS = ("language_modeling", "chat", "image_classification")
 COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
@@ -153,6 +166,11 @@ def _check_task_fields(recipe: TrainingRecipe) -> None:
         raise ValueError("`training.remove_unused_columns` is true, but the inputs are made of them; leave it out.")
     if task == "image_classification" and not training.get("eval_do_concat_batches", True):
         raise ValueError("`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out.")
+    for name in UNHEEDED[task]:
+        part, _, field = name.partition(".")
+        value = getattr(getattr(recipe, part), field)
+        if value != getattr(type(getattr(recipe, part)), field):
+            raise ValueError(f"`{name}` is {value!r}, but `task: {task}` does not look at it; leave it out.")
 
 
 def _check_optimizer(training: dict) -> None:

@@ -5,6 +5,7 @@ The same recipe again goes on where a killed run stopped.
 
 import functools
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     require_matplotlib()  # for the curves at the end
     check_recipe(recipe)
     if recipe.data.cache is None:  # where what is made of the data is kept
-        check_cache("HF_HOME", Path(HF_HOME))
+        name = "HF_DATASETS_CACHE" if "HF_DATASETS_CACHE" in os.environ else "HF_HOME"
+        check_cache(name, Path(os.environ.get("HF_DATASETS_CACHE", HF_HOME)))
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
     with locked(folder, f"`training.output_dir` is {str(folder)!r}", in_place=True), writing(folder):
@@ -124,17 +126,19 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
 
 @contextmanager
 def _begun(folder: Path, recipe: TrainingRecipe, should_save: bool) -> Iterator[None]:
-    """The folder with its recipe, which says whose it is, before anything else is written there; what stands there
-    before the first checkpoint is removed when the block ends in an error."""
+    """The folder with its recipe, which says whose it is, before anything else is written there; without a checkpoint
+    it is left as it was found when the block ends in an error."""
     if not should_save:
         yield
         return
-    write_atomically(folder / RECIPE_NAME, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    path = folder / RECIPE_NAME
+    before = path.read_bytes() if path.is_file() else None
+    write_atomically(path, yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     try:
         yield
     except BaseException:
         if not has_trained(folder):
-            (folder / RECIPE_NAME).unlink(missing_ok=True)
+            path.unlink() if before is None else write_atomically(path, before)
             shutil.rmtree(folder / BASE, ignore_errors=True)
         raise
 

@@ -11,6 +11,7 @@ from tiny_sources import tiny_source
 from transformers import AutoModelForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, compare_models, convert_checkpoint, convert_model
+from sas_hf.text import python_reference
 
 
 def windows(count: int, seed: int, length: int = 40) -> list[torch.Tensor]:
@@ -188,6 +189,13 @@ def test_a_lossy_checkpoint_says_that_it_is_one(folder, tmp_path):
     out = converted.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     with torch.no_grad():
         assert torch.equal(converted(out[:, :-1]).logits.argmax(-1)[:, 29:], out[:, 30:])
+
+
+@pytest.mark.parametrize("text", [None, python_reference()[1000:5000]], ids=["all of it", "a part"])
+def test_what_was_fitted_is_not_measured_on(text, folder, tmp_path):
+    with pytest.raises(ValueError, match="is in `calibration`, which the conversion is fitted on"):
+        convert_checkpoint(folder, tmp_path / "sas", gqa(1), text=text, calibration=python_reference())
+    assert not (tmp_path / "sas").exists()
 
 
 def test_what_is_measured_is_not_what_was_fitted(folder, tmp_path):

@@ -1,7 +1,9 @@
 """What can be evaluated: any causal model, adapters, several at once; and what cannot, told before it is loaded."""
 
+import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -24,6 +26,7 @@ from sas_hf import (
 )
 from sas_hf.eval import SASHFLM, evaluate
 from sas_hf.eval.evaluation import training_step
+from sas_hf.eval.models import inspect_model
 
 
 # What peft asks Transformers for.
@@ -81,6 +84,27 @@ def test_an_adapter_stands_for_its_base_with_it(checkpoint, model, adapter, toke
     assert by_folder.num_parameters > base.num_parameters
 
 
+def test_an_adapter_is_put_on_the_revision_that_it_names(
+    adapter, checkpoint, config, tokenizer, data, tmp_path, monkeypatch
+):
+    """Of a base on the Hub, here in its cache; the main branch has other weights. Kept answers are of the commit."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    here = evaluate(adapter, "arc_easy", data=data, device="cpu", log_samples=True)
+    torch.manual_seed(1)
+    SASGPTForCausalLM(config).save_pretrained(tmp_path / "newer")
+    tokenizer.save_pretrained(tmp_path / "newer")
+    for branch, commit, folder in (("first", "a" * 40, checkpoint), ("main", "b" * 40, tmp_path / "newer")):
+        shutil.copytree(folder, tmp_path / "hub/models--sas--base/snapshots" / commit)
+        (tmp_path / "hub/models--sas--base/refs").mkdir(exist_ok=True)
+        (tmp_path / "hub/models--sas--base/refs" / branch).write_text(commit)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "sas/base", "revision": "first"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    there = evaluate(adapter, "arc_easy", data=data, device="cpu", log_samples=True)
+    assert responses(there) == responses(here)
+    assert inspect_model(adapter).commit == "a" * 40 and inspect_model("sas/base").commit == "b" * 40
+
+
 def test_an_adapter_leaves_a_padded_vocabulary_alone(tokenizer, data, config, tmp_path):
     """The harness would cut the embedding down to the tokenizer's size and change every probability."""
     padded = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"vocab_size": 512}))
@@ -104,7 +128,7 @@ def test_unusable_adapters(checkpoint, adapter, model, tokenizer, data, tmp_path
         evaluate(adapter, "arc_easy", data=data)
     text = (adapter / "adapter_config.json").read_text()
     (adapter / "adapter_config.json").write_text(text.replace(str(checkpoint), "/no/such/base"))
-    with pytest.raises(FileNotFoundError, match="'/no/such/base': there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="is '/no/such/base', where no model is"):
         evaluate(adapter, "arc_easy", data=data)
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 from pydoc_data.topics import topics
 
 import pytest
@@ -179,6 +180,10 @@ def test_validation_on_the_chats_that_are_trained_on_is_refused(chats, tmp_path)
         ({"validation": f"{chats}/*.jsonl"}, "train.jsonl, which is trained on, too"),
         ({"validation": str(tmp_path / "other.jsonl")}, "All conversations to validate on are trained on, too"),
         ({"validation_split": "test"}, "but only a dataset of the Hub has splits; name other files"),
+        (
+            {"validation": str(tmp_path / "other.jsonl"), "validation_split": "test"},
+            "but only a dataset of the Hub has splits; name other files",
+        ),
         ({"validation_documents": 4}, "`data.validation_documents` is 4, of texts; name conversations"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -288,6 +293,7 @@ def test_other_data_is_refused(rows, message, chats, tmp_path):
     [
         ({"chat_template": None}, {}, "has no chat template; give `model.chat_template` a Jinja file, or `chatml`."),
         ({"chat_template": "chatlm"}, {}, "`model.chat_template` is 'chatlm', which is no file"),
+        ({"chat_template": f"{sys.executable}"}, {}, f"{sys.executable} is not text in UTF-8"),
         ({}, {"train": None}, "`data.train` is missing"),
         ({}, {"train": "nowhere.jsonl"}, "`data.train` names nowhere.jsonl, which does not exist"),
         ({}, {"train": ["a/b", "c/d"]}, "a/b, which does not exist; of Hub datasets give one"),

@@ -15,6 +15,7 @@ from helpers import python_environment
 from sas_hf import SASGPTForCausalLM
 from sas_hf.files import NoRoomError
 from sas_hf.training import DurableTrainer
+from sas_hf.training.durable_trainer import _require_whole_state
 
 
 def checkpoints(folder):
@@ -164,6 +165,15 @@ def test_a_checkpoint_that_cannot_be_gone_on_from(lost, tmp_path):
     (tmp_path / "checkpoint-9" / lost).unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match=f"checkpoint-9 lacks .*{lost}.* cannot go on from it"):
         resumable.run(str(tmp_path), trainer_class=DurableTrainer, resume=True)
+
+
+def test_deepspeed_keeps_optimizer_and_schedule_in_a_folder_of_its_own(tmp_path):
+    """As it leaves a checkpoint where the schedule is its own, too: the Trainer writes none of the two then."""
+    (tmp_path / "trainer_state.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"lacks scheduler.pt, optimizer.pt"):
+        _require_whole_state(tmp_path)
+    (tmp_path / "global_step9").mkdir()
+    _require_whole_state(tmp_path)
 
 
 def test_a_training_that_has_reached_its_last_step_is_not_trained_on(whole, tmp_path):

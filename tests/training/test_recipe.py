@@ -127,6 +127,7 @@ def test_null_takes_a_training_field_of_the_base_away():
         ("batch_size=-2", "`batch_size` is -2; it must be a multiple"),
         ("=40", "must be of the form FIELD=VALUE"),
         ("model.conversion={}", "`model.conversion` is {}, of a checkpoint"),
+        ("model.chat_template=chatml", "`model.chat_template` is 'chatml', but `task: language_modeling` does not"),
         ("training.output_dir=null", "`training.output_dir` is not given"),
         ("training.resume_from_checkpoint=x", "goes on from its own last checkpoint by itself"),
         ("training.save_only_model=true", "`training.save_only_model` is True, but a run could not go on"),
@@ -195,6 +196,19 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
 def test_fields_that_contradict_each_other(changes, message, file):
     with pytest.raises(ValueError, match=message):
         load_recipe(file, changes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "named"),
+    [
+        ("chat", "data.text_column=words", "`data.text_column` is 'words', but `task: chat`"),
+        ("image-classification", "data.validation_documents=4", "`data.validation_documents` is 4, but `task: image_"),
+        ("image-classification", "data.config=first", "`data.config` is 'first', but `task: image_classification`"),
+    ],
+)
+def test_fields_of_another_task_are_refused(recipe, change, named):
+    with pytest.raises(ValueError, match=named):
+        load_recipe(recipe, [change])
 
 
 def test_what_this_machine_lacks_is_said_before_a_run(file):
