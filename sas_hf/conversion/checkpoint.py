@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..card import conversion_card, read_card
 from ..checkpoints import (
     CARD_NAME,
     REPORT_NAME,
     check_vocabulary,
+    find_commit,
     load_processor,
     new_folder,
     read_settings,
@@ -191,11 +191,6 @@ def convert_checkpoint(
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         conversion_card(report, source_card).save(folder / CARD_NAME)
     return report
-
-
-def find_commit(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
-    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
 
 
 def comparison_report(

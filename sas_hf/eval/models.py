@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..checkpoints import find_commit, optional_file, read_adapter
 from .harness import check_vocabulary, require_causal
 
 
@@ -34,6 +34,7 @@ class Subject:
         config: of the model.
         tokenizer: its own copy; the harness may give it a padding token.
         adapter: folder or Hub id of a peft adapter to put on `source`.
+        commit: on the Hub, that the configuration came from, and the weights are to come from.
     """
 
     name: str
@@ -41,15 +42,11 @@ class Subject:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     adapter: str | None = None
+    commit: str | None = None
 
     @property
     def live(self) -> bool:
         return isinstance(self.source, torch.nn.Module)
-
-    @property
-    def commit(self) -> str | None:
-        """The commit on the Hub that the configuration came from."""
-        return getattr(self.config, "_commit_hash", None)
 
 
 def inspect_model(
@@ -88,22 +85,25 @@ def inspect_model(
 
     name = str(model) if adapter is None else f"{model} with {adapter}"
     model = _check_place("model", model)
-    if adapter is None and (base := _adapter_base(model)) is not None:
-        model, adapter = _check_place("model", base), model
+    revision = None
+    if adapter is None and (found := read_adapter(model)) is not None:
+        (base, revision), adapter = found, model
+        model = _check_place("model", base)
     elif adapter is not None:
         adapter = _check_place("adapter", adapter)
-        if _adapter_base(adapter) is None:
+        if optional_file(adapter, ADAPTER_CONFIG_NAME) is None:
             raise ValueError(f"`adapter` is {adapter!r}, where there is no adapter_config.json of peft's.")
     if adapter is not None:
         if importlib.util.find_spec("peft") is None:
             raise ImportError(f"{adapter} is a peft adapter, and peft is not installed: pip install peft")
         _require_files(adapter, "an adapter's weights", ADAPTER_WEIGHTS)
     _require_files(model, "configuration", ("config.json",))
-    config = _load_config(model)
+    config = _load_config(model, revision)
     require_causal(config)
     _require_files(model, "weights", WEIGHTS)
     _require_head(model, config)
-    return Subject(name, model, config, _load_tokenizer(tokenizer, config, model, adapter), adapter)
+    tokenizer = _load_tokenizer(tokenizer, config, model, adapter, revision)
+    return Subject(name, model, config, tokenizer, adapter, find_commit(model, revision))
 
 
 @contextmanager
@@ -131,24 +131,9 @@ def _check_place(field: str, place: str | Path) -> str:
     return place
 
 
-def _adapter_base(place: str) -> str | None:
-    """The base model that a peft adapter names, `None` where there is no adapter."""
-    if Path(place).is_dir() and not (Path(place) / "adapter_config.json").is_file():
-        return None
-    if Path(place).is_dir() and (Path(place) / "config.json").is_file():
-        return None  # a whole checkpoint; loading it refuses the adapter beside it
-    found = find_adapter_config_file(place)
-    if found is None:
-        return None
-    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{found} has no `base_model_name_or_path`; give the base as `model` and this as `adapter`.")
-    return base
-
-
-def _load_config(place: str) -> PreTrainedConfig:
+def _load_config(place: str, revision: str | None) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(place, revision=revision)
     except OSError as error:
         if Path(place).is_dir():
             raise
@@ -179,6 +164,7 @@ def _load_tokenizer(
     config: PreTrainedConfig,
     place: str,
     adapter: str | None = None,
+    revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = copy.deepcopy(tokenizer)
@@ -188,13 +174,13 @@ def _load_tokenizer(
         folders = [place for place in places if Path(place).is_dir()]
         with_tokenizer = [place for place in folders if any((Path(place) / name).is_file() for name in TOKENIZERS)]
         remote = [place for place in reversed(places) if place not in folders]
-        place = next(iter(with_tokenizer + remote), None)
-        if place is None:
+        chosen = next(iter(with_tokenizer + remote), None)
+        if chosen is None:
             raise ValueError(
                 f"There is no tokenizer in {(places or [''])[-1]!r}; pass one as `tokenizer`, or save it there with "
                 "`tokenizer.save_pretrained`."
             )
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(chosen, revision=revision if chosen == place else None)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has neither `bos_token` nor `eos_token`; the evaluation begins a text without context "

@@ -1,7 +1,9 @@
 """What can be evaluated: any causal model, adapters, several at once; and what cannot, told before it is loaded."""
 
+import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -81,6 +83,46 @@ def test_an_adapter_stands_for_its_base_with_it(checkpoint, model, adapter, toke
     assert by_folder.num_parameters > base.num_parameters
 
 
+def test_an_adapter_names_the_revision_of_its_base(checkpoint, adapter, data, tmp_path, monkeypatch):
+    """By the base's latest revision, the answers were those of a model that nobody trained."""
+    latest = tmp_path / "latest"
+    shutil.copytree(checkpoint, latest)
+    other = SASGPTForCausalLM.from_pretrained(checkpoint)
+    other.lm_head.weight.data.mul_(-1)
+    other.save_pretrained(latest)
+    repository = tmp_path / "hub" / "models--team--base"
+    (repository / "refs").mkdir(parents=True)
+    for name, commit, folder in (("main", "a" * 40, latest), ("old", "b" * 40, checkpoint)):
+        (repository / "refs" / name).write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    expected = evaluate(adapter, "arc_easy", data=data, device="cpu", log_samples=True)
+
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "team/base", "revision": "old"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    found = evaluate(adapter, "arc_easy", data=data, device="cpu", log_samples=True)
+    assert responses(found) == responses(expected)
+
+
+def test_kept_answers_are_of_one_commit(checkpoint, data, tmp_path, monkeypatch):
+    """A name on the Hub stands for other weights once its branch has moved."""
+    repository = tmp_path / "hub" / "models--team--base"
+    (repository / "refs").mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+        (repository / "refs" / "main").write_text(commit)
+        options = {"data": data, "device": "cpu", "log_samples": True}
+        found.append(evaluate("team/base", "arc_easy", cache=tmp_path / "answers", **options))
+        model = SASGPTForCausalLM.from_pretrained(checkpoint)
+        model.lm_head.weight.data.mul_(-1)
+        model.save_pretrained(checkpoint)
+    assert found[1].num_reused == 0
+    assert responses(found[0]) != responses(found[1])
+
+
 def test_an_adapter_leaves_a_padded_vocabulary_alone(tokenizer, data, config, tmp_path):
     """The harness would cut the embedding down to the tokenizer's size and change every probability."""
     padded = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"vocab_size": 512}))
@@ -104,7 +146,10 @@ def test_unusable_adapters(checkpoint, adapter, model, tokenizer, data, tmp_path
         evaluate(adapter, "arc_easy", data=data)
     text = (adapter / "adapter_config.json").read_text()
     (adapter / "adapter_config.json").write_text(text.replace(str(checkpoint), "/no/such/base"))
-    with pytest.raises(FileNotFoundError, match="'/no/such/base': there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="`base_model_name_or_path` .* is '/no/such/base', where no model is"):
+        evaluate(adapter, "arc_easy", data=data)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="adapter_config.json is no JSON"):
         evaluate(adapter, "arc_easy", data=data)
 
 
