@@ -81,9 +81,9 @@ def optional_file(source: str | Path, name: str, revision: str | None = None) ->
     return None if found is None else Path(found)
 
 
-def find_commit(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a revision of a Hub repository stands for; `None` for other folders."""
-    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision), None)
+def find_commit(source: str | Path, revision: str | None = None, file: str = CONFIG_NAME) -> str | None:
+    """The commit that a revision of a Hub repository with this file stands for; `None` for other folders."""
+    return extract_commit_hash(optional_file(source, file, revision), None)
 
 
 def read_report(source: str | Path, revision: str | None = None) -> dict | None:
@@ -93,13 +93,17 @@ def read_report(source: str | Path, revision: str | None = None) -> dict | None:
         ValueError: if it is damaged.
     """
     file = optional_file(source, REPORT_NAME, revision)
+    return None if file is None else _read_object(file)
+
+
+def _read_object(file: Path) -> dict:
     try:
-        report = None if file is None else json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}); mend or remove it.") from error
-    if file is not None and not isinstance(report, dict):
-        raise ValueError(f"{file} is no fidelity report, which is a JSON object; mend or remove it.")
-    return report
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object; mend or remove it.")
+    return content
 
 
 def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
@@ -107,7 +111,8 @@ def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, 
     for a model with adapters beside it.
 
     Raises:
-        FileNotFoundError: if the base is a folder that is not there.
+        FileNotFoundError: if no base is named, or a folder that is not there.
+        ValueError: if the adapters' configuration is damaged.
     """
     if Path(source).is_dir() and (Path(source) / CONFIG_NAME).is_file():
         return None
@@ -117,14 +122,14 @@ def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, 
         return None
     if file is None:
         return None
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = _read_object(file)
     base = settings.get("base_model_name_or_path")
     if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise FileNotFoundError(
             f"`base_model_name_or_path` in {file} is {base!r}, where no model is; if it has moved (the `base` of a "
             "run moves with its folder), write there where it is now."
         )
-    return base, settings.get("revision")
+    return base, None if Path(base).is_dir() else settings.get("revision")
 
 
 def refuse_existing(output: Path) -> None:

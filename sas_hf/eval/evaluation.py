@@ -14,7 +14,9 @@ from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..checkpoints import find_commit
 from ..files import locked, one_at_a_time
 from ..version import versions
 from .answers import AnswerStore, answers_of, model_identity
@@ -231,6 +233,7 @@ def _load_model(
             "batch_size": batch_size,
             "max_length": model.max_length,
             "attention": model.config._attn_implementation,
+            "adapter_commit": subject.adapter and find_commit(subject.adapter, file=ADAPTER_CONFIG_NAME),
         }
         identity = model_identity(subject.source, subject.adapter, subject.commit, settings)
         model.answers = AnswerStore(cache, identity, model.process_index)

@@ -38,7 +38,8 @@ class SASViTImageProcessor(PilBackend):
         kwargs: as Transformers' ViT image processor takes them; `image_mean` and `image_std` may be single numbers.
 
     Raises:
-        ValueError: for another `num_channels`, a PIL image that has no 8-bit form, or an array beyond black and white.
+        ValueError: for another `num_channels`, a PIL image that has no 8-bit form, or an array beyond black and white,
+            or with NaN.
     """
 
     valid_kwargs = SASViTImageProcessorKwargs
@@ -63,9 +64,11 @@ class SASViTImageProcessor(PilBackend):
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def _preprocess(self, images: list[np.ndarray], num_channels: int, **kwargs) -> BatchFeature:
-        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else np.inf
+        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
         for image in images:
-            if not (image.min() >= (0 if kwargs["do_rescale"] else -np.inf) and image.max() <= white * (1 + 1e-6)):
+            if np.isnan(image.max()):
+                raise ValueError("An image has numbers from nan to nan: it is damaged.")
+            if kwargs["do_rescale"] and not (image.min() >= 0 and image.max() <= white * (1 + 1e-6)):
                 raise ValueError(
                     f"An image has numbers from {image.min()} to {image.max()}; by `rescale_factor` "
                     f"({kwargs['rescale_factor']:.6g}) they must be from 0 to {white:.6g}. Give images of 8 bits, or "

@@ -383,8 +383,9 @@ def test_arrays_beyond_white_are_refused():
     sixteen = LEVELS[None].astype(np.uint16) * 257
     with pytest.raises(ValueError, match=r"numbers from \d+ to 65535; by `rescale_factor` .* from 0 to 255"):
         processor(sixteen)
-    with pytest.raises(ValueError, match="numbers from nan"):
-        processor(np.full((1, 12, 12), np.nan))
+    for options in ({}, {"do_rescale": False, "rescale_factor": None}):
+        with pytest.raises(ValueError, match="numbers from nan to nan: it is damaged"):
+            processor(np.full((1, 12, 12), np.nan), **options)
 
 
 # Classes.
