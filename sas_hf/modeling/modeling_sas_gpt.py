@@ -306,10 +306,16 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SASGPTConfig):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # which is taken from the class's name else: not that of a class made of this one
         self.model = SASGPTModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
+
+    def _get_name(self) -> str:
+        # By this name the Trainer knows that the labels of a smoothed loss are to be shifted: for a class made of
+        # this one, too, as users and FSDP2 make them.
+        return SASGPTForCausalLM.__name__
 
     @takes_both_cache_names
     @either_cache_name

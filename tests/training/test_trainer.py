@@ -138,11 +138,17 @@ def test_accumulated_gradients_equal_those_of_one_batch(task, batch, steps, tmp_
     assert_all_close(accumulated, whole, 1e-6)
 
 
+class Mine(SASGPTForCausalLM):
+    """As a user writes one; no table of Transformers has its name."""
+
+
 def wrapped(model, kind: str):
     if kind == "lora":
         return get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     if kind == "prefix":
         return get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    if kind == "subclass":
+        return Mine(model.config).eval()
     return torch.compile(model, backend="eager") if kind == "compiled" else model
 
 
@@ -155,8 +161,8 @@ def smoothed(logits: torch.Tensor, targets: torch.Tensor, epsilon: float) -> tor
 
 # The stock Trainer looks for a name, which neither prefix tuning nor `torch.compile` shows it: of Llama no more than
 # of this model. `DurableTrainer` looks for the loss.
-SMOOTHED = [(Trainer, kind) for kind in ("plain", "lora")]
-SMOOTHED += [(DurableTrainer, kind) for kind in ("plain", "lora", "prefix", "compiled")]
+SMOOTHED = [(Trainer, kind) for kind in ("plain", "lora", "subclass")]
+SMOOTHED += [(DurableTrainer, kind) for kind in ("plain", "lora", "prefix", "compiled", "subclass")]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls what Transformers deprecates
@@ -171,6 +177,7 @@ def test_smoothed_labels_are_shifted(trainer_class, kind, tmp_path, tolerate_dep
         found = trainer_class(model, arguments).compute_loss(model, dict(inputs))
         logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
     torch.testing.assert_close(found, smoothed(logits[:, :-1], inputs["labels"][:, 1:], 0.3))
+    assert trainer_class(model, arguments)._loss_shifts_labels, "accumulated batches count the targets"
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, DurableTrainer])
