@@ -1,4 +1,4 @@
-"""How a recipe's trainer steps: weight decay by shape, a learning rate of the simulation's own, rows for flash."""
+"""How a recipe's trainer steps and validates: weight decay by shape, a learning rate of the simulation's own, rows for flash."""
 
 import torch
 
@@ -14,7 +14,8 @@ SIMULATION = "_simulation."
 class RecipeTrainer(DurableTrainer):
     """
     A `DurableTrainer` with the papers' optimizer: weight decay on tensors of two or more dimensions alone (SAS paper,
-    after nanoGPT), where the stock Trainer goes by names.
+    after nanoGPT), where the stock Trainer goes by names. `label_smoothing_factor` is for training alone: "eval_loss"
+    is not smoothed.
 
     Attributes:
         simulation_learning_rate: of the simulation's parameters; schedules scale it as the others'.
@@ -39,6 +40,14 @@ class RecipeTrainer(DurableTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Nothing: a run's card is written with its weights. (TRL would put one there without them.)"""
+
+    def prediction_step(self, *args, **kwargs):
+        # What is validated is the likelihood: a smoothed loss has no perplexity and compares with no other run's.
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self.label_smoother = smoother
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = super()._prepare_inputs(inputs)

@@ -117,3 +117,16 @@ def test_a_recipe_chooses_the_attention_implementation(tmp_path):
     gpt("sas").save_pretrained(tmp_path)
     recipe = ModelRecipe(checkpoint=str(tmp_path), overrides={"attn_implementation": "eager"})
     assert build_model(recipe, load_config(recipe)).config._attn_implementation == "eager"
+
+
+def test_the_validation_loss_is_not_smoothed(tmp_path):
+    model, ids = gpt(), torch.arange(3, 15)
+    rows = [{"input_ids": ids, "labels": ids}]
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    trainer = RecipeTrainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    with torch.no_grad():
+        expected = model(input_ids=ids[None], labels=ids[None]).loss.item()
+        smoothed = trainer.compute_loss(model, {"input_ids": ids[None], "labels": ids[None]}).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert abs(smoothed - expected) > 1e-3, "while what is trained stays smoothed"
+    assert trainer.compute_loss(model, {"input_ids": ids[None], "labels": ids[None]}).item() == pytest.approx(smoothed)
