@@ -306,7 +306,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SASGPTConfig):
         super().__init__(config)
-        self.loss_type = "ForCausalLM"  # which is taken from the class's name else: not that of a class made of this one
+        self.loss_type = "ForCausalLM"  # else by the class's name, also of one made of this
         self.model = SASGPTModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)

@@ -1,4 +1,4 @@
-"""How a recipe's trainer steps and validates: weight decay by shape, a learning rate of the simulation's own, rows for flash."""
+"""How a recipe's trainer steps and validates: decay by shape, a rate of the simulation's own, rows for flash."""
 
 import torch
 
