@@ -105,6 +105,24 @@ def test_an_adapter_is_put_on_the_revision_that_it_names(
     assert inspect_model(adapter).commit == "a" * 40 and inspect_model("sas/base").commit == "b" * 40
 
 
+def test_kept_answers_are_of_one_commit(checkpoint, data, tmp_path, monkeypatch):
+    """A name on the Hub stands for other weights once its branch has moved."""
+    repository = tmp_path / "hub" / "models--team--base"
+    (repository / "refs").mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+        (repository / "refs" / "main").write_text(commit)
+        options = {"data": data, "device": "cpu", "log_samples": True}
+        found.append(evaluate("team/base", "arc_easy", cache=tmp_path / "answers", **options))
+        model = SASGPTForCausalLM.from_pretrained(checkpoint)
+        model.lm_head.weight.data.mul_(-1)
+        model.save_pretrained(checkpoint)
+    assert found[1].num_reused == 0
+    assert responses(found[0]) != responses(found[1])
+
+
 def test_an_adapter_leaves_a_padded_vocabulary_alone(tokenizer, data, config, tmp_path):
     """The harness would cut the embedding down to the tokenizer's size and change every probability."""
     padded = SASGPTForCausalLM(SASGPTConfig(**config.to_diff_dict() | {"vocab_size": 512}))
