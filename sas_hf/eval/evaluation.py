@@ -287,11 +287,12 @@ def _positions(subject: Subject) -> int | None:
 
 
 def _check_fewshot(tasks: dict[str, Task], num_fewshot: int | None) -> None:
+    without = [name for name, task in tasks.items() if task.config.num_fewshot == 0]  # whatever is asked for
+    if num_fewshot and tasks and len(without) == len(tasks):
+        raise ValueError(f"`num_fewshot` is {num_fewshot}, but {', '.join(without)} shows no examples; leave it out.")
     for name, task in tasks.items():
         shots = task.config.num_fewshot
-        if shots == 0 and num_fewshot:
-            raise ValueError(f"`num_fewshot` is {num_fewshot}, but task {name!r} shows no examples; leave it out.")
-        shots = num_fewshot if num_fewshot is not None else shots or 0
+        shots = num_fewshot if num_fewshot is not None and shots != 0 else shots or 0
         split, evaluated = _used_splits(task)
         if not shots or split is None:
             continue
