@@ -252,12 +252,13 @@ def test_the_longest_suite_can_be_read_on_a_narrow_terminal():
 
 def test_a_report_that_cannot_be_written_is_known_first(checkpoint, data, tmp_path, never_loaded):
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "report"):
+    places = {tmp_path / "file": "a file; name a folder", tmp_path / "file" / "report": "no file can be written"}
+    for place, reason in places.items():
         done = CliRunner().invoke(
             app, ["eval", str(checkpoint), "--tasks", "arc_easy", "--data", str(data), "--report", str(place)]
         )
         assert done.exit_code == 1
-        assert "`report` is" in done.output and "no file can be written" in done.output
+        assert "`report` is" in done.output and reason in done.output
 
 
 def test_a_mistake_leaves_no_empty_report(checkpoint, data, tmp_path):
