@@ -412,7 +412,7 @@ def test_fields_and_files_that_are_not_carried_are_named(llama_folder, tmp_path)
     (llama_folder / "onnx").mkdir()
     (llama_folder / "onnx" / "model.onnx").write_text("")
     (llama_folder / "processor_config.json").write_text("{}")
-    run = sas_hf("convert", llama_folder, tmp_path / "sas", "--windows", "1")
+    run = sas_hf("convert", llama_folder, tmp_path / "sas")
     assert run.returncode == 0, run.stderr
     report, card = (json.loads((tmp_path / "sas" / "fidelity.json").read_text()), (tmp_path / "sas" / "README.md"))
     assert report["fields_unknown"] == {"attn_logit_softcapping": 50.0}
