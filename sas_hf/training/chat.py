@@ -187,7 +187,7 @@ def load_splits(data: DataRecipe, template: str) -> tuple[Dataset, Dataset | Non
         raise ValueError("`data.train` is missing; give JSONL or parquet files, or a Hub id.")
     files = find_files(data.train, "data.train")
     held_out = find_files(data.validation, "data.validation") if data.validation else None
-    if data.validation_split and (held_out if data.validation else files):
+    if files and data.validation_split and not data.validation:  # which goes before the split that a recipe names
         raise ValueError(
             f"`data.validation_split` is {data.validation_split!r}, but only a dataset of the Hub has splits; name "
             "other files in `data.validation`, or set it to null."

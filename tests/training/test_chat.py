@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainingArguments
 
 from sas_hf import SASGPTForCausalLM
-from sas_hf.training.chat import make_chat_trainer
-from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from sas_hf.training.chat import load_splits, make_chat_trainer
+from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe, load_recipe
+from sas_hf.training.recipe_checks import check_recipe
 from sas_hf.training.run import train
 
 
@@ -180,14 +181,19 @@ def test_validation_on_the_chats_that_are_trained_on_is_refused(chats, tmp_path)
         ({"validation": f"{chats}/*.jsonl"}, "train.jsonl, which is trained on, too"),
         ({"validation": str(tmp_path / "other.jsonl")}, "All conversations to validate on are trained on, too"),
         ({"validation_split": "test"}, "but only a dataset of the Hub has splits; name other files"),
-        (
-            {"validation": str(tmp_path / "other.jsonl"), "validation_split": "test"},
-            "but only a dataset of the Hub has splits; name other files",
-        ),
         ({"validation_documents": 4}, "`data.validation_documents` is 4, of texts; name conversations"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             trainer_of(chats, tmp_path / "out", data=data)
+
+
+def test_the_shipped_recipe_takes_files_of_ones_own(chats, tmp_path):
+    """Whose validation goes before the split of the Hub dataset that it names."""
+    files = [f"data.train={chats / 'train.jsonl'}", f"data.validation={chats / 'validation.parquet'}"]
+    recipe = load_recipe("chat", [*files, f"data.cache={tmp_path}"])
+    check_recipe(recipe)
+    train, validation = load_splits(recipe.data, PLAIN_TEMPLATE)
+    assert (len(train), len(validation)) == (32, 10)
 
 
 def test_lora_goes_on_from_a_checkpoint_to_the_same_adapters(chats, tmp_path):
