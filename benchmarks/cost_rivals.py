@@ -136,7 +136,7 @@ class PaperAttention(nn.Module):
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **_):
         layer = self.layer
         batch, length = hidden_states.shape[:2]
-        query, key, value = layer.project(hidden_states)
+        query, (key, value) = layer.project_queries(hidden_states), layer.project_state(hidden_states)
 
         def simulate(simulation, heads):
             x = heads.reshape(batch * length, *heads.shape[2:])

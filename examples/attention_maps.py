@@ -37,8 +37,8 @@ def attention_maps(model, pixels: torch.Tensor, layer: int) -> tuple[torch.Tenso
     output = model(pixels, output_attentions=True)
     hook.remove()
 
-    query, *state = attention.project(seen["hidden_states"])
-    key, _ = attention.expand(*state)
+    query = attention.project_queries(seen["hidden_states"])
+    key, _ = attention.expand(*attention.project_state(seen["hidden_states"]))
     repeats = query.shape[2] // key.shape[2]
     key = key.repeat_interleave(repeats, dim=2)
     scores = torch.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5

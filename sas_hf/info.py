@@ -11,7 +11,8 @@ from .checkpoints import read_settings
 from .configurations import NAMED_CONFIGS, named_config
 from .modeling import SASGPTConfig, SASViTConfig
 from .modeling.attention import SASAttention
-from .modeling.base_projections import make_attention
+from .modeling.key_store import CachePlace, key_store
+from .modeling.kinds import make_attention
 from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
 
 
@@ -113,13 +114,11 @@ def cache_numbers_per_token(config: SASGPTConfig) -> int:
         return 0
     with torch.device("meta"):
         layer = make_attention(config, layer_idx=0)
-        _, first, second = layer.project(torch.empty(1, 1, config.hidden_size))
-        if layer.mixes_tokens:
-            second = first  # the mixed values, as wide as the input
-        if not layer.caches_state:
-            key, value = layer.expand(first, second)
-            first, second = layer.k_simulation(key), layer.v_simulation(value)
-    return first.numel() + second.numel()
+        token, position = torch.empty(1, 1, config.hidden_size), torch.zeros(1, 1, dtype=torch.long)
+        token_mixing = (position, position, torch.ones(1, 1, 1, 1, dtype=torch.bool))
+        nowhere = CachePlace(layer, None, None, {})
+        pair = key_store(config).to_cache(layer, token, nowhere, None, token_mixing)
+    return sum(tensor.numel() for tensor in pair)
 
 
 def equation_24(config: SASGPTConfig, context: int) -> int | None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..modeling.attention import SASAttention, repeat_kv
+from ..modeling.attention import SASAttention
+from ..modeling.attention_functions import repeat_kv
 from ..modeling.norm import SASRMSNorm
 from ..modeling.positions import rotate_leading_features
 
@@ -66,7 +67,7 @@ def fit_latents(
     heads, kv_heads, width = old.num_heads, old.config.num_key_value_heads, old.head_dim
     queries, keys_and_values, turns = Moments(), Moments(), 0.0
     for _, own in texts:
-        query, key, value = old.project(own)
+        query, (key, value) = old.project_queries(own), old.project_state(own)
         queries.add(query.flatten(2))
         keys_and_values.add(torch.cat((key, value), dim=2).flatten(2))
         turns = turns + mean_rotation(old, query, key, rotation(own), new.rope_dim)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..modeling.attention import SASAttention, repeat_kv
+from ..modeling.attention import SASAttention
+from ..modeling.attention_functions import repeat_kv
 from ..modeling.positions import rotate_leading_features
 from .least_squares import split_bias, with_ones, with_ridge
 
@@ -46,7 +47,7 @@ def fit_queries(
     for source, own in texts:
         tables = rotation(source)
         back = None if tables is None else (tables[0], -tables[1])
-        query, key, _ = old.project(source)
+        query, (key, _) = old.project_queries(source), old.project_state(source)
         query, key = (rotate_leading_features(side, tables).transpose(1, 2) for side in (query, key))
         scores = (query @ repeat_kv(key, query.shape[1] // key.shape[1]).transpose(2, 3))[0]
         length = scores.shape[-1]

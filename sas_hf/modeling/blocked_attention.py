@@ -5,34 +5,12 @@ queries to memory and computes those of the future, too. This one needs nothing 
 backward pass. What it buys: docs/cost.md. The plain version is `eager_attention_forward`.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
-from torch.autograd import forward_ad
+
+from .transforms import differentiable_gradients
 
 
 BLOCK, HEADS = 64, 12  # the scores of a block, 1.5 MB at 512 keys, about fill the cache of a core
-
-
-def serves(query: torch.Tensor) -> bool:
-    """Whether it is made for tensors such as this. Half types are left to PyTorch, which sums them in float32."""
-    return (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and not is_transformed()
-    )
-
-
-def is_transformed() -> bool:
-    """Whether what is computed is turned into something else, which takes PyTorch's own operations alone:
-    `torch.compile`, `torch.jit.trace`, `torch.func` (`vmap`, `grad`, `jvp`), forward-mode derivatives."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 def _blocks(query, key, value, mask, is_causal):
@@ -95,18 +73,6 @@ def attend_differentiably(query, key, value, mask, is_causal, scaling) -> torch.
     if mask is not None and mask.dtype == torch.bool:  # added, for `attend_backward` derives hidden scores like others
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     return torch.matmul(_weights(query, key, mask, is_causal, scaling), value).transpose(1, 2)
-
-
-def differentiable_gradients(
-    function: Callable, tensors: Sequence[torch.Tensor | None], needed: Sequence[bool], grad: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """The gradients of `function(*tensors)` along `grad` that are `needed`, as parts of the graph: what the backward
-    pass of a written-out function gives under `create_graph=True`, where derivatives of gradients will be wanted."""
-    # Views, so that a tensor given twice, or made of another, gets the gradient of each place alone.
-    places = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    wanted = [place for place, need in zip(places, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(function(*places), wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needed]
 
 
 class BlockedAttention(torch.autograd.Function):

@@ -40,13 +40,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
+from .key_store import paged_key_positions, record_key_positions
+from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .losses import classification_loss
 from .norm import SASRMSNorm
-from .positions import SASRotaryEmbedding, paged_key_positions, record_key_positions
+from .positions import SASRotaryEmbedding
 from .registration import register
 from .sharing import CodeTravelsMixin, came_with_its_checkpoint
 

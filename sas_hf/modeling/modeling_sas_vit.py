@@ -19,8 +19,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
-from .base_projections import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .configuration_sas_vit import SASViTConfig
+from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .losses import classification_loss
 from .registration import register
 from .sharing import CodeTravelsMixin

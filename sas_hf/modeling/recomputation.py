@@ -1,68 +1,124 @@
-"""Simulated attention that keeps the base heads for the backward pass and simulates them again there.
+"""Simulation whose results nobody keeps for the backward pass: they are made again from the base heads there.
 
 The simulation is a small share of the operations, but its results are most of what a layer would keep.
 `config.recompute_simulation` switches it; figures are in docs/cost.md of the package's repository.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.autograd.graph import saved_tensors_hooks
 
-from .blocked_attention import attend, attend_backward, attend_differentiably, differentiable_gradients
+from .transforms import differentiable_gradients, is_transformed
 
 
-class RecomputedAttention(torch.autograd.Function):
-    """Blocked attention over `simulate(*tensors)`, which keeps `tensors` alone."""
+class RecomputedSimulation(torch.autograd.Function):
+    """`simulate(*tensors)`, which keeps `tensors` alone.
+
+    Its result is made again once in a backward pass: by the first that asks for it, the attention function or itself.
+    """
 
     @staticmethod
-    def forward(ctx, simulate: Callable, mask, is_causal: bool, scaling: float, *tensors) -> torch.Tensor:
-        ctx.save_for_backward(mask, *tensors)
-        ctx.simulate, ctx.settings = simulate, (is_causal, scaling)
-        return attend(*simulate(*tensors), mask, *ctx.settings)
+    def forward(ctx, simulate: Callable, *tensors: torch.Tensor | None) -> torch.Tensor:
+        ctx.simulate, ctx.again = simulate, None
+        ctx.autocast = _as_now(tensors[0].device.type)
+        ctx.save_for_backward(*tensors)
+        return simulate(*tensors)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        mask, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # derivatives of the gradients will be wanted
+            tensors, ctx.again = ctx.saved_tensors if ctx.again is None else ctx.again.tensors, None
+            with ctx.autocast():
+                return None, *differentiable_gradients(ctx.simulate, tensors, needed, grad)
+        (_, leaves, result), ctx.again = _simulated_again(ctx), None
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(result, wanted, grad, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
 
-            def attention(*tensors):
-                return attend_differentiably(*ctx.simulate(*tensors), mask, *ctx.settings)
 
-            return None, None, None, None, *differentiable_gradients(attention, tensors, needed, grad)
-        with torch.enable_grad():
+def _as_now(device_type: str) -> Callable[[], AbstractContextManager]:
+    """Makes contexts in which types are cast as they are now."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext
+    return partial(
+        torch.autocast,
+        device_type,
+        dtype=torch.get_autocast_dtype(device_type),
+        enabled=torch.is_autocast_enabled(device_type),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
+
+
+class _Again(NamedTuple):
+    """What a simulation was made of, the same as leaves, and what was made of these in the backward pass."""
+
+    tensors: tuple[torch.Tensor | None, ...]
+    leaves: list[torch.Tensor | None]
+    result: torch.Tensor
+
+
+def _simulated_again(node) -> _Again:
+    if node.again is None:
+        tensors, needed = node.saved_tensors, node.needs_input_grad[1:]  # to be read once: gradient checkpoints
+        with torch.enable_grad(), node.autocast():
             leaves = [
                 tensor if tensor is None else tensor.detach().requires_grad_(need)
                 for tensor, need in zip(tensors, needed, strict=True)
             ]
-            simulated = ctx.simulate(*leaves)
-        grads = attend_backward(grad, *(tensor.detach() for tensor in simulated), mask, *ctx.settings)
-        ends = [(tensor, end) for tensor, end in zip(simulated, grads, strict=True) if tensor.requires_grad]
-        outputs, directions = zip(*ends, strict=True)
-        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(outputs, wanted, directions, allow_unused=True))
-        return None, None, None, None, *(next(found) if need else None for need in needed)
+            node.again = _Again(tensors, leaves, node.simulate(*leaves))
+    return node.again
 
 
-# What PyTorch's kernels give out, their normalisers included, is kept: only the simulation runs again.
-KERNELS = {
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-    )
-}
+class _View(NamedTuple):
+    """Stands for a tensor that an attention function wants to keep: how it lies in the result of `node`."""
+
+    node: torch.autograd.graph.Node
+    laid_out: tuple[int, ...]  # strides of the result
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int  # from where the result begins
+
+    def made_again(self) -> torch.Tensor:
+        result = _simulated_again(self.node).result.detach()
+        if result.stride() != self.laid_out:  # else its memory is not what the view looks at
+            result = torch.empty_strided(result.shape, self.laid_out, dtype=result.dtype, device=result.device).copy_(
+                result
+            )
+        return result.as_strided(self.size, self.stride, result.storage_offset() + self.offset)
 
 
-def _policy(_, operation, *args, **kwargs) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KERNELS else CheckpointPolicy.PREFER_RECOMPUTE
+def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
+    """Within, whatever is computed of the results of `RecomputedSimulation` keeps a note of them for its backward pass
+    instead of their numbers. So any attention function can be called, and runs once."""
+    if is_transformed():
+        return nullcontext()
+    results = {
+        tensor.untyped_storage().data_ptr(): tensor
+        for tensor in simulated
+        if getattr(type(tensor.grad_fn), "_forward_cls", None) is RecomputedSimulation
+    }
+    if not results:
+        return nullcontext()
+    # A result that the attention function changed in place is kept as it became.
+    versions = {result.grad_fn: result._version for result in results.values()}
+    # All else is kept as it would be without us: gradient checkpoints and offloading hook in here, too.
+    keep, give_back = torch._C._autograd._top_saved_tensors_default_hooks(False) or (None, None)
 
+    def pack(tensor: torch.Tensor):
+        result = results.get(tensor.untyped_storage().data_ptr()) if type(tensor) is torch.Tensor else None
+        if result is not None and tensor.dtype == result.dtype and result._version == versions[result.grad_fn]:
+            offset = tensor.storage_offset() - result.storage_offset()
+            return _View(result.grad_fn, result.stride(), tensor.size(), tensor.stride(), offset)
+        return tensor if keep is None else keep(tensor)
 
-def recompute_around_kernel(attention: Callable, *tensors):
-    """`attention(*tensors)` with another kernel, by PyTorch's selective checkpointing."""
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(attention, *tensors, use_reentrant=False, context_fn=contexts)
+    def unpack(packed) -> torch.Tensor:
+        if isinstance(packed, _View):
+            return packed.made_again()
+        return packed if give_back is None else give_back(packed)
+
+    return saved_tensors_hooks(pack, unpack)

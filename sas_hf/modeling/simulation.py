@@ -127,24 +127,24 @@ class FeatureSimulation(nn.Module):
         return hidden + self.residual(self.act(hidden))
 
 
-def make_simulation(config: PreTrainedConfig, num_heads: int, head_dim: int, side: str) -> nn.Module:
-    """The simulation of one side of attention as `config` asks for it: heads, then features, or nothing.
+class Simulation(nn.Sequential):
+    """
+    The simulation of one side of attention as `config` asks for it: heads, then features, or nothing.
+
+    A module from `[B, T, num_heads, head_dim]` to `[B, T, Ĥ, D̂]`; its children are named `heads` and `features`.
 
     Args:
         num_heads, head_dim: of the base projection's heads on that side.
         side: "query", "key" or "value"; values are never simulated along features (§3.4).
-
-    Returns:
-        a module from `[B, T, num_heads, head_dim]` to `[B, T, Ĥ, D̂]`; its children are named `heads` and `features`.
     """
-    simulation = nn.Sequential()
-    if config.num_simulated_heads is not None:
-        simulation.add_module("heads", HeadSimulation(config, num_heads, balanced=side == "value"))
-    if config.simulated_head_dim is not None and side != "value":
-        simulation.add_module(
-            "features", FeatureSimulation(head_dim, config.simulated_head_dim, config.simulation_act)
-        )
-    return simulation
+
+    def __init__(self, config: PreTrainedConfig, num_heads: int, head_dim: int, side: str):
+        super().__init__()
+        self.config = config
+        if config.num_simulated_heads is not None:
+            self.add_module("heads", HeadSimulation(config, num_heads, balanced=side == "value"))
+        if config.simulated_head_dim is not None and side != "value":
+            self.add_module("features", FeatureSimulation(head_dim, config.simulated_head_dim, config.simulation_act))
 
 
 # Layers, not the simulations that hold them: for classes outside Transformers, the base class offers a module to
@@ -167,12 +167,12 @@ def initialize_simulation(layer: nn.Conv1d | nn.Linear, method: str) -> None:
         init.copy_(layer.weight, layer.near_identity())
 
 
-def aggregate_heads(heads: torch.Tensor, num_heads: int) -> torch.Tensor:
+def aggregate_heads(heads: torch.Tensor, groups: int) -> torch.Tensor:
     """Parameter-efficient attention aggregation (equation 12) up to W^O: `[B, T, Ĥ, D_v]` to `[B, T, H·D_v]`.
 
-    Group i holds heads iH ... iH+H-1. W^O is linear, so the mean over the groups is taken before it: the same result
-    for a share H/Ĥ of the work.
+    Group i of Ĥ/H holds heads iH ... iH+H-1. W^O is linear, so the mean over the groups is taken before it: the same
+    result for a share H/Ĥ of the work.
     """
-    if heads.shape[2] == num_heads:  # the mean over one group would be a copy, kept for the backward pass
+    if groups == 1:  # the mean over one group would be a copy, kept for the backward pass
         return heads.flatten(2)
-    return heads.unflatten(2, (-1, num_heads)).mean(dim=2).flatten(2)
+    return heads.unflatten(2, (groups, -1)).mean(dim=2).flatten(2)

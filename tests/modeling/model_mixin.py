@@ -22,7 +22,7 @@ from helpers import (
 )
 
 from sas_hf import SASGPTForCausalLM, SASViTForImageClassification
-from sas_hf.modeling import attention
+from sas_hf.modeling import fused_simulation
 
 
 class Architecture:
@@ -176,7 +176,7 @@ class LoadingTests:
     def test_loads_through_the_meta_device(self, variant, place, tmp_path, monkeypatch):
         """With `device_map` weights are placed one by one; "disk" leaves the second layer there until it is used."""
         if place == "disk":  # what fetches the weights makes the fast paths step aside, which differ in last digits
-            monkeypatch.setattr(attention, "is_plain", lambda simulation: False)
+            monkeypatch.setattr(fused_simulation, "is_plain", lambda simulation: False)
         model = self.make(variant)
         inputs = self.inputs(model)
         model.save_pretrained(tmp_path / "model")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import GPT_VARIANTS, MHA_VARIANTS, gpt, gpt_config, left_padded, token_ids
 
-from sas_hf.modeling.base_projections import make_attention
+from sas_hf.modeling.kinds import make_attention
 from sas_hf.modeling.positions import SASRotaryEmbedding
 
 

@@ -11,8 +11,8 @@ import torch
 from helpers import GPT_VARIANTS, SAS, gpt, images, token_ids, vit
 from torch.autograd import forward_ad
 
-from sas_hf.modeling import attention
-from sas_hf.modeling.base_projections import make_attention
+from sas_hf.modeling import attention_functions, fused_simulation
+from sas_hf.modeling.kinds import make_attention
 
 
 VARIANTS = [name for name in GPT_VARIANTS if "sas" in name or name in ("mla", "head_only", "feature_only", "linear")]
@@ -20,8 +20,8 @@ LOUD = "derivative for aten::_scaled_dot_product"  # PyTorch's own kernel, as fo
 
 
 def plain_paths(monkeypatch) -> None:
-    monkeypatch.setattr(attention, "is_plain", lambda module: False)
-    monkeypatch.setattr(attention, "serves", lambda query: False)
+    monkeypatch.setattr(fused_simulation, "is_plain", lambda module: False)
+    monkeypatch.setattr(attention_functions, "_blocks_serve", lambda *arguments: False)
 
 
 def hessian_vector(model, inputs: dict, vector: list[torch.Tensor]) -> list[torch.Tensor]:

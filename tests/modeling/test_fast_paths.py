@@ -1,18 +1,19 @@
 """The fast paths compute what the plain ones do, and step aside where a part is not what it was."""
 
 import random
-from functools import partial
 
 import pytest
 import torch
 from helpers import assert_all_close, gpt, gradients, token_ids
 from torch import nn
-from transformers import StaticCache
+from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from sas_hf.modeling import attention, blocked_attention, fast_simulation, recomputation
-from sas_hf.modeling.base_projections import make_attention
+from sas_hf.modeling import attention_functions, blocked_attention, fused_simulation, key_store
 from sas_hf.modeling.cache_name import CACHE_NAME
-from sas_hf.modeling.fast_simulation import is_plain, simulate_all, simulation_weights
+from sas_hf.modeling.fused_simulation import is_plain
+from sas_hf.modeling.kinds import make_attention
 
 
 def random_fields(seed: int) -> dict:
@@ -50,8 +51,8 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def plain_paths(monkeypatch) -> None:
-    monkeypatch.setattr(attention, "is_plain", lambda module: False)
-    monkeypatch.setattr(attention, "serves", lambda query: False)
+    monkeypatch.setattr(fused_simulation, "is_plain", lambda module: False)
+    monkeypatch.setattr(attention_functions, "_blocks_serve", lambda *arguments: False)
 
 
 def random_case(seed: int, dtype: torch.dtype) -> tuple[nn.Module, dict, torch.Tensor, torch.Tensor]:
@@ -71,7 +72,7 @@ def random_case(seed: int, dtype: torch.dtype) -> tuple[nn.Module, dict, torch.T
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("seed", range(24))
 def test_fast_and_plain_paths_agree(seed, dtype, monkeypatch):
-    monkeypatch.setattr(fast_simulation, "BLOCK", 16)
+    monkeypatch.setattr(fused_simulation, "BLOCK", 16)
     model, inputs, real, direction = random_case(seed, dtype)
     found, found_gradients = step(model, inputs, direction)
     with torch.no_grad():
@@ -129,22 +130,18 @@ def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeyp
     """By finite differences, through simulation, rotation and attention, of everything that can be learnt."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 2)
     config = gpt("sas", simulated_head_dim=10, simulation_kernel_size=kernel, simulation_act="gelu").config
-    layer = make_attention(config, 0).double()
-    heads = [torch.randn(1, 3, layer.num_heads, layer.head_dim, dtype=torch.float64) for _ in range(3)]
+    config._attn_implementation = "sdpa"
+    layer = make_attention(config, 0).double().train()
     angles = torch.rand(1, 3, layer.head_dim // 2, dtype=torch.float64).repeat(1, 1, 2)
-    sides = (layer.q_simulation, layer.k_simulation, layer.v_simulation)
-    weights = [weight for side in sides for weight in simulation_weights(side)]
-    learnt = [index for index, weight in enumerate(weights) if weight is not None]
+    tables = angles.cos(), angles.sin()
     mask = None if is_causal else torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1]])[None, None].bool()
+    learnt = {name: torch.randn_like(weight) / 2 for name, weight in layer.named_parameters()}
 
-    def attention(*tensors):
-        given = [*tensors[:3], *2 * (angles.cos(), angles.sin()), *weights]
-        for index, weight in zip(learnt, tensors[3:], strict=True):
-            given[7 + index] = weight
-        simulate = partial(simulate_all, layer.acts)
-        return recomputation.RecomputedAttention.apply(simulate, mask, is_causal, 0.7, *given)
+    def attention(states, *weights):
+        given = dict(zip(learnt, weights, strict=True))
+        return torch.func.functional_call(layer, given, (states, tables, tables, mask))[0]
 
-    inputs = [*heads, *(torch.randn_like(weights[index]) / 2 for index in learnt)]
+    inputs = [torch.randn(1, 3, config.hidden_size, dtype=torch.float64), *learnt.values()]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(attention, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(attention, inputs, fast_mode=True)
@@ -153,19 +150,19 @@ def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeyp
 def test_the_empty_slots_of_a_static_cache_are_not_simulated(monkeypatch):
     model = gpt("sas", simulation_cache="base").eval()
     ids, lengths = token_ids(2, 9), []
-    simulate_all = attention.simulate_all
+    simulate = key_store.simulate
 
-    def counted(acts, query, key, *others):
-        lengths.append(key.shape[1])
-        return simulate_all(acts, query, key, *others)
+    def counted(simulation, heads, angles=None):
+        lengths.append(heads.shape[1])
+        return simulate(simulation, heads, angles)
 
     with torch.no_grad():
         expected = model(ids).logits
-        monkeypatch.setattr(attention, "simulate_all", counted)
+        monkeypatch.setattr(key_store, "simulate", counted)
         cache = StaticCache(config=model.config, max_cache_len=24)
         found = [model(part, **{CACHE_NAME: cache}).logits for part in (ids[:, :6], ids[:, 6:8], ids[:, 8:])]
-    layers = model.config.num_hidden_layers
-    assert lengths == [6] * layers + [8] * layers + [9] * layers
+    keys_and_values = 2 * model.config.num_hidden_layers
+    assert lengths == [6] * keys_and_values + [8] * keys_and_values + [9] * keys_and_values
     torch.testing.assert_close(torch.cat(found, dim=1), expected)
 
 
@@ -196,35 +193,90 @@ def test_recomputation_keeps_about_as_much_as_plain_attention():
     assert kept > 1.8 * plain
 
 
-def test_other_kernels_run_once_and_the_simulation_again(monkeypatch):
-    """Selective checkpointing, which every device but the CPU gets."""
-    monkeypatch.setattr(attention, "serves", lambda query: False)
-    calls = {"simulate": 0, "attend": 0}
-    simulate_all = attention.simulate_all
+class WrittenOut(torch.autograd.Function):
+    """A kernel as flash attention's: it keeps what it needs by `save_for_backward`, and reads views and copies."""
+
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, query, key, value, scaling):
+        WrittenOut.calls += 1
+        query, value = query.transpose(1, 2), value.contiguous()
+        ctx.save_for_backward(query, key, value)
+        ctx.scaling = scaling
+        return attend(query, key, value, scaling)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            grads = torch.autograd.grad(attend(*leaves, ctx.scaling), leaves, grad)
+        return grads[0].transpose(1, 2), *grads[1:], None
+
+
+def attend(query, key, value, scaling):
+    scores = query.transpose(1, 2) @ key.transpose(-2, -1) * scaling
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("kernel", ["written_out", "sdpa"])
+def test_any_kernel_runs_once_and_the_simulation_again(kernel, checkpoints, monkeypatch):
+    """Also within gradient checkpoints, which run both once more."""
+    calls = {"simulate": 0}
+    simulate_fused = fused_simulation.simulate_fused
 
     def counted(*arguments):
         calls["simulate"] += 1
-        return simulate_all(*arguments)
+        return simulate_fused(*arguments)
 
-    monkeypatch.setattr(attention, "simulate_all", counted)
-    model = gpt("sas", simulated_head_dim=8).double().train()  # one width: the CPU has a fast kernel
-    ids = token_ids(2, 14)
-    direction = torch.randn(2, 14, 67, dtype=torch.float64)
+    def written_out(module, query, key, value, attention_mask, scaling, **_):
+        return WrittenOut.apply(query, key, value, scaling), None
 
-    def kernel_events() -> int:
-        with torch.profiler.profile() as profile:
-            step(model, {"input_ids": ids}, direction)
-        return sum(event.name == "aten::_scaled_dot_product_flash_attention_for_cpu" for event in profile.events())
+    def counted_sdpa(*arguments, **kwargs):
+        WrittenOut.calls += 1
+        return sdpa_attention_forward(*arguments, **kwargs)
 
-    kept = kernel_events()
-    assert calls["simulate"] == 2 * model.config.num_hidden_layers
-    found, found_gradients = step(model, {"input_ids": ids}, direction)
-    monkeypatch.setattr(recomputation, "KERNELS", set())
-    assert 0 < kept < kernel_events()
+    # One width: the CPU has a fast kernel.
+    model = gpt("sas", simulated_head_dim=8).double().train()
+    layers = model.config.num_hidden_layers
+    if checkpoints:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(WrittenOut, "calls", 0)
+        patch.setattr(fused_simulation, "simulate_fused", counted)
+        patch.setitem(AttentionInterface._global_mapping, "written_out", written_out)
+        patch.setitem(AttentionMaskInterface._global_mapping, "written_out", sdpa_mask)
+        patch.setitem(attention_functions.SHARED_ATTENTION_FUNCTIONS._local_mapping, "sdpa", counted_sdpa)
+        model.set_attn_implementation(kernel)
+        ids = token_ids(2, 14)
+        direction = torch.randn(2, 14, 67, dtype=torch.float64)
+        found, found_gradients = step(model, {"input_ids": ids}, direction)
+        assert WrittenOut.calls == (2 if checkpoints else 1) * layers
+        assert calls["simulate"] == (3 if checkpoints else 2) * 3 * layers
     plain_paths(monkeypatch)
+    model.set_attn_implementation("sdpa")
     expected, expected_gradients = step(model, {"input_ids": ids}, direction)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert_all_close(found_gradients, expected_gradients, 1e-5)
+
+
+def test_eager_is_the_definition(monkeypatch):
+    """No fused operation runs under it, in training or not."""
+    model = gpt("sas", attn_implementation="eager").train()
+
+    def refuse(*arguments, **kwargs):
+        raise AssertionError("a fused path under `eager`")
+
+    monkeypatch.setattr(fused_simulation, "simulate_fused", refuse)
+    monkeypatch.setattr(attention_functions.BlockedAttention, "apply", refuse)
+    model(token_ids(2, 9), labels=token_ids(2, 9)).loss.backward()
+    with torch.no_grad():
+        model(token_ids(2, 9))
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(AssertionError, match="fused"):
+        model(token_ids(2, 9))
 
 
 class Doubled(nn.Module):

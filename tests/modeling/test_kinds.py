@@ -241,8 +241,8 @@ def test_tensor_products_start_as_large_as_plain_projections(hidden_size):
         attention_type="tpa", initializer_range=0.02,
     )  # fmt: skip
     layer = SASGPTModel(config).layers[0].self_attn
-    query, *state = layer.project(torch.randn(1, 400, hidden_size))
-    for heads in (query, *layer.expand(*state)):
+    inputs = torch.randn(1, 400, hidden_size)
+    for heads in (layer.project_queries(inputs), *layer.expand(*layer.project_state(inputs))):
         assert heads.std().item() == pytest.approx(0.02 * hidden_size**0.5, rel=0.2)
 
 

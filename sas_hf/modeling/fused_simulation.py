@@ -1,13 +1,17 @@
-"""Simulation and rotation in fewer passes over memory: the same numbers as simulation.py and positions.py.
+"""One side of attention, simulated and rotated: by the definition, or the same numbers in fewer passes over memory.
 
-Those are what counts and what runs where a part was replaced; tests compare the two. What it buys: docs/cost.md.
+The definition is one line of `simulate`. It is what counts, and what runs where a part was replaced; tests compare the
+two. What the other buys: docs/cost.md.
 """
+
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocked_attention import is_transformed, serves
+from .positions import rotate_leading_features
+from .recomputation import RecomputedSimulation
 from .simulation import (
     FeatureExpansion,
     FeatureResidual,
@@ -15,33 +19,74 @@ from .simulation import (
     HeadExpansion,
     HeadResidual,
     HeadSimulation,
+    Simulation,
 )
+from .transforms import are_ordinary, is_transformed, want_gradient
 
 
 BLOCK = 128  # tokens that are simulated at a time where no gradients are wanted
 PLAIN_TYPES = (
-    *(nn.Sequential, nn.Identity, nn.Linear, HeadSimulation, HeadExpansion, HeadResidual),
+    *(Simulation, nn.Identity, nn.Linear, HeadSimulation, HeadExpansion, HeadResidual),
     *(FeatureSimulation, FeatureExpansion, FeatureResidual),
 )
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether the weights of `module` say all that calling it would do.
-
-    Not if a part was replaced (peft's LoRA, quantisers), is watched by hooks or had its `forward` exchanged (weights
-    that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain operations itself, and its like.
+def simulate(
+    simulation: Simulation,
+    heads: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """
-    if is_transformed():
+    Simulate heads `[B, T, H, D]` and turn them by cos and sin `[B, T, R]`, to what attention reads: `[B, Ĥ, T, D̂]`.
+
+    With `eager` attention this is the definition and nothing else. Otherwise operations are fused where they may be,
+    and in training run again in the backward pass where `config.recompute_simulation` says so.
+    """
+    angles = position_embeddings or (None, None)
+    implementation = (simulation.config._attn_implementation or "eager").removeprefix("paged|")
+    if (
+        implementation == "eager"
+        or len(simulation) == 0
+        or not is_plain(simulation)
+        or not are_ordinary((heads, *angles))
+        or want_gradient(angles)
+    ):
+        return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
+    fused = partial(simulate_fused, simulation[0].act)
+    tensors = (heads, *angles, *simulation_weights(simulation))
+    # Flex attention is compiled, and keeps what it needs by its own rules.
+    keeps = implementation == "flex_attention" or not simulation.config.recompute_simulation
+    if keeps or not torch.is_grad_enabled() or not want_gradient(tensors):
+        return fused(*tensors)
+    return RecomputedSimulation.apply(fused, *tensors)
+
+
+def is_plain(simulation: Simulation) -> bool:
+    """Whether the weights of `simulation` say all that calling it would do.
+
+    Not if a part was replaced (peft's LoRA), holds other tensors (quantisers'), is watched by hooks or had its
+    `forward` exchanged (weights that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain
+    operations itself, and its like.
+    """
+    if is_transformed() or not _is_as_defined(simulation):
         return False
-    return all(
+    for maps in simulation._modules.values():
+        if not _is_as_defined(maps) or not all(_is_as_defined(part) for part in maps._modules.values()):
+            return False
+    return True
+
+
+def _is_as_defined(part: nn.Module) -> bool:
+    """Whether `part`, its own parts aside, is one of ours, or an activation without memory, with nothing added."""
+    return (
         (type(part) in PLAIN_TYPES or not (part._parameters or part._modules or part._buffers))
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
         and "forward" not in vars(part)
-        for part in module.modules()
+        and are_ordinary(part._parameters.values())
     )
 
 
-def simulation_weights(simulation: nn.Sequential) -> list[torch.Tensor | None]:
+def simulation_weights(simulation: Simulation) -> list[torch.Tensor | None]:
     """Weight and bias of the four maps in the order they act, `None` where a simulation is off."""
     weights = []
     for name in ("heads", "features"):
@@ -51,44 +96,34 @@ def simulation_weights(simulation: nn.Sequential) -> list[torch.Tensor | None]:
     return weights
 
 
-def simulate_all(acts: list[nn.Module], *tensors: torch.Tensor | None) -> list[torch.Tensor]:
-    """Queries, keys and values as attention reads them, `[B, heads, T, width]`.
-
-    Args:
-        acts: the non-linearity of each of the three.
-        tensors: queries, keys and values of the base projection `[B, T, heads, width]`; cos and sin of queries and of
-            keys; and `simulation_weights` of the three.
-    """
-    query, key, value, cos, sin, key_cos, key_sin, *weights = tensors
-    return [
-        simulate(query, weights[:8], acts[0], cos, sin),
-        simulate(key, weights[8:16], acts[1], key_cos, key_sin),
-        simulate(value, weights[16:], acts[2]),
-    ]
-
-
-def simulate(
-    heads: torch.Tensor,
-    weights: list[torch.Tensor | None],
+def simulate_fused(
     act: nn.Module,
-    cos: torch.Tensor | None = None,
-    sin: torch.Tensor | None = None,
+    heads: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    *weights: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What `rotate_leading_features(simulation(heads), ...).transpose(1, 2)` computes: `[B, T, H, D]` to
-    `[B, Ĥ, T, D̂]`.
+    """`[B, T, H, D]` to `[B, Ĥ, T, D̂]`, by `simulation_weights`.
 
     With κ = 1 heads stand first, so that each head map is one product of matrices and the result lies in memory as
     attention reads it; residuals, biases and rotation are added in place. (κ > 1 stays a convolution.) Without
     gradients, many tokens on a CPU are taken a block at a time, which saves a tenth.
     """
-    size = max(1, BLOCK // heads.shape[0])
-    if heads.shape[1] > size and not torch.is_grad_enabled() and serves(heads):
+    size, axis = max(1, BLOCK // heads.shape[0]), 2 if is_heads_first(weights) else 1
+    if heads.shape[1] <= size or heads.device.type != "cpu" or torch.is_grad_enabled():
+        hidden = _simulate(act, heads, cos, sin, *weights)
+    else:
         parts = []
         for start in range(0, heads.shape[1], size):
             block = slice(start, start + size)
             turns = [table if table is None else table[:, block] for table in (cos, sin)]
-            parts.append(simulate(heads[:, block], weights, act, *turns))
-        return torch.cat(parts, dim=2)
+            parts.append(_simulate(act, heads[:, block], *turns, *weights))
+        hidden = torch.cat(parts, dim=axis)
+    return hidden.permute(1, 0, 2, 3) if axis == 2 else hidden.transpose(1, 2)
+
+
+def _simulate(act, heads, cos, sin, *weights) -> torch.Tensor:
+    """The same as it lies in memory: `[Ĥ, B, T, D̂]` if `is_heads_first(weights)`, otherwise `[B, T, Ĥ, D̂]`."""
     heads_first = is_heads_first(weights)
     hidden = heads.flatten(0, 1)
     if heads_first:
@@ -99,11 +134,8 @@ def simulate(
     if cos is not None:
         if not heads_first:
             cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-        if all(weight is None for weight in weights):  # the memory is the caller's
-            hidden = hidden.clone()
         hidden = Rotation.apply(hidden, shape, cos, sin)
-    hidden = hidden.view(shape)
-    return hidden.permute(1, 0, 2, 3) if heads_first else hidden.transpose(1, 2)
+    return hidden.view(shape)
 
 
 def is_heads_first(weights: list[torch.Tensor | None]) -> bool:

@@ -1,6 +1,6 @@
-"""The base projections: how hidden states become queries, keys and values, and what each kind caches of them.
+"""The attention kinds: how hidden states become queries and a state, and how a state becomes keys and values.
 
-One class per attention kind. Adding a kind is a class here, its name in `ATTENTION_CLASSES`, and its fields and checks
+One class per kind. Adding a kind is a class here, its name in `ATTENTION_CLASSES`, and its fields and checks
 in configuration_attention.py. Any of them may be simulated, except "super".
 """
 
@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 
 from .attention import SASAttention
 from .norm import SASRMSNorm
@@ -33,19 +32,25 @@ class MultiHeadAttention(SASAttention):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.qk_norm = config.qk_norm
+        self.q_norm = self.k_norm = None
         if self.qk_norm is not None:
             per_head = self.qk_norm == "per_head"
             self.q_norm = SASRMSNorm(self.head_dim if per_head else self.q_proj.out_features, config.rms_norm_eps)
             self.k_norm = SASRMSNorm(self.head_dim if per_head else kv_width, config.rms_norm_eps)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        if self.qk_norm == "all_heads":
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (states.unflatten(-1, (-1, self.head_dim)) for states in (query, key, value))
-        if self.qk_norm == "per_head":
-            query, key = self.q_norm(query), self.k_norm(key)
-        return query, key, value
+    def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.heads(hidden_states, self.q_proj, self.q_norm)
+
+    def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.heads(source, self.k_proj, self.k_norm), self.heads(source, self.v_proj)
+
+    def heads(self, states: torch.Tensor, projection: nn.Module, norm: nn.Module | None = None) -> torch.Tensor:
+        """`[B, T, C]` to normed heads `[B, T, n, D]`."""
+        states = projection(states)
+        if self.qk_norm == "all_heads" and norm is not None:
+            states = norm(states)
+        states = states.unflatten(-1, (-1, self.head_dim))
+        return norm(states) if self.qk_norm == "per_head" and norm is not None else states
 
 
 class MultiHeadLatentAttention(SASAttention):
@@ -70,11 +75,13 @@ class MultiHeadLatentAttention(SASAttention):
         self.kv_a_layernorm = SASRMSNorm(config.kv_lora_rank, eps=config.rms_norm_eps)
         self.kv_b_proj = nn.Linear(config.kv_lora_rank, heads * (self.nope_dim + self.value_head_dim), bias=False)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
         query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
-        latent, rope_key = self.kv_a_proj_with_mqa(hidden_states).split((self.config.kv_lora_rank, self.rope_dim), -1)
-        latent = self.kv_a_layernorm(latent)
-        return query.unflatten(-1, (self.num_heads, -1)), latent.unsqueeze(2), rope_key.unsqueeze(2)
+        return query.unflatten(-1, (self.num_heads, -1))
+
+    def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latent, rope_key = self.kv_a_proj_with_mqa(source).split((self.config.kv_lora_rank, self.rope_dim), -1)
+        return self.kv_a_layernorm(latent).unsqueeze(2), rope_key.unsqueeze(2)
 
     def rotate_state(self, latent, rope_key, position_embeddings):
         return latent, rotate_leading_features(rope_key, position_embeddings)
@@ -135,9 +142,11 @@ class TensorProductAttention(SASAttention):
         heads, features = factors.split((self.num_heads, self.head_dim), dim=-1)
         return heads.transpose(-1, -2) @ features / factors.shape[-2]
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query, key, value = (self.factors(hidden_states, side) for side in "qkv")
-        return self.contract(query), key, value
+    def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.contract(self.factors(hidden_states, "q"))
+
+    def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.factors(source, "k"), self.factors(source, "v")
 
     def rotate_state(self, key, value, position_embeddings):
         heads, features = key.split((self.num_heads, self.head_dim), dim=-1)
@@ -150,7 +159,7 @@ class TensorProductAttention(SASAttention):
 class OptimisedAttention(SASAttention):
     """
     Optimised attention ("You Need to Pay Better Attention", arXiv:2403.01643, equations 9-12): no value projection;
-    the i-th head's values are the i-th slice of the layer's input.
+    the i-th head's values are the i-th slice of the layer's input (in cross-attention, of the source).
 
     Cached: keys and input, 2·C numbers per token.
     """
@@ -161,9 +170,11 @@ class OptimisedAttention(SASAttention):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
-        return tuple(states.unflatten(-1, (-1, self.head_dim)) for states in (query, key, hidden_states))
+    def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
+
+    def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(states.unflatten(-1, (-1, self.head_dim)) for states in (self.k_proj(source), source))
 
 
 class EfficientAttention(SASAttention):
@@ -177,10 +188,12 @@ class EfficientAttention(SASAttention):
     def make_projections(self, config: PreTrainedConfig) -> None:
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query = self.q_proj(hidden_states)
-        slices = hidden_states.unflatten(-1, (-1, self.head_dim))
-        return query.unflatten(-1, (-1, self.head_dim)), slices, slices[..., :0]
+    def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
+
+    def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        slices = source.unflatten(-1, (-1, self.head_dim))
+        return slices, slices[..., :0]
 
     def expand(self, slices: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return slices, slices
@@ -238,28 +251,16 @@ class SuperAttention(EfficientAttention):
         super().make_projections(config)
         self.token_mixing = TokenMixing(config.max_position_embeddings)
 
-    def mix_tokens(
-        self, slices: torch.Tensor, cache: Cache | None, layer_idx: int, token_mixing: tuple[torch.Tensor, ...]
-    ) -> list[torch.Tensor]:
-        seen = slices if cache is None else _seen_slices(cache, layer_idx, slices)
-        return [slices, self.token_mixing(seen, *token_mixing)]
+    def mix_tokens(self, slices: torch.Tensor, token_mixing: tuple[torch.Tensor, ...] | None) -> torch.Tensor:
+        if token_mixing is None:
+            raise ValueError(
+                "`attention_type='super'` mixes values along the tokens, each position with its own parameters: give "
+                "the layer `token_mixing`, the source's positions and who may see whom."
+            )
+        return self.token_mixing(slices, *token_mixing)
 
     def expand(self, slices: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return slices, mixed
-
-
-def _seen_slices(cache: Cache, layer_idx: int, new: torch.Tensor) -> torch.Tensor:
-    """The inputs of all tokens `[B, S, H, D]`, cached and new, in the cache's slots; the cache stays as it is."""
-    new = new.transpose(1, 2)
-    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
-    filled = layer is not None and layer.is_initialized
-    if cache.is_compileable:
-        slots = torch.arange(new.shape[2], device=new.device) + layer.get_seq_length()
-        buffer = layer.keys if filled else new.new_zeros(*new.shape[:2], layer.get_max_length(), new.shape[3])
-        seen = buffer.index_copy(2, slots, new)
-    else:
-        seen = torch.cat((layer.keys, new), dim=2) if filled else new
-    return seen.transpose(1, 2)
 
 
 def with_boolean_masks(config: PreTrainedConfig) -> PreTrainedConfig:

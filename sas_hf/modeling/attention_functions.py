@@ -1,0 +1,111 @@
+"""How scores are computed: attention functions with the signature that Transformers' `AttentionInterface` asks for.
+
+The layer finds them by `config._attn_implementation`. Here are the definition ("eager") and what this architecture
+needs instead of Transformers' "sdpa" where keys are wider than values; all others are Transformers' or the user's.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as transformers_sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as SHARED_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import AttentionInterface
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .blocked_attention import BlockedAttention
+from .transforms import are_ordinary, is_transformed, want_gradient
+
+
+def repeat_kv(states: torch.Tensor, repeats: int) -> torch.Tensor:
+    """`[B, H_kv, S, D]` to `[B, H_kv·repeats, S, D]`, each head repeated in place."""
+    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention written out: `[B, heads, T, width]` in, `[B, T, heads, D_v]` and the weights out."""
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    # At least float32, as everywhere in the ecosystem, but never less than the inputs.
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(torch.float32, query.dtype))
+    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def sdpa_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """Transformers' "sdpa"; on a CPU, which has no fast kernel for keys wider than values, in blocks or with values as
+    wide as keys. Shapes as in `eager_attention_forward`; no weights."""
+    registered = SHARED_ATTENTION_FUNCTIONS["sdpa"]
+    wider = query.shape[-1] - value.shape[-1]
+    if wider <= 0 or query.device.type != "cpu" or registered is not transformers_sdpa_attention_forward:
+        pass
+    elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        output, _ = registered(
+            module, query, key, nn.functional.pad(value, (0, wider)), attention_mask,
+            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+        return output[..., :-wider], None
+    elif _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs):
+        # As there: no mask and more than one query, and the kernel hides the future itself.
+        hides_future = module.is_causal if is_causal is None else is_causal
+        hides_future = hides_future and attention_mask is None and query.shape[2] > 1
+        if hides_future:  # a static cache has empty slots behind
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        return BlockedAttention.apply(query, key, value, attention_mask, hides_future, scaling), None
+    return registered(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+def _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs) -> bool:
+    """Whether `BlockedAttention` computes what is asked for. Half types are left to PyTorch, which sums them in
+    float32."""
+    return (
+        query.dtype in (torch.float32, torch.float64)
+        and module.num_key_value_groups == 1
+        and not dropout
+        and all(kwargs.get(name) is None for name in ("position_bias", "softcap"))
+        and are_ordinary((query, key, value, attention_mask))
+        and not want_gradient((attention_mask,))
+        and not torch.is_autocast_enabled("cpu")
+        and not is_transformed()
+    )
+
+
+class SASAttentionInterface(AttentionInterface):
+    """Transformers' table of attention functions, with this architecture's own "sdpa"."""
+
+    def __init__(self):
+        super().__init__()
+        self["sdpa"] = sdpa_attention_forward
+
+    def get_interface(self, attn_implementation: str | None, default: Callable) -> Callable:
+        """As in Transformers. Every cache was extended before, the pool of continuous batching too: "paged|" asks for
+        nothing more."""
+        return super().get_interface(attn_implementation and attn_implementation.removeprefix("paged|"), default)
+
+
+ALL_ATTENTION_FUNCTIONS = SASAttentionInterface()
