@@ -1,0 +1,478 @@
+"""What models promise to the tools that transform them: each kind of attention, plain and simulated, in a decoder and
+in an encoder of images, beside Transformers' own Llama and ViT.
+
+Models are called from outside alone, with each attention function. What they give is compared with differences, loops
+or the untransformed model, in float64. PyTorch's own attention kernel refuses some derivatives, for Llama as for us:
+a refusal in its name is an answer, a wrong number is not.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers import GPT_BASE, MLA, SAS, TPA, VIT_BASE, scramble, token_ids
+from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+
+from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASViTConfig, SASViTForImageClassification
+
+
+KINDS = {
+    "mha": {},
+    "mqa": {"attention_type": "mqa"},
+    "gqa": {"attention_type": "gqa", "num_key_value_heads": 2},
+    "mla": MLA,
+    "tpa": TPA,
+    "optimised": {"attention_type": "optimised"},
+    "efficient": {"attention_type": "efficient"},
+    "super": {"attention_type": "super", "token_mixing_init": "normal"},
+}
+SIMULATED = {f"{kind}_sas": fields | SAS for kind, fields in KINDS.items() if kind != "super"}
+SIMULATED |= {
+    "sas_k3": SAS | {"simulation_kernel_size": 3},
+    "sas_kept": SAS | {"recompute_simulation": False},
+    "heads_only": {"num_simulated_heads": 12},  # one width for keys and values, which PyTorch's fast kernel asks for
+    "features_only": {"simulated_head_dim": 12, "num_key_value_heads": 2},
+}
+# Nothing with kinks, on whose other side differences would be others.
+SMOOTH = {"hidden_act": "gelu", "num_hidden_layers": 1}
+OURS = {"simulation_act": "gelu"} | SMOOTH
+GPT = {"norm_type": "layer_norm", "mlp_type": "plain"} | OURS
+MODELS = {f"gpt-{kind}": (SASGPTForCausalLM, GPT_BASE | GPT | fields) for kind, fields in (KINDS | SIMULATED).items()}
+MODELS |= {
+    f"vit-{kind}": (SASViTForImageClassification, VIT_BASE | OURS | fields)
+    for kind, fields in (KINDS | SIMULATED).items()
+}
+MODELS |= {"llama": (LlamaForCausalLM, GPT_BASE | SMOOTH), "vit": (ViTForImageClassification, VIT_BASE | SMOOTH)}
+CONFIGS = {
+    SASGPTForCausalLM: SASGPTConfig,
+    SASViTForImageClassification: SASViTConfig,
+    LlamaForCausalLM: LlamaConfig,
+    ViTForImageClassification: ViTConfig,
+}
+
+every_model = pytest.mark.parametrize("name", MODELS)
+either_implementation = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+# Where a case takes a second: all kinds with the usual implementation, some with the other.
+mostly_sdpa = pytest.mark.parametrize(
+    ("name", "implementation"),
+    [(name, "sdpa") for name in MODELS] + [(name, "eager") for name in ("gpt-mha_sas", "vit-mha_sas", "llama", "vit")],
+)
+
+
+def make(name: str, implementation: str = "sdpa", dtype: torch.dtype = torch.float64) -> nn.Module:
+    model_class, fields = MODELS[name]
+    model = scramble(model_class(CONFIGS[model_class](**fields)))
+    for part in list(model.modules()):
+        for child, norm in part.named_children():
+            if type(norm).__name__.endswith("RMSNorm"):  # Llama's and ours compute in float32 whatever the type
+                exact = nn.RMSNorm(norm.weight.shape, norm.variance_epsilon)
+                exact.load_state_dict(norm.state_dict())
+                setattr(part, child, exact)
+    model.set_attn_implementation(implementation)
+    return model.to(dtype)
+
+
+def takes_tokens(model: nn.Module) -> bool:
+    return isinstance(model, (SASGPTForCausalLM, LlamaForCausalLM))
+
+
+def inputs_of(model: nn.Module, batch: int = 2, length: int = 5) -> torch.Tensor:
+    if takes_tokens(model):
+        return token_ids(batch, length)
+    return torch.randn(batch, 3, 12, 12, dtype=model.dtype)
+
+
+class Logits(nn.Module):
+    """A model from one tensor to one tensor."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (self.model(inputs, use_cache=False) if takes_tokens(self.model) else self.model(inputs)).logits
+
+
+def loss_of(logits: torch.Tensor) -> torch.Tensor:
+    return logits.pow(2).mean()
+
+
+def assert_near(found, expected, bound: float) -> None:
+    """Tensors, or as many of them, within `bound` of the largest entry."""
+    found, expected = ((pair,) if isinstance(pair, torch.Tensor) else tuple(pair) for pair in (found, expected))
+    scale = max(part.abs().max() for part in expected).item()
+    assert scale > 1e-3
+    for part, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, truth, atol=bound * scale, rtol=0, check_dtype=False)
+
+
+def answered(record_property, implementation: str, compute: Callable):
+    """What `compute` gives, or `None` where PyTorch's attention kernel says that it has no such derivative."""
+    try:
+        answer = compute()
+    except (RuntimeError, NotImplementedError) as error:
+        if implementation == "eager" or "scaled_dot_product" not in str(error):
+            raise
+        record_property("answer", "refused")
+        return None
+    record_property("answer", "right")
+    return answer
+
+
+@contextmanager
+def moved(model: nn.Module, direction: list[torch.Tensor], by: float) -> Iterator[None]:
+    parameters = list(model.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter, side in zip(parameters, direction, strict=True):
+            parameter.add_(side, alpha=by)
+    yield
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+
+
+def difference(function: Callable, model: nn.Module, direction: list[torch.Tensor], step: float) -> list[torch.Tensor]:
+    """The derivative of the tensors that `function()` gives when the parameters move, to the fourth order."""
+
+    def at(by: float) -> tuple[torch.Tensor, ...]:
+        with moved(model, direction, by):
+            return function()
+
+    near = [a - b for a, b in zip(at(step), at(-step), strict=True)]
+    far = [a - b for a, b in zip(at(2 * step), at(-2 * step), strict=True)]
+    return [(8 * a - b) / (12 * step) for a, b in zip(near, far, strict=True)]
+
+
+def step_and_bound(name: str, implementation: str) -> tuple[float, float]:
+    """Of differences. The softmax of Transformers' `eager` rounds to float32, which a small step would magnify."""
+    return (2e-3, 2e-3) if implementation == "eager" and name in ("llama", "vit") else (2e-5, 1e-7)
+
+
+@every_model
+@either_implementation
+def test_gradients_of_gradients(name, implementation, record_property):
+    """Along a random direction: of the loss the gradient's part, of the gradient the Hessian's product."""
+    model = make(name, implementation).train()
+    parameters, inputs = list(model.parameters()), inputs_of(model)
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+
+    def loss():
+        return loss_of(Logits(model)(inputs))
+
+    def gradient(**kwargs):
+        return torch.autograd.grad(loss(), parameters, materialize_grads=True, **kwargs)
+
+    def hessian_vector():
+        slope = sum((part * side).sum() for part, side in zip(gradient(create_graph=True), direction, strict=True))
+        return torch.autograd.grad(slope, parameters, materialize_grads=True)
+
+    step, bound = step_and_bound(name, implementation)
+    slope = sum((part * side).sum() for part, side in zip(gradient(), direction, strict=True))
+    with torch.no_grad():
+        assert_near(slope, difference(lambda: [loss()], model, direction, step), bound)
+    found = answered(record_property, implementation, hessian_vector)
+    if found is not None:
+        assert_near(found, difference(gradient, model, direction, step), bound)
+
+
+@pytest.mark.parametrize("name", ["gpt-mha", "gpt-mha_sas", "gpt-mla_sas", "gpt-super"])
+def test_gradients_of_gradients_beside_padding(name):
+    model = make(name, "eager").train()
+    parameters, inputs = list(model.parameters()), inputs_of(model)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+
+    def gradient(**kwargs):
+        logits = model(inputs, attention_mask=mask, use_cache=False).logits
+        return torch.autograd.grad(loss_of(logits * mask[..., None]), parameters, materialize_grads=True, **kwargs)
+
+    slope = sum((part * side).sum() for part, side in zip(gradient(create_graph=True), direction, strict=True))
+    found = torch.autograd.grad(slope, parameters, materialize_grads=True)
+    assert_near(found, difference(gradient, model, direction, 2e-5), 1e-7)
+
+
+@pytest.mark.parametrize("name", ["gpt-mha", "gpt-mha_sas", "gpt-heads_only", "vit-mha_sas", "vit-mla_sas", "llama"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_under_checkpoints(name, reentrant):
+    """Of first order by both kinds of checkpoint, of second order by the one that can."""
+    model = make(name, "eager").train()
+    parameters, inputs = list(model.parameters()), inputs_of(model)
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+
+    def hessian_vector(create_graph):
+        model.zero_grad()
+        loss = loss_of(Logits(model)(inputs))
+        if not create_graph:
+            loss.backward()
+            return [parameter.grad.clone() for parameter in parameters]
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        slope = sum((part * side).sum() for part, side in zip(gradient, direction, strict=True))
+        return torch.autograd.grad(slope, parameters, materialize_grads=True)
+
+    expected = hessian_vector(not reentrant)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert_near(hessian_vector(not reentrant), expected, 1e-6)
+
+
+@every_model
+@either_implementation
+def test_gradients_of_each_sample(name, implementation, record_property):
+    """By `vmap`, as differential privacy takes them, and one after the other."""
+    model = make(name, implementation)
+    logits, inputs = Logits(model), inputs_of(model, batch=3)
+    weights = {name: parameter.detach() for name, parameter in logits.named_parameters()}
+
+    def loss(weights, row):
+        return loss_of(functional_call(logits, weights, (row[None],)))
+
+    each = vmap(grad(loss), in_dims=(None, 0), randomness="error")
+    found = answered(record_property, implementation, lambda: each(weights, inputs))
+    for index, row in enumerate(inputs):
+        expected = torch.autograd.grad(loss_of(logits(row[None])), list(logits.parameters()), materialize_grads=True)
+        assert_near([part[index] for part in found.values()], expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt-mha", "gpt-gqa_sas", "gpt-super", "vit-mla_sas", "vit-tpa", "llama", "vit"])
+@either_implementation
+def test_an_ensemble_computes_at_once(name, implementation, record_property):
+    models = [Logits(make(name, implementation)) for _ in range(2)]
+    inputs = inputs_of(models[0].model)
+    weights, buffers = stack_module_state(models)
+
+    def call(weights, buffers):
+        return functional_call(models[0], (weights, buffers), (inputs,))
+
+    found = answered(record_property, implementation, lambda: vmap(call)(weights, buffers))
+    assert_near(found, torch.stack([model(inputs) for model in models]), 1e-6)
+
+
+@every_model
+@either_implementation
+def test_derivatives_forwards(name, implementation, record_property):
+    """By `jvp` and by dual numbers."""
+    model = make(name, implementation)
+    logits, inputs = Logits(model), inputs_of(model)
+    weights = {name: parameter.detach() for name, parameter in logits.named_parameters()}
+    direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
+
+    def call(weights):
+        return functional_call(logits, weights, (inputs,))
+
+    def by_duals():
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(weight, direction[name]) for name, weight in weights.items()}
+            return forward_ad.unpack_dual(call(duals)).tangent
+
+    step, bound = step_and_bound(name, implementation)
+    with torch.no_grad():
+        along = list(direction.values())
+        (expected,) = difference(lambda: [logits(inputs)], model, along, step)
+    for compute in (lambda: jvp(call, (weights,), (direction,))[1], by_duals):
+        found = answered(record_property, implementation, compute)
+        if found is not None:
+            assert_near(found, expected, bound)
+
+
+@pytest.mark.parametrize("name", ["gpt-mha_sas", "gpt-super", "vit-mla_sas", "vit-mha", "llama", "vit"])
+def test_jacobians(name):
+    """By what goes in, both ways, and Hessians as the Jacobian of the gradient."""
+    model = make(name, "eager")
+    inputs = inputs_of(model, batch=1, length=3)
+    inputs = model.get_input_embeddings()(inputs).detach() if takes_tokens(model) else inputs
+
+    def call(inputs):
+        if takes_tokens(model):
+            return model(inputs_embeds=inputs, use_cache=False).logits[0, -1]
+        return model(inputs).logits[0]
+
+    leaf = inputs.clone().requires_grad_()
+    rows = [torch.autograd.grad(logit, leaf, retain_graph=True)[0] for logit in call(leaf)]
+    assert_near(jacrev(call)(inputs), torch.stack(rows), 1e-5)
+    assert_near(jacfwd(call)(inputs), torch.stack(rows), 1e-5)
+
+    first = inputs.flatten()[:4].clone()
+
+    def loss(first):
+        return loss_of(call(torch.cat((first, inputs.flatten()[4:])).view_as(inputs)))
+
+    first.requires_grad_()
+    (slope,) = torch.autograd.grad(loss(first), first, create_graph=True)
+    hessian = [torch.autograd.grad(entry, first, retain_graph=True)[0] for entry in slope]
+    assert_near(jacfwd(jacrev(loss))(first.detach()), torch.stack(hessian), 1e-5)
+
+
+@mostly_sdpa
+@pytest.mark.filterwarnings("ignore")  # what a trace takes for constants, and that it is of the past
+def test_a_trace_is_saved_and_computes_the_same(name, implementation, record_property):
+    logits, saved = Logits(make(name, implementation)), io.BytesIO()
+    inputs, others = inputs_of(logits.model), inputs_of(logits.model)
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(logits, (inputs,), check_trace=False), saved)
+        saved.seek(0)
+        loaded = torch.jit.load(saved)
+        assert_near(loaded(inputs), logits(inputs), 1e-6)
+        assert_near(loaded(others), logits(others), 1e-6)
+    record_property("answer", "right")
+
+
+@mostly_sdpa
+def test_an_export_takes_other_sizes(name, implementation, record_property):
+    """Any number of rows, and of tokens."""
+    logits = Logits(make(name, implementation))
+    sizes = {0: torch.export.Dim.DYNAMIC}
+    if takes_tokens(logits.model):
+        sizes[1] = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        exported = torch.export.export(logits, (inputs_of(logits.model),), dynamic_shapes=(sizes,)).module()
+        for batch, length in ((2, 5), (5, 9), (3, 2)):
+            inputs = inputs_of(logits.model, batch, length)
+            assert_near(exported(inputs), logits(inputs), 1e-6)
+    record_property("answer", "right")
+
+
+@pytest.mark.parametrize("name", ["gpt-gqa_sas", "vit-mla_sas", "llama", "vit"])
+def test_a_compiled_step_is_the_same(name, record_property):
+    torch._dynamo.reset()
+    logits = Logits(make(name)).train()
+    inputs, parameters = inputs_of(logits.model), list(logits.parameters())
+    expected = torch.autograd.grad(loss_of(logits(inputs)), parameters, materialize_grads=True)
+    compiled = torch.compile(logits, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(loss_of(compiled(inputs)), parameters, materialize_grads=True)
+    assert_near(found, expected, 1e-6)
+    record_property("answer", "right")
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def functions_of(tensor: torch.Tensor) -> list:
+    """The nodes of the graph that made it."""
+    found, to_see = {}, [tensor.grad_fn]
+    while to_see:
+        node = to_see.pop()
+        if node is not None and node not in found:
+            found[node] = True
+            to_see += [following for following, _ in node.next_functions]
+    return list(found)
+
+
+@every_model
+def test_eager_is_written_out(name):
+    """PyTorch's own operations alone, forwards and backwards."""
+    model = make(name, "eager").train()
+    inputs = inputs_of(model)
+    with Operations() as forwards:
+        loss = loss_of(Logits(model)(inputs))
+    own = [type(node).__name__ for node in functions_of(loss) if isinstance(node, BackwardCFunction)]
+    with torch.no_grad(), Operations() as without_graph:
+        Logits(model)(inputs)
+    fused = [name for name in forwards.names | without_graph.names if "attention" in name]
+    assert own + fused == []
+
+
+def attention_of(model: nn.Module) -> nn.Module:
+    return next(part for name, part in model.named_modules() if name.endswith(("self_attn", "attention")))
+
+
+def parts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """What a layer of attention is made of, down to non-linearities."""
+    return {name: part for name, part in attention_of(model).named_modules() if name and is_something(part)}
+
+
+def is_something(part: nn.Module) -> bool:
+    return next(part.parameters(), None) is not None or not (list(part.children()) or isinstance(part, nn.Sequential))
+
+
+def turned(given, *_):
+    """The other way round: the features of a tensor, or of the first of a part's arguments."""
+    return (turned(given[0]), *given[1:]) if isinstance(given, tuple) else given.flip(-1)
+
+
+class Turned(nn.Module):
+    """A wrapper as adapters make them."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given):
+        return turned(self.part(*given))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-mha",
+        "gpt-super",
+        "gpt-mha_sas",
+        "gpt-mla_sas",
+        "gpt-sas_k3",
+        "gpt-heads_only",
+        "gpt-features_only",
+        "vit-tpa_sas",
+    ],
+)
+def test_what_is_put_on_or_for_a_part_takes_effect(name):
+    """Hooks, wrappers and other forwards, in a step of training and without gradients: as where all parts are watched,
+    so that nothing can run as one."""
+    model = make(name).train()
+    logits, inputs, parameters = Logits(model), inputs_of(model), list(model.parameters())
+    parts, attention = parts_of(model), attention_of(model)
+
+    def step():
+        with torch.no_grad():
+            without_graph = logits(inputs)
+        output = logits(inputs)
+        gradient = torch.autograd.grad(loss_of(output), parameters, materialize_grads=True)
+        return without_graph, output.detach(), torch.cat([part.flatten() for part in gradient])
+
+    def check(what: str) -> None:
+        found = step()
+        assert max((a - b).abs().max() for a, b in zip(found, before, strict=True)) > 1e-7, what
+        watches = [part.register_forward_hook(lambda *_: None) for part in parts.values()]
+        for one, expected in zip(found, step(), strict=True):
+            assert_near(one, expected, 1e-9)
+        for watch in watches:
+            watch.remove()
+
+    before = step()
+    for part_name, part in parts.items():
+        hooks = (
+            (part.register_forward_hook, lambda _, given, output: turned(output)),
+            (part.register_forward_pre_hook, lambda _, given: turned(given)),
+            (
+                part.register_full_backward_hook,
+                lambda _, given, __: tuple(
+                    2 * one if torch.is_tensor(one) and one.is_floating_point() else one for one in given
+                ),
+            ),
+        )
+        for register, hook in hooks:
+            handle = register(hook)
+            check(f"{register.__name__} on {part_name}")
+            handle.remove()
+        parent, _, child = part_name.rpartition(".")
+        setattr(attention.get_submodule(parent), child, Turned(part))
+        check(f"another module for {part_name}")
+        setattr(attention.get_submodule(parent), child, part)
+        part.forward = lambda *given, forward=part.forward: turned(forward(*given))
+        check(f"another forward of {part_name}")
+        del part.forward
+    assert_near(step(), before, 1e-9)
