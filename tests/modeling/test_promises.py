@@ -12,50 +12,27 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers import GPT_BASE, MLA, SAS, TPA, VIT_BASE, scramble, token_ids
+from promised_models import (
+    MODELS,
+    Logits,
+    answered,
+    assert_near,
+    attention_of,
+    inputs_of,
+    loss_of,
+    make,
+    parts_of,
+    takes_tokens,
+)
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASViTConfig, SASViTForImageClassification
-
-
-KINDS = {
-    "mha": {},
-    "mqa": {"attention_type": "mqa"},
-    "gqa": {"attention_type": "gqa", "num_key_value_heads": 2},
-    "mla": MLA,
-    "tpa": TPA,
-    "optimised": {"attention_type": "optimised"},
-    "efficient": {"attention_type": "efficient"},
-    "super": {"attention_type": "super", "token_mixing_init": "normal"},
-}
-SIMULATED = {f"{kind}_sas": fields | SAS for kind, fields in KINDS.items() if kind != "super"}
-SIMULATED |= {
-    "sas_k3": SAS | {"simulation_kernel_size": 3},
-    "sas_kept": SAS | {"recompute_simulation": False},
-    "heads_only": {"num_simulated_heads": 12},  # one width for keys and values, which PyTorch's fast kernel asks for
-    "features_only": {"simulated_head_dim": 12, "num_key_value_heads": 2},
-}
-# Nothing with kinks, on whose other side differences would be others.
-SMOOTH = {"hidden_act": "gelu", "num_hidden_layers": 1}
-OURS = {"simulation_act": "gelu"} | SMOOTH
-GPT = {"norm_type": "layer_norm", "mlp_type": "plain"} | OURS
-MODELS = {f"gpt-{kind}": (SASGPTForCausalLM, GPT_BASE | GPT | fields) for kind, fields in (KINDS | SIMULATED).items()}
-MODELS |= {
-    f"vit-{kind}": (SASViTForImageClassification, VIT_BASE | OURS | fields)
-    for kind, fields in (KINDS | SIMULATED).items()
-}
-MODELS |= {"llama": (LlamaForCausalLM, GPT_BASE | SMOOTH), "vit": (ViTForImageClassification, VIT_BASE | SMOOTH)}
-CONFIGS = {
-    SASGPTForCausalLM: SASGPTConfig,
-    SASViTForImageClassification: SASViTConfig,
-    LlamaForCausalLM: LlamaConfig,
-    ViTForImageClassification: ViTConfig,
-}
 
 every_model = pytest.mark.parametrize("name", MODELS)
 either_implementation = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -64,66 +41,6 @@ mostly_sdpa = pytest.mark.parametrize(
     ("name", "implementation"),
     [(name, "sdpa") for name in MODELS] + [(name, "eager") for name in ("gpt-mha_sas", "vit-mha_sas", "llama", "vit")],
 )
-
-
-def make(name: str, implementation: str = "sdpa", dtype: torch.dtype = torch.float64) -> nn.Module:
-    model_class, fields = MODELS[name]
-    model = scramble(model_class(CONFIGS[model_class](**fields)))
-    for part in list(model.modules()):
-        for child, norm in part.named_children():
-            if type(norm).__name__.endswith("RMSNorm"):  # Llama's and ours compute in float32 whatever the type
-                exact = nn.RMSNorm(norm.weight.shape, norm.variance_epsilon)
-                exact.load_state_dict(norm.state_dict())
-                setattr(part, child, exact)
-    model.set_attn_implementation(implementation)
-    return model.to(dtype)
-
-
-def takes_tokens(model: nn.Module) -> bool:
-    return isinstance(model, (SASGPTForCausalLM, LlamaForCausalLM))
-
-
-def inputs_of(model: nn.Module, batch: int = 2, length: int = 5) -> torch.Tensor:
-    if takes_tokens(model):
-        return token_ids(batch, length)
-    return torch.randn(batch, 3, 12, 12, dtype=model.dtype)
-
-
-class Logits(nn.Module):
-    """A model from one tensor to one tensor."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return (self.model(inputs, use_cache=False) if takes_tokens(self.model) else self.model(inputs)).logits
-
-
-def loss_of(logits: torch.Tensor) -> torch.Tensor:
-    return logits.pow(2).mean()
-
-
-def assert_near(found, expected, bound: float) -> None:
-    """Tensors, or as many of them, within `bound` of the largest entry."""
-    found, expected = ((pair,) if isinstance(pair, torch.Tensor) else tuple(pair) for pair in (found, expected))
-    scale = max(part.abs().max() for part in expected).item()
-    assert scale > 1e-3
-    for part, truth in zip(found, expected, strict=True):
-        torch.testing.assert_close(part, truth, atol=bound * scale, rtol=0, check_dtype=False)
-
-
-def answered(record_property, implementation: str, compute: Callable):
-    """What `compute` gives, or `None` where PyTorch's attention kernel says that it has no such derivative."""
-    try:
-        answer = compute()
-    except (RuntimeError, NotImplementedError) as error:
-        if implementation == "eager" or "scaled_dot_product" not in str(error):
-            raise
-        record_property("answer", "refused")
-        return None
-    record_property("answer", "right")
-    return answer
 
 
 @contextmanager
@@ -387,17 +304,45 @@ def test_eager_is_written_out(name):
     assert own + fused == []
 
 
-def attention_of(model: nn.Module) -> nn.Module:
-    return next(part for name, part in model.named_modules() if name.endswith(("self_attn", "attention")))
+@pytest.fixture
+def counted():
+    """An attention function of a user's own, as kernels are, and the list of its calls."""
+    calls = []
+
+    def attention(*args, **kwargs):
+        calls.append(torch.is_grad_enabled())
+        return sdpa_attention_forward(*args, **kwargs)
+
+    AttentionInterface.register("counted", attention)
+    yield calls
+    del AttentionInterface._global_mapping["counted"]
 
 
-def parts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """What a layer of attention is made of, down to non-linearities."""
-    return {name: part for name, part in attention_of(model).named_modules() if name and is_something(part)}
+@pytest.mark.parametrize(
+    "name", ["gpt-mha", "gpt-mha_sas", "gpt-heads_only", "gpt-gqa_sas", "vit-mla_sas", "llama", "vit"]
+)
+def test_an_attention_function_runs_once_in_a_step(name, counted):
+    """Recomputation is of the simulation: kernels are what costs."""
+    model = make(name).train()
+    inputs, parameters = inputs_of(model), list(model.parameters())
+    expected = torch.autograd.grad(loss_of(Logits(model)(inputs)), parameters, materialize_grads=True)
+    model.set_attn_implementation("counted")
+    found = torch.autograd.grad(loss_of(Logits(model)(inputs)), parameters, materialize_grads=True)
+    assert len(counted) == 1
+    assert_near(found, expected, 1e-9)
 
 
-def is_something(part: nn.Module) -> bool:
-    return next(part.parameters(), None) is not None or not (list(part.children()) or isinstance(part, nn.Sequential))
+@pytest.mark.parametrize("name", ["gpt-mha_sas", "gpt-sas_k3", "gpt-features_only", "vit-mla_sas"])
+def test_watches_of_all_modules_see_every_part(name):
+    """As profilers set them: a hook for every module there is."""
+    model = make(name).train()
+    seen, inputs = [], inputs_of(model)
+    handle = register_module_forward_hook(lambda module, given, output: seen.append(module))
+    try:
+        loss_of(Logits(model)(inputs))
+    finally:
+        handle.remove()
+    assert [name for name, part in parts_of(model).items() if part not in seen] == []
 
 
 def turned(given, *_):
@@ -417,17 +362,7 @@ class Turned(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "gpt-mha",
-        "gpt-super",
-        "gpt-mha_sas",
-        "gpt-mla_sas",
-        "gpt-sas_k3",
-        "gpt-heads_only",
-        "gpt-features_only",
-        "vit-tpa_sas",
-    ],
+    "name", ["gpt-super", "gpt-mha_sas", "gpt-mla_sas", "gpt-sas_k3", "gpt-heads_only", "vit-tpa_sas"]
 )
 def test_what_is_put_on_or_for_a_part_takes_effect(name):
     """Hooks, wrappers and other forwards, in a step of training and without gradients: as where all parts are watched,
