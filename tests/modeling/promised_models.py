@@ -36,6 +36,7 @@ MODELS = {f"gpt-{kind}": (SASGPTForCausalLM, GPT_BASE | GPT | fields) for kind, 
 MODELS |= {
     f"vit-{kind}": (SASViTForImageClassification, VIT_BASE | OURS | fields)
     for kind, fields in (KINDS | SIMULATED).items()
+    if kind not in ("sas_kept", "heads_only", "features_only")
 }
 MODELS |= {"llama": (LlamaForCausalLM, GPT_BASE | SMOOTH), "vit": (ViTForImageClassification, VIT_BASE | SMOOTH)}
 CONFIGS = {

@@ -29,7 +29,8 @@ from helpers import (
     returned_cache,
     token_ids,
 )
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 import sas_hf
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
@@ -335,48 +336,88 @@ def test_rows_of_a_loaded_cache_move(change):
 
 
 OTHER_PROCESS = """
+import pickle
 import sys
+from pathlib import Path
 import torch
 from sas_hf import SASGPTForCausalLM
 
-folder = sys.argv[1]
-model = SASGPTForCausalLM.from_pretrained(folder)
-saved = torch.load(folder + "/cache.pt", weights_only=False)
-with torch.no_grad():
-    torch.save(model(saved["ids"], attention_mask=saved["mask"], cache=saved["cache"]).logits, folder + "/logits.pt")
-"""
-
-
-def test_a_cache_is_read_by_another_process(tmp_path):
-    model, (ids, mask) = gpt("sas", simulation_cache="base"), left_padded(12, 8)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    cached(model, cache, ids, (9,), mask, positions)
-    model.save_pretrained(tmp_path)
-    torch.save({"cache": cache, "ids": ids[:, 9:], "mask": mask}, tmp_path / "cache.pt")
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(tmp_path)], check=True, env=python_environment())
+for folder in map(Path, sys.argv[1:]):
+    model = SASGPTForCausalLM.from_pretrained(folder)
+    saved = torch.load(folder / "inputs.pt")
+    caches = [torch.load(folder / "cache.pt", weights_only=False)]
+    caches.append(pickle.loads((folder / "cache.pickle").read_bytes()))
     with torch.no_grad():  # positions are counted on from the cache there
-        expected = model(ids[:, 9:], attention_mask=mask, cache=cache).logits
-    assert_logits(torch.load(tmp_path / "logits.pt"), expected)
+        logits = [model(saved["ids"], attention_mask=saved["mask"], cache=cache).logits for cache in caches]
+    torch.save(torch.stack(logits), folder / "logits.pt")
+"""
+SIMULATED_KINDS = ["sas", "head_only", "sas_learned", "mla_sas", "tpa_sas", "optimised_sas", "efficient_sas"]
+SAVED = [(name, "expanded") for name in ("mha", "gqa", "learned", "mla", "tpa", "optimised", "efficient", "super")]
+SAVED += [(name, form) for name in SIMULATED_KINDS for form in ("expanded", "base")]
+
+
+def test_caches_are_read_by_another_process(tmp_path):
+    """Of every kind and form."""
+    (ids, mask), expected = left_padded(12, 8), {}
+    for variant, form in SAVED:
+        for kind, new in CACHES.items():
+            model, folder = gpt(variant, simulation_cache=form), tmp_path / f"{variant}-{form}-{kind}"
+            cache = new(model)
+            cached(model, cache, ids, (9,), mask, (mask.cumsum(-1) - 1).clamp(min=0))
+            model.save_pretrained(folder)
+            torch.save({"ids": ids[:, 9:], "mask": mask}, folder / "inputs.pt")
+            torch.save(cache, folder / "cache.pt")
+            (folder / "cache.pickle").write_bytes(pickle.dumps(cache))
+            with torch.no_grad():
+                expected[folder] = model(ids[:, 9:], attention_mask=mask, cache=cache).logits
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, *map(str, expected)], check=True, env=python_environment())
+    for folder, logits in expected.items():
+        for found in torch.load(folder / "logits.pt"):
+            torch.testing.assert_close(
+                found, logits, atol=2e-4, rtol=0, msg=lambda m, name=folder.name: f"{name}: {m}"
+            )
 
 
 def test_a_dropped_cache_is_freed_at_once(model, new_cache):
     """By its last reference, not when the collector runs: caches are what fills an accelerator."""
     ids, mask = left_padded(12, 8)
-    gc.collect()
     gc.disable()
     try:
         cache = new_cache(model)
         cached(model, cache, ids, (9, 12), mask)
         caches = [cache, copy.deepcopy(cache), saved_and_loaded(cache)]
         memory = [weakref.ref(each.layers[layer].keys) for each in caches for layer in (0, 1)]
+        memory += [weakref.ref(each) for each in caches]
         del cache, caches
+        output = model(ids, attention_mask=mask, use_cache=True)  # beside a graph
+        memory += [weakref.ref(returned_cache(output)), weakref.ref(returned_cache(output).layers[0].values)]
+        del output
         output = model.generate(ids, attention_mask=mask, max_new_tokens=2, return_dict_in_generate=True)
         memory.append(weakref.ref(returned_cache(output)))
         del output
         assert [reference() for reference in memory] == [None] * len(memory)
     finally:
         gc.enable()
+
+
+SLIDING = {
+    "dynamic": lambda window: DynamicSlidingWindowLayer(sliding_window=window),
+    "static": lambda window: StaticSlidingWindowLayer(max_cache_len=24, sliding_window=window),
+}
+
+
+@pytest.mark.parametrize("model", SAVED, indirect=True, ids="-".join)
+@pytest.mark.parametrize("kind", SLIDING)
+@pytest.mark.parametrize("cuts", [range(1, 13), (3, 5, *range(6, 13))], ids=["tokens", "prefill"])
+def test_a_cache_that_forgets(model, kind, cuts):
+    """Of the last tokens alone, each at its own position: as if the others had been hidden."""
+    window, ids, places = 5, token_ids(2, 12), torch.arange(12)
+    seen = (places[:, None] >= places) & (places[:, None] - places < window)
+    mask = torch.zeros(2, 1, 12, 12).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False).logits
+    cache = Cache(layers=[SLIDING[kind](window) for _ in model.model.layers])
+    assert_logits(cached(model, cache, ids, cuts), expected)
 
 
 @pytest.mark.parametrize("variant", ["mha", "sas", "efficient", "super", "qk_norm"])
