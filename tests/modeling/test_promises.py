@@ -117,29 +117,6 @@ def test_gradients_of_gradients_beside_padding(name):
     assert_near(found, difference(gradient, model, direction, 2e-5), 1e-7)
 
 
-@pytest.mark.parametrize("name", ["gpt-mha", "gpt-mha_sas", "gpt-heads_only", "vit-mha_sas", "vit-mla_sas", "llama"])
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradients_under_checkpoints(name, reentrant):
-    """Of first order by both kinds of checkpoint, of second order by the one that can."""
-    model = make(name, "eager").train()
-    parameters, inputs = list(model.parameters()), inputs_of(model)
-    direction = [torch.randn_like(parameter) for parameter in parameters]
-
-    def hessian_vector(create_graph):
-        model.zero_grad()
-        loss = loss_of(Logits(model)(inputs))
-        if not create_graph:
-            loss.backward()
-            return [parameter.grad.clone() for parameter in parameters]
-        gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-        slope = sum((part * side).sum() for part, side in zip(gradient, direction, strict=True))
-        return torch.autograd.grad(slope, parameters, materialize_grads=True)
-
-    expected = hessian_vector(not reentrant)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    assert_near(hessian_vector(not reentrant), expected, 1e-6)
-
-
 @every_model
 @either_implementation
 def test_gradients_of_each_sample(name, implementation, record_property):
