@@ -37,10 +37,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 every_model = pytest.mark.parametrize("name", MODELS)
 either_implementation = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 # Where a case takes a second: all kinds with the usual implementation, some with the other.
+FORMS = ("gpt-sas_kept", "gpt-heads_only", "gpt-features_only", "vit-sas_k3")
 mostly_sdpa = pytest.mark.parametrize(
     ("name", "implementation"),
-    [(name, "sdpa") for name in MODELS if name != "gpt-sas_kept"]
-    + [(name, "eager") for name in ("gpt-mha_sas", "vit-mha_sas", "llama", "vit")],
+    [(name, "sdpa") for name in MODELS if name not in FORMS]
+    + [(name, "eager") for name in ("gpt-mha_sas", "vit-mha_sas", "vit")],
 )
 
 
