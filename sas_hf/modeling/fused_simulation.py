@@ -43,32 +43,30 @@ def simulate(
     and in training run again in the backward pass where `config.recompute_simulation` says so.
     """
     angles = position_embeddings or (None, None)
-    implementation = (simulation.config._attn_implementation or "eager").removeprefix("paged|")
-    if (
-        implementation == "eager"
-        or len(simulation) == 0
-        or not is_plain(simulation)
-        or not are_ordinary((heads, *angles))
-        or want_gradient(angles)
-    ):
+    if not is_plain(simulation) or not are_ordinary((heads, *angles)) or want_gradient(angles):
         return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
     fused = partial(simulate_fused, simulation[0].act)
     tensors = (heads, *angles, *simulation_weights(simulation))
     # Flex attention is compiled, and keeps what it needs by its own rules.
-    keeps = implementation == "flex_attention" or not simulation.config.recompute_simulation
+    config = simulation.config
+    keeps = config._attn_implementation == "flex_attention" or not config.recompute_simulation
     if keeps or not torch.is_grad_enabled() or not want_gradient(tensors):
         return fused(*tensors)
     return RecomputedSimulation.apply(fused, *tensors)
 
 
-def is_plain(simulation: Simulation) -> bool:
-    """Whether the weights of `simulation` say all that calling it would do.
+def is_plain(simulation: nn.Module) -> bool:
+    """Whether there is something to simulate, by weights that say all that calling `simulation` would do.
 
-    Not if a part was replaced (peft's LoRA), holds other tensors (quantisers'), is watched by hooks or had its
-    `forward` exchanged (weights that Accelerate keeps elsewhere), or under `torch.compile`, which fuses the plain
-    operations itself, and its like.
+    Not with `eager` attention, nor if a part was replaced (peft's LoRA), holds other tensors (quantisers'), is watched
+    by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor under `torch.compile`, which
+    fuses the plain operations itself, and its like.
     """
-    if is_transformed() or not _is_as_defined(simulation):
+    if is_transformed() or torch.nn.modules.module._has_any_global_hook():
+        return False
+    if type(simulation) is not Simulation or not len(simulation) or not _is_as_defined(simulation):
+        return False
+    if simulation.config._attn_implementation in ("eager", "paged|eager", None):
         return False
     for maps in simulation._modules.values():
         if not _is_as_defined(maps) or not all(_is_as_defined(part) for part in maps._modules.values()):
@@ -90,9 +88,11 @@ def simulation_weights(simulation: Simulation) -> list[torch.Tensor | None]:
     """Weight and bias of the four maps in the order they act, `None` where a simulation is off."""
     weights = []
     for name in ("heads", "features"):
-        maps = getattr(simulation, name, None)
-        for layer in (None, None) if maps is None else (maps.expansion, maps.residual):
-            weights += [None, None] if layer is None else [layer.weight, layer.bias]
+        if name not in simulation._modules:
+            weights += [None] * 4
+            continue
+        maps = simulation._modules[name]
+        weights += [maps.expansion.weight, maps.expansion.bias, maps.residual.weight, maps.residual.bias]
     return weights
 
 

@@ -95,12 +95,13 @@ class CachePlace:
         as it is."""
         if self.cache is None or (self.layer is None and not self.cache.is_compileable):
             return new
-        if not self.cache.is_compileable:
-            return torch.cat((self.layer.keys, new), dim=2)
-        layer = self.cache.layers[self.layer_idx]
-        slots = torch.arange(new.shape[2], device=new.device) + layer.get_seq_length()
-        buffer = layer.keys if self.layer else new.new_zeros(*new.shape[:2], layer.get_max_length(), new.shape[3])
-        return buffer.index_copy(2, slots, new)
+        layer, held = self.cache.layers[self.layer_idx], self.layer and self.layer.keys
+        if self.cache.is_compileable and not layer.is_sliding:  # fixed slots
+            slots = torch.arange(new.shape[2], device=new.device) + layer.get_seq_length()
+            empty = (*new.shape[:2], layer.get_max_length(), new.shape[3])
+            return (new.new_zeros(empty) if held is None else held).index_copy(2, slots, new)
+        seen = new if held is None else torch.cat((held[:, :, : layer.get_seq_length()], new), dim=2)
+        return _as_handed_out(seen, layer, new.shape[2])
 
     def filled(self, tensor: torch.Tensor, attention_mask: torch.Tensor | None) -> int | None:
         """How many slots of a static cache hold something, where the others can be left out, whose simulation would
@@ -257,7 +258,7 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
         repeats, remainder = divmod(batch, recorded.shape[0])
         recorded = recorded.repeat_interleave(repeats, dim=0) if remainder == 0 else None
 
-    if cache.is_compileable:  # static: fixed slots, written in place
+    if cache.is_compileable and not layer.is_sliding:  # fixed slots, written in place
         slots = torch.arange(cache.get_max_length(), device=position_ids.device)
         if recorded is None:
             recorded = position_ids[:, :1] - past + slots
@@ -269,7 +270,15 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
     if recorded is None or recorded.shape[1] < past:
         recorded = position_ids[:, :1] - past + torch.arange(past, device=position_ids.device)
     layer.key_positions = torch.cat((recorded[:, :past].to(position_ids.device), position_ids), dim=1)
-    return layer.key_positions
+    return _as_handed_out(layer.key_positions[:, None, :, None], layer, new)[:, 0, :, 0]
+
+
+def _as_handed_out(seen: torch.Tensor, layer: CacheLayerMixin, new: int) -> torch.Tensor:
+    """Of what belongs to all tokens seen `[B, n, tokens, width]`, `new` of them new, that of the slots which a layer
+    will hand out: a sliding one forgets, or has empty slots behind."""
+    length = layer.get_mask_sizes(new)[0]
+    missing = length - seen.shape[2]
+    return nn.functional.pad(seen, (0, 0, 0, missing)) if missing > 0 else seen[:, :, -length:]
 
 
 @functools.cache

@@ -82,7 +82,7 @@ class SASViTEmbeddings(nn.Module):
             mask = bool_masked_pos.unsqueeze(-1).to(embeddings.dtype)
             embeddings = embeddings * (1.0 - mask) + self.mask_token * mask
         prefix = [token for token in (self.cls_token, self.distillation_token) if token is not None]
-        embeddings = torch.cat([*(token.expand(len(embeddings), -1, -1) for token in prefix), embeddings], dim=1)
+        embeddings = torch.cat([*(token.expand(embeddings.shape[0], -1, -1) for token in prefix), embeddings], dim=1)
         return self.dropout(embeddings + self.positions(grid))
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:

@@ -114,7 +114,8 @@ def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
         if result is not None and tensor.dtype == result.dtype and result._version == versions[result.grad_fn]:
             offset = tensor.storage_offset() - result.storage_offset()
             return _View(result.grad_fn, result.stride(), tensor.size(), tensor.stride(), offset)
-        return tensor if keep is None else keep(tensor)
+        # Detached, as an output would hold the graph that holds it.
+        return tensor.detach() if keep is None else keep(tensor)
 
     def unpack(packed) -> torch.Tensor:
         if isinstance(packed, _View):
