@@ -18,8 +18,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from sas_hf.cli import explain_errors
 from sas_hf.configurations import NAMED_CONFIGS
 from sas_hf.files import write_atomically
-from sas_hf.training.images import make_image_trainer
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from sas_hf.training.tasks import find_task
 
 
 @dataclass
@@ -42,7 +42,7 @@ def main() -> None:
             train=arguments.dataset, class_names=names.split(",") if names else None, augment=arguments.augment
         ),
     )
-    trainer = make_image_trainer(recipe, training)
+    trainer = find_task("image_classification").make_trainer(recipe, training)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     metrics = trainer.evaluate() | {"parameters": trainer.model.num_parameters()}

@@ -30,11 +30,6 @@ PIPELINE_TAGS = {  # the Hub's tasks; masked images have none
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForImageClassification": "image-classification",
 }
-TRAINED_CLASSES = {  # by a recipe's task: what loads adapters, and what a whole model
-    "language_modeling": ("AutoPeftModelForCausalLM", "AutoModelForCausalLM"),
-    "chat": ("AutoPeftModelForCausalLM", "AutoModelForCausalLM"),
-    "image_classification": ("AutoPeftModel", "AutoModelForImageClassification"),
-}
 TAGS = ["sas", "sas_hf"]
 CARRIED = ("license", "license_name", "license_link", "language", "base_model", "base_model_relation")
 LOADING, FIDELITY = "How to load", "Fidelity"
@@ -180,7 +175,9 @@ def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, repor
     return card
 
 
-def trained_card(model, name: str, training: dict, report: dict | None, start: ModelCard | None) -> ModelCard:
+def trained_card(
+    model, name: str, auto_class: str, training: dict, report: dict | None, start: ModelCard | None
+) -> ModelCard:
     """The card of a model that a recipe trained, of whatever architecture, or of adapters.
 
     What it started from on the Hub is its base model; of a local one, its own card's base model is.
@@ -188,20 +185,23 @@ def trained_card(model, name: str, training: dict, report: dict | None, start: M
     Args:
         model: the trained model, a `PreTrainedModel` or peft's around one.
         name: its title.
+        auto_class: that loads it, such as "AutoModelForCausalLM".
         training: what the last entry of the report's `trained_since` says.
         report: of the conversion that it started from, if it did.
         start: the card of what it started from, of which nothing but metadata still holds.
     """
     adapted = hasattr(model, "peft_config")
+    # peft has a class for each kind of model that it knows (`task_type`), and one for all others.
+    known_to_peft = adapted and model.active_peft_config.task_type is not None
     model = model.get_base_model() if adapted else model
     is_ours = type(model).__module__.startswith(f"{modeling.__name__}.")
     place = training["started_from"]
     carried = {} if start is None else {field: getattr(start.data, field, None) for field in CARRIED}
     if _is_hub_id(place) and training["is_checkpoint"]:
         carried |= {"base_model": place, "base_model_relation": "adapter" if adapted else "finetune"}
-    named, auto_class = TRAINED_CLASSES[training["task"]]
     data = _with_hub_ids(ModelCardData(**carried, library_name="peft" if adapted else "transformers"))
-    data.pipeline_tag, data.tags = PIPELINE_TAGS[auto_class], [*(TAGS if is_ours else []), "generated_from_trainer"]
+    data.pipeline_tag = PIPELINE_TAGS.get(auto_class)
+    data.tags = [*(TAGS if is_ours else []), "generated_from_trainer"]
     began = f"It began as `{place}`" + (f" at revision `{training['revision']}`." if training["revision"] else ".")
     if report is not None:
         began += (
@@ -216,8 +216,9 @@ def trained_card(model, name: str, training: dict, report: dict | None, start: M
     first = "import sas_hf  # registers the architecture\n" if is_ours else ""
     package, arguments = "transformers", ""
     if adapted:
-        package, auto_class = "peft", named
-        arguments = ', import_allowlist=["sas_hf"]' if named == "AutoPeftModel" and is_ours else ""
+        package = "peft"
+        auto_class = auto_class.replace("Auto", "AutoPeft", 1) if known_to_peft else "AutoPeftModel"
+        arguments = ', import_allowlist=["sas_hf"]' if is_ours and not known_to_peft else ""
     _set_section(
         card,
         LOADING,

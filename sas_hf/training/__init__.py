@@ -3,7 +3,7 @@
 from .data import TrainingData, check_data, training_data
 from .durable_trainer import DurableTrainer
 from .packing import pack_documents
-from .recipe import DataRecipe
+from .recipe_fields import DataRecipe
 from .streaming import PackedStream
 
 

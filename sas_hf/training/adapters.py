@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .recipe import ModelRecipe
+from .recipe_fields import ModelRecipe
 
 
 def prepare_parameters(

@@ -7,8 +7,9 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available
 
-from .recipe import TrainingRecipe
 from .recipe_checks import COSINE_WITH_FLOOR
+from .recipe_fields import TrainingRecipe
+from .tasks import find_task
 
 
 def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
@@ -28,6 +29,9 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     if recipe.minimum_learning_rate is not None:
         fields["lr_scheduler_type"] = COSINE_WITH_FLOOR
         fields["lr_scheduler_kwargs"] = {"min_lr": recipe.minimum_learning_rate}
+    if best := fields.get("metric_for_best_model"):  # the Trainer would go by the ending of its name
+        metric = find_task(recipe.task).evaluated()[best.removeprefix("eval_")]
+        fields["greater_is_better"] = metric.higher_is_better
     # The mean of an evaluation is of all batches, those that are no numbers included.
     fields.setdefault("logging_nan_inf_filter", False)
     fields.setdefault("dataloader_pin_memory", torch.cuda.is_available())

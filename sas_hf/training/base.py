@@ -13,21 +13,60 @@ from pathlib import Path
 from transformers import (
     AutoConfig,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
+    set_seed,
 )
+from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..checkpoints import new_folder
 from ..conversion import convert_checkpoint
 from ..files import write_atomically
 from .folders import has_trained
-from .models import conversion_options
-from .recipe import ModelRecipe
+from .models import build_model, conversion_options
+from .recipe_fields import ModelRecipe
 
 
 BASE = "base"
+
+
+def starting_model(
+    auto_class: type,
+    recipe: ModelRecipe,
+    config: PreTrainedConfig,
+    load_config: Callable[[ModelRecipe], PreTrainedConfig],
+    arguments: TrainingArguments,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """
+    The model that a run starts from, before adapters are put on it or parameters frozen.
+
+    Args:
+        auto_class: such as `AutoModelForCausalLM`.
+        config: of the recipe's model.
+        load_config: gives that of a base, where one is written.
+        arguments: `seed` decides a new model's weights.
+        processor: tokenizer or image processor, to be saved beside a base.
+        new_head: the checkpoint's head does not fit `config` and begins anew.
+
+    Raises:
+        ValueError, OSError: as [`build_model`] and [`write_base`].
+    """
+
+    def build(start: ModelRecipe) -> PreTrainedModel:
+        # The Trainer seeds when it gets the model, which is too late for a new one.
+        enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
+        its_own = start is recipe
+        return build_model(auto_class, start, config if its_own else load_config(start), new_head and its_own)
+
+    start = recipe
+    if needs_base(recipe, new_head):
+        start = write_base(recipe, arguments, lambda: build(recipe), processor)
+    return build(start)
 
 
 def needs_base(recipe: ModelRecipe, new_head: bool = False) -> bool:

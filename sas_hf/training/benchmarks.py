@@ -6,7 +6,7 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from .recipe import EvaluationRecipe
+from .recipe_fields import EvaluationRecipe
 from .reporting import TrainingLog
 
 

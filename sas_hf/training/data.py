@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ..text_files import TABLES, check_column, check_file, documents_in, find_files, kind_of
 from .held_out import check_apart, compare_with_training, digests
 from .packing import BATCH, LAYOUT, Packer
-from .recipe import DataRecipe
+from .recipe_fields import DataRecipe
 from .streaming import PackedStream
 
 

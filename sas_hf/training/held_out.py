@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..text_files import same_file
-from .recipe import DataRecipe
+from .recipe_fields import DataRecipe
 
 
 LONG_LINE = 40  # characters; shorter ones stand in many texts

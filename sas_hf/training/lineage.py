@@ -15,7 +15,7 @@ from ..card import read_card, trained_card
 from ..checkpoints import CARD_NAME, REPORT_NAME, read_report
 from ..version import versions
 from .base import BASE
-from .recipe import TrainingRecipe
+from .recipe_fields import TrainingRecipe
 
 
 @dataclass
@@ -27,12 +27,14 @@ class Lineage:
             new entry of `trained_since`.
         report: of the conversion that the run started from, if it did.
         card: of what the run started from.
+        auto_class: that loads the model, such as "AutoModelForCausalLM".
     """
 
     name: str
     training: dict
     report: dict | None
     card: ModelCard | None
+    auto_class: str
 
     def save(self, folder: str | Path, model: PreTrainedModel | PeftModel, step: int) -> None:
         """Write card and report beside a saved model, in the place of a template by peft."""
@@ -41,12 +43,16 @@ class Lineage:
         if self.report is not None:
             report = self.report | {"trained_since": [*self.report.get("trained_since", []), training]}
             (Path(folder) / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        trained_card(model, self.name, training, report, self.card).save(Path(folder) / CARD_NAME)
+        card = trained_card(model, self.name, self.auto_class, training, report, self.card)
+        card.save(Path(folder) / CARD_NAME)
 
 
-def read_lineage(recipe: TrainingRecipe, folder: Path) -> Lineage:
+def read_lineage(recipe: TrainingRecipe, folder: Path, auto_class: str) -> Lineage:
     """
     Of a run in that folder, whose base (where it needs one) has been written.
+
+    Args:
+        auto_class: that loads the model.
 
     Raises:
         ValueError: for a damaged report or card of what it starts from.
@@ -69,4 +75,4 @@ def read_lineage(recipe: TrainingRecipe, folder: Path) -> Lineage:
     report = card = None
     if place is not None:
         report, card = read_report(place, revision), read_card(place, revision)
-    return Lineage(folder.resolve().name, training | {"trained": trained}, report, card)
+    return Lineage(folder.resolve().name, training | {"trained": trained}, report, card, auto_class)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..checkpoints import load_model, read_settings
@@ -17,7 +17,7 @@ from ..conversion.convert import find_family, sas_config
 from ..text import python_reference, train_tokenizer
 from .data import BUILT_IN
 from .fields import build, check_names
-from .recipe import ModelRecipe, TrainingRecipe
+from .recipe_fields import ModelRecipe, TrainingRecipe
 
 
 def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
@@ -147,15 +147,21 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]
     return {"bos_token_id": start, "eos_token_id": end, "pad_token_id": None if pad in (start, end) else pad}
 
 
-def build_model(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedModel:
+def build_model(
+    auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, new_head: bool = False
+) -> PreTrainedModel:
     """The model to train, in float32; training in bf16 casts as it computes.
 
+    Args:
+        auto_class: such as `AutoModelForCausalLM`.
+        new_head: as of [`load_model`].
+
     Raises:
-        ValueError: as [`load_weights`].
+        ValueError, OSError: as [`load_weights`].
     """
     if recipe.checkpoint is None:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return load_weights(AutoModelForCausalLM, recipe, config)
+        return auto_class.from_config(config, dtype=torch.float32)
+    return load_weights(auto_class, recipe, config, new_head)
 
 
 def load_weights(

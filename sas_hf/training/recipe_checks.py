@@ -1,23 +1,19 @@
 """What a recipe must be to be run, as far as its fields alone can tell; nothing is loaded, built or written.
 
-What only the model, the tokenizer or the data can tell is checked in `model` and `data`.
+What one task alone refuses it checks itself, and what only the model, the tokenizer or the data can tell.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import re
 import typing
-from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from .fields import check_names, check_type
-
-
-if TYPE_CHECKING:
-    from .recipe import TrainingRecipe
+from .recipe_fields import TrainingRecipe
+from .tasks import Task, find_task
+from .tasks.task import COMMON, LOSS
 
 
 # The least that the counts and weights of `TrainingArguments` may be.
@@ -58,36 +54,21 @@ REFUSED = {
 }
 # Which `TrainingArguments` keep for scripts alone.
 FOR_SCRIPTS = ("do_train", "do_eval", "do_predict")
-# Fields of `model` and `data` that a task has no use for.
-UNHEEDED = {
-    "language_modeling": ("model.chat_template", "data.class_names"),
-    "chat": ("data.text_column", "data.document_separator", "data.class_names"),
-    "image_classification": (
-        "model.chat_template",
-        "data.validation_documents",
-        "data.config",
-        "data.text_column",
-        "data.document_separator",
-        "data.streaming",
-    ),
-}
-METRICS = {"image_classification": ("loss", "accuracy", "top5_accuracy")}  # that an evaluation has, by task
-TASKS = ("language_modeling", "chat", "image_classification")
 COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
 
 
 def check_recipe(recipe: TrainingRecipe) -> None:
     """Raise a ValueError, naming field, value and what would be right, for a recipe that cannot be run."""
-    check_names([recipe.task], TASKS, kind="no `task` of a recipe")
-    _check_model(recipe)
+    task = find_task(recipe.task)
+    _check_model(recipe, task)
     _check_data(recipe)
-    _check_training_fields(recipe)
+    _check_training_fields(recipe, task)
     _check_rates(recipe)
     _check_batch_size(recipe)
-    _check_evaluation(recipe)
+    _check_evaluation(recipe, task)
 
 
-def _check_model(recipe: TrainingRecipe) -> None:
+def _check_model(recipe: TrainingRecipe, task: Task) -> None:
     model = recipe.model
     if (model.config is None) == (model.checkpoint is None):
         raise ValueError(
@@ -99,11 +80,7 @@ def _check_model(recipe: TrainingRecipe) -> None:
             raise ValueError(
                 f"`model.{name}` is {getattr(model, name)!r}, of a checkpoint, but `model.checkpoint` is not given."
             )
-    if model.conversion is not None and recipe.task == "image_classification":
-        raise ValueError(
-            f"`model.conversion` is {model.conversion!r}, for language models; run `sas-hf convert` before."
-        )
-    if model.config is not None and model.tokenizer is None and recipe.task != "image_classification":
+    if model.config is not None and model.tokenizer is None and task.needs_tokenizer:
         raise ValueError("`model.tokenizer` is not given, and a new model has none; give a folder or a Hub id.")
     if model.lora is not None and model.trainable is not None:
         raise ValueError(
@@ -126,7 +103,7 @@ def _check_data(recipe: TrainingRecipe) -> None:
         raise ValueError("`data.streaming` is true, and a stream has no length; set `training.max_steps`.")
 
 
-def _check_training_fields(recipe: TrainingRecipe) -> None:
+def _check_training_fields(recipe: TrainingRecipe, task: Task) -> None:
     training = recipe.training
     hints = typing.get_type_hints(TrainingArguments) | {"bf16": bool | typing.Literal["auto"]}
     known = [field.name for field in dataclasses.fields(TrainingArguments)]
@@ -146,31 +123,28 @@ def _check_training_fields(recipe: TrainingRecipe) -> None:
                 f"`training.{name}` is {training[name]!r}, but the Trainer does not look at it: a run trains, and "
                 "evaluates as `training.eval_strategy` says; leave it out."
             )
-    _check_task_fields(recipe)
+    _check_task_fields(recipe, task)
     _check_optimizer(training)
-    _check_best(recipe)
+    _check_best(training, task)
 
 
-def _check_task_fields(recipe: TrainingRecipe) -> None:
+def _check_task_fields(recipe: TrainingRecipe, task: Task) -> None:
     """Fields that this task or kind of data would not heed."""
-    training, task = recipe.training, recipe.task
+    training = recipe.training
     strategy = training.get("train_sampling_strategy", "random")
-    if strategy != "random" and (recipe.data.streaming or (strategy != "sequential" and task != "chat")):
+    if strategy != "random" and (recipe.data.streaming or (strategy != "sequential" and not task.varied_lengths)):
         why = "a stream comes in its own order" if recipe.data.streaming else "all its samples are of one length"
         raise ValueError(f"`training.train_sampling_strategy` is {strategy!r}, but {why}; leave it out.")
     if recipe.data.streaming and training.get("data_seed") is not None:
         raise ValueError(
             f"`training.data_seed` is {training['data_seed']}, but `training.seed` shuffles a stream; leave it out."
         )
-    if task == "image_classification" and training.get("remove_unused_columns"):
-        raise ValueError("`training.remove_unused_columns` is true, but the inputs are made of them; leave it out.")
-    if task == "image_classification" and not training.get("eval_do_concat_batches", True):
-        raise ValueError("`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out.")
-    for name in UNHEEDED[task]:
-        part, _, field = name.partition(".")
-        value = getattr(getattr(recipe, part), field)
-        if value != getattr(type(getattr(recipe, part)), field):
-            raise ValueError(f"`{name}` is {value!r}, but `task: {task}` does not look at it; leave it out.")
+    task.check_recipe(recipe)
+    for where, part in (("model", recipe.model), ("data", recipe.data)):
+        for field in dataclasses.fields(part):
+            name, value = f"{where}.{field.name}", getattr(part, field.name)
+            if name not in (*COMMON, *task.reads) and value != field.default:
+                raise ValueError(f"`{name}` is {value!r}, but `task: {task.name}` does not look at it; leave it out.")
 
 
 def _check_optimizer(training: dict) -> None:
@@ -187,17 +161,17 @@ def _check_optimizer(training: dict) -> None:
         )
 
 
-def _check_best(recipe: TrainingRecipe) -> None:
-    training = recipe.training
+def _check_best(training: dict, task: Task) -> None:
     metric, greater = training.get("metric_for_best_model"), training.get("greater_is_better")
-    known = METRICS.get(recipe.task, ("loss",))
-    if metric is not None and metric.removeprefix("eval_") not in known:
+    known = task.evaluated()
+    name = (metric or LOSS.name).removeprefix("eval_")
+    if name not in known:
         raise ValueError(
             f"`training.metric_for_best_model` is {metric!r}; an evaluation of this task has {', '.join(known)}."
         )
-    if greater is not None and greater == (metric or "loss").endswith("loss"):
+    if greater is not None and greater != known[name].higher_is_better:
         raise ValueError(
-            f"`training.greater_is_better` is {str(greater).lower()}, which takes the worst {metric or 'loss'} for "
+            f"`training.greater_is_better` is {str(greater).lower()}, which takes the worst {metric or name} for "
             "the best; leave it out."
         )
     if not training.get("load_best_model_at_end"):
@@ -273,17 +247,16 @@ def _check_batch_size(recipe: TrainingRecipe) -> None:
         )
 
 
-def _check_evaluation(recipe: TrainingRecipe) -> None:
-    evaluation, data = recipe.evaluation, recipe.data
+def _check_evaluation(recipe: TrainingRecipe, task: Task) -> None:
+    evaluation = recipe.evaluation
     if evaluation.steps < 1:
         raise ValueError(f"`evaluation.steps` is {evaluation.steps}; it must be at least 1.")
     if evaluation.limit is not None and evaluation.limit <= 0:
         raise ValueError(f"`evaluation.limit` is {evaluation.limit}; it must be positive.")
-    if evaluation.tasks and recipe.task == "image_classification":
+    if evaluation.tasks and not task.has_benchmarks:
         raise ValueError(f"`evaluation.tasks` is {evaluation.tasks}, benchmarks of language models; leave it empty.")
     evaluates = str(recipe.training.get("eval_strategy", "no")) != "no" or recipe.training.get("eval_on_start")
-    held_out = data.validation or data.validation_split or data.validation_documents
-    if evaluates and not held_out and recipe.task != "image_classification":  # which finds a test split by itself
+    if evaluates and not task.is_validated(recipe):
         raise ValueError(
             "`training.eval_strategy` asks for evaluations, but there is nothing to evaluate on; give "
             "`data.validation`, `data.validation_split` or `data.validation_documents`."

@@ -3,7 +3,6 @@
 The same recipe again goes on where a killed run stopped.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -15,34 +14,21 @@ from pathlib import Path
 import datasets
 import yaml
 from huggingface_hub.constants import HF_HOME
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import enable_full_determinism
-from transformers.utils.generic import is_flash_attention_requested
 
 from ..figures import require_matplotlib
 from ..files import check_cache, locked, write_atomically, writing
-from .adapters import lora_config, prepare_parameters
 from .arguments import training_arguments
-from .base import BASE, needs_base, write_base
-from .benchmarks import PREFIX, Benchmarks, check_benchmarks
-from .data import check_data, training_data
+from .base import BASE
+from .benchmarks import PREFIX, Benchmarks
 from .fields import read_yaml
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .lineage import read_lineage
-from .models import build_model, check_match, load_config, load_tokenizer, take_special_tokens
-from .optimizer import RecipeTrainer
-from .recipe import ModelRecipe, TrainingRecipe, recipe_from_dict
+from .recipe import TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
-from .reporting import TrainingLog, perplexity, plot_training
+from .reporting import TrainingLog, plot_training
+from .tasks import find_task
 
 
 RECIPE_NAME = "recipe.yaml"
@@ -85,12 +71,13 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     check_folder(folder, recipe)
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
-    log = TrainingLog(folder, recipe.data.sequence_length if recipe.task == "language_modeling" else None)
+    task = find_task(recipe.task)
+    log = TrainingLog(folder, task.tokens_per_sequence(recipe))
     benchmarks = None
     with _begun(folder, recipe, arguments.should_save):
         with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
-            trainer = _make_trainer(recipe, arguments, [log])
-        trainer.lineage = read_lineage(recipe, folder)
+            trainer = task.make_trainer(recipe, arguments, [log])
+        trainer.lineage = read_lineage(recipe, folder, task.auto_class.__name__)
         trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
         for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
             trainer.remove_callback(callback)
@@ -118,8 +105,8 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     metrics = _metrics(state.log_history, step)
     if recipe.evaluation.tasks and not any(name.startswith(PREFIX) for name in metrics):
         metrics |= benchmarks.score(step)
-    if recipe.task != "image_classification" and "eval_loss" in metrics:
-        metrics["perplexity"] = perplexity(metrics["eval_loss"])
+    if "eval_loss" in metrics:
+        metrics |= {metric.name: metric.of(metrics) for metric in task.metrics if metric.from_loss}
     _finish(trainer, folder, metrics)
     return metrics
 
@@ -159,61 +146,6 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
             f"{where}, which holds the run of another recipe ({listed}); name another folder, or go on with the "
             "recipe there."
         )
-
-
-def _make_trainer(recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list) -> Trainer:
-    if recipe.task == "image_classification":
-        from .images import make_image_trainer
-
-        return make_image_trainer(recipe, arguments, callbacks)
-    if recipe.task == "language_modeling":
-        check_data(recipe.data)
-    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-    check_match(recipe, config, tokenizer)
-    take_special_tokens(recipe.model, config, tokenizer)
-    if recipe.model.lora is not None:
-        lora_config(recipe.model.lora)
-    check_benchmarks(recipe.evaluation)
-    if recipe.task == "chat":
-        from .chat import make_chat_trainer
-
-        build = functools.partial(_seeded_model, recipe, config, tokenizer, arguments)
-        return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
-    return _language_trainer(recipe, config, tokenizer, arguments, callbacks)
-
-
-def _language_trainer(
-    recipe: TrainingRecipe, config, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, callbacks: list
-) -> RecipeTrainer:
-    data = training_data(recipe.data, tokenizer, arguments.seed)
-    trainer = RecipeTrainer(
-        prepare_parameters(_seeded_model(recipe, config, tokenizer, arguments), recipe.model, tokenizer),
-        arguments,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=default_data_collator,  # packed sequences are of one length
-        processing_class=tokenizer,
-        callbacks=[*callbacks, *data.callbacks],
-    )
-    # Transformers' FlashAttention looks for packed documents in batches of one row alone.
-    trainer.joins_rows = is_flash_attention_requested(trainer.model.config)
-    return trainer
-
-
-def _seeded_model(
-    recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments
-) -> PreTrainedModel:
-    """The model of the recipe, before adapters are put on it or parameters frozen."""
-
-    def build(start: ModelRecipe) -> PreTrainedModel:
-        # The Trainer seeds when it gets the model, which is too late for a new one.
-        enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
-        return build_model(start, config if start is recipe.model else load_config(start))
-
-    start = recipe.model
-    if needs_base(start):
-        start = write_base(start, arguments, lambda: build(recipe.model), tokenizer)
-    return build(start)
 
 
 def _evaluated(history: list[dict], step: int) -> bool:

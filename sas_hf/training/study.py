@@ -16,13 +16,12 @@ from accelerate import PartialState
 from ..figures import require_matplotlib
 from ..files import locked, write_atomically, writing
 from .arguments import training_arguments
-from .data import check_data
-from .fields import build, find_yaml, read_fields, read_yaml, shipped_names
+from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipped_names
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
-from .models import check_match, load_config, load_tokenizer
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import RECIPE_NAME, check_folder, train
 from .study_report import FinishedRun, StudyReport
+from .tasks import find_task
 
 
 # What a study was declared as: beside its runs, so that another one does not mix with them.
@@ -46,8 +45,10 @@ class Study:
         data: by name, the fields of the recipe's `data` to change: every variant is trained on each. None: as the
             recipe says.
         output: folder of the study; a run's is `VARIANT/seed-N` in it, below the data's name where there are several.
-        figure: "curves": validation loss over tokens; "curves-over-time": and over seconds of training; "bars": final
-            losses; "sweep": final loss over `variable`.
+        metric: of the task's, such as "accuracy", by which variants are compared and which is drawn. None: the task's
+            first, which is the validation loss of language models.
+        figure: "curves": the metric over tokens (steps, where the task does not count tokens); "curves-over-time": and
+            over seconds of training; "bars": where it ended; "sweep": that over `variable`.
         variable: of a sweep: a number that every variant sets, such as `model.overrides.num_attention_heads`.
     """
 
@@ -56,6 +57,7 @@ class Study:
     seeds: list[int] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str | None = None
+    metric: str | None = None
     figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
     variable: str | None = None
 
@@ -152,7 +154,22 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
         value = flat(fields).get(study.variable)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"Variant {name!r} has {value!r} as `{study.variable}`; a sweep needs a number.")
+    _check_task(study, runs)
     return runs
+
+
+def _check_task(study: Study, runs: list[Run]) -> None:
+    if len(tasks := {run.recipe.task for run in runs}) > 1:
+        raise ValueError(f"The runs have the tasks {', '.join(sorted(tasks))}; only runs of one task can be compared.")
+    task = find_task(runs[0].recipe.task)
+    if study.metric is not None:
+        names = [metric.name for metric in task.metrics]
+        check_names([study.metric], names, kind=f"no `metric` of the task {task.name}")
+    if study.figure == "curves-over-time" and task.tokens_per_sequence(runs[0].recipe) is None:
+        raise ValueError(
+            f"`figure` is {study.figure!r}, but runs of the task {task.name} do not count tokens per second; take "
+            "curves."
+        )
 
 
 def run_study(
@@ -191,16 +208,24 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
             _check_run(run)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
-    finished = []
+    task, finished = find_task(runs[0].recipe.task), []
     for number, run in enumerate(runs, 1):
         kept = " (has ended, kept)" if (run.folder / METRICS_NAME).is_file() else ""
         progress(f"run {number} of {len(runs)}: {run.name}{kept}")
-        metrics = train(run.recipe)
-        finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, metrics))
+        results = train(run.recipe)
+        finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, task.metrics))
     variables = None
     if study.figure == "sweep":
         variables = {name: flat(fields)[study.variable] for name, fields in study.variants.items()}
-    report = StudyReport(finished, declared, study.figure, variables)
+    report = StudyReport(
+        finished,
+        declared,
+        study.figure,
+        variables,
+        metrics=task.metrics,
+        metric=next((metric for metric in task.metrics if metric.name == study.metric), None),
+        across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
+    )
     if PartialState().is_main_process:
         report.save(folder)
     return report
@@ -282,14 +307,11 @@ def _check(study: Study) -> None:
 
 def _check_run(run: Run) -> None:
     """What `train` would refuse, or could not be compared."""
-    recipe = run.recipe
-    data = recipe.data
+    recipe, task = run.recipe, find_task(run.recipe.task)
     try:
-        if not (data.validation or data.validation_split or data.validation_documents):
+        if not task.is_validated(recipe):
             raise ValueError("`data` has nothing to validate on; give `data.validation` or one of its like.")
         training_arguments(recipe)
-        if recipe.task == "language_modeling":
-            check_match(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
-            check_data(data)
+        task.check_sources(recipe)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"Run {run.name}: {error}") from error

@@ -15,10 +15,12 @@ from ..figures import label_axes, require_matplotlib, save_figure
 from ..files import write_atomically
 from ..tables import Grid
 from .reporting import read_log
+from .tasks import Metric
+from .tasks.task import LOSS
 
 
 METHOD = (
-    "mean ± standard deviation over seeds; differences of the final validation loss are paired by seed, with their "
+    "mean ± standard deviation over seeds; differences of the final {} are paired by seed, with their "
     "95 % confidence interval and two-sided p-value by Student's t, not corrected for the number of comparisons"
 )
 
@@ -28,31 +30,47 @@ class FinishedRun:
     """
     Attributes:
         variant, data, seed: place in the grid; `data` is "" where there is one.
-        loss: final validation loss, nats per token.
-        perplexity: exp of it; `None` for other than language models.
+        metrics: of the saved model, by name: the task's, such as "loss" (nats per token) or "accuracy".
         parameters: numbers in the saved weights.
         tokens_per_second: median over the log.
-        curve: tokens (steps where they are not known) and validation loss of each evaluation.
+        curves: by name, tokens (steps where they are not known) and value of each evaluation.
     """
 
     variant: str
     data: str
     seed: int
-    loss: float
-    perplexity: float | None
+    metrics: dict[str, float]
     parameters: int
     tokens_per_second: float | None
-    curve: list[tuple[int, float]]
+    curves: dict[str, list[tuple[int, float]]]
 
     @classmethod
-    def read(cls, variant: str, data: str, seed: int, folder: Path, metrics: dict[str, float]) -> "FinishedRun":
-        """Of a run's folder and what `train` returned."""
+    def read(
+        cls, variant: str, data: str, seed: int, folder: Path, results: dict[str, float], metrics: Sequence[Metric]
+    ) -> "FinishedRun":
+        """
+        Of a run's folder and what `train` returned.
+
+        Args:
+            metrics: of the run's task.
+
+        Raises:
+            ValueError: where the results lack one of them.
+        """
         lines = read_log(folder)
         speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-        curve = [(line["tokens"] or line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
-        loss, perplexity = metrics["eval_loss"], metrics.get("perplexity")
+        found = {metric.name: metric.of(results) for metric in metrics}
+        for name, value in found.items():
+            if value is None:
+                raise ValueError(f"{folder} has no {name!r} among its results ({', '.join(results)}).")
+        curves = {
+            metric.name: [
+                (line["tokens"] or line["step"], value) for line in lines if (value := metric.of(line)) is not None
+            ]
+            for metric in metrics
+        }
         speed = statistics.median(speeds) if speeds else None
-        return cls(variant, data, seed, loss, perplexity, count_parameters(folder), speed, curve)
+        return cls(variant, data, seed, found, count_parameters(folder), speed, curves)
 
 
 @dataclass(frozen=True)
@@ -62,23 +80,18 @@ class Summary:
 
     Attributes:
         n: seeds.
-        loss, perplexity: mean and standard deviation (n - 1) over seeds; no deviation of one.
-        difference: of the loss, mean of this minus first variant over the seeds of both; `None` for the first.
-        low, high: ends of its 95 % confidence interval; `None` for one seed.
-        p_value: of no difference, two-sided; `None` for one seed or equal differences.
+        metrics: by name, mean and standard deviation (n - 1) over seeds; no deviation of one.
+        differences: by name, this minus first variant over the seeds of both, as [`paired_test`] gives it; of the
+            first variant itself none.
     """
 
     variant: str
     data: str
     n: int
-    loss: tuple[float, float | None]
-    perplexity: tuple[float, float | None] | None
+    metrics: dict[str, tuple[float, float | None]]
     parameters: int
     tokens_per_second: float | None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
+    differences: dict[str, dict[str, float | None]]
 
 
 class StudyReport:
@@ -88,6 +101,9 @@ class StudyReport:
         study: its fields, for `study.json`.
         figure: "curves", "curves-over-time", "bars" or "sweep".
         variables: of a sweep, the number of each variant.
+        metrics: that the table shows, which the runs have.
+        metric: by which the variants are compared and which is drawn; the first where `None`.
+        across: what a curve is over: "tokens", or "steps" where the runs do not know their tokens.
     """
 
     def __init__(
@@ -96,9 +112,15 @@ class StudyReport:
         study: dict | None = None,
         figure: str = "curves",
         variables: dict[str, float] | None = None,
+        metrics: Sequence[Metric] = (LOSS,),
+        metric: Metric | None = None,
+        across: str = "tokens",
     ):
         self.runs, self.study, self.figure = list(runs), study or {}, figure
-        self.variables = variables or {}
+        self.variables, self.across = variables or {}, across
+        self.metrics, self.metric = list(metrics), metric or metrics[0]
+        better = " (higher is better)" if self.metric.higher_is_better else ""
+        self.method = METHOD.format(self.metric.label + better)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self.data = list(dict.fromkeys(run.data for run in runs))
         self.summaries = [self._summary(data, variant) for data in self.data for variant in self.variants]
@@ -110,14 +132,15 @@ class StudyReport:
 
     def grids(self) -> list[Grid]:
         """A table per data set."""
-        header = ["variant", "validation loss", "perplexity", "parameters", "tokens/s", "n"]
+        header = ["variant", *(metric.label for metric in self.metrics), "parameters", "tokens/s", "n"]
         header += [f"minus {self.variants[0]}", "95 % interval", "p"]
+        title = "Final losses" if self.metrics[0] == LOSS else "Final results"
         return [
             Grid(
-                f"Final losses: {data}" if data else "Final losses",
+                f"{title}: {data}" if data else title,
                 header,
-                [_row(summary) for summary in self.summaries if summary.data == data],
-                METHOD + ".",
+                [self._row(summary) for summary in self.summaries if summary.data == data],
+                self.method + ".",
             )
             for data in self.data
         ]
@@ -133,12 +156,28 @@ class StudyReport:
         write_atomically(folder / "study.md", document.encode())
         content = {
             "study": self.study,
-            "method": METHOD,
-            "summaries": [asdict(summary) for summary in self.summaries],
-            "runs": [asdict(run) for run in self.runs],
+            "method": self.method,
+            "metric": self.metric.name,
+            "summaries": [self._summary_fields(summary) for summary in self.summaries],
+            "runs": [self._run_fields(run) for run in self.runs],
         }
         write_atomically(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())
         return [folder / "study.md", folder / "study.json", *figures]
+
+    def _run_fields(self, run: FinishedRun) -> dict:
+        """For `study.json`: metrics by name, and the curve of the study's own metric before the others'."""
+        fields = asdict(run)
+        metrics, curves = fields.pop("metrics"), fields.pop("curves")
+        first = {name: fields.pop(name) for name in ("variant", "data", "seed")}
+        return first | metrics | fields | {"curve": curves.pop(self.metric.name), "curves": curves}
+
+    def _summary_fields(self, summary: Summary) -> dict:
+        """Likewise, and the difference of the study's own metric before the others'."""
+        fields = asdict(summary)
+        metrics, differences = fields.pop("metrics"), fields.pop("differences")
+        first = {name: fields.pop(name) for name in ("variant", "data", "n")}
+        own = differences.pop(self.metric.name, dict.fromkeys(("difference", "low", "high", "p_value")))
+        return first | metrics | fields | own | {"differences": differences}
 
     def draw(self):
         """The figure, a panel per data set; of "curves-over-time" two."""
@@ -159,22 +198,22 @@ class StudyReport:
 
     def _curves(self, axes, data: str) -> None:
         self._draw_curves(axes, data, dict.fromkeys(self.variants, 1))
-        label_axes(axes, "tokens", "validation loss", data)
+        label_axes(axes, self.across, self.metric.label, data)
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.legend()
 
     def _curves_over_time(self, axes, data: str) -> None:
         summaries = [summary for summary in self.summaries if summary.data == data]
         self._draw_curves(axes, data, {s.variant: s.tokens_per_second for s in summaries if s.tokens_per_second})
-        label_axes(axes, "seconds of training, at the median speed", "validation loss", data)
+        label_axes(axes, "seconds of training, at the median speed", self.metric.label, data)
         axes.ticklabel_format(axis="y", useOffset=False)
 
-    def _draw_curves(self, axes, data: str, tokens_per_unit: dict[str, float]) -> None:
-        for variant, scale in tokens_per_unit.items():
-            curves = [dict(run.curve) for run in self.of(data, variant)]
-            tokens = sorted(set.intersection(*(set(curve) for curve in curves)))
-            points = [mean_and_deviation([curve[place] for curve in curves]) for place in tokens]
-            places = [place / scale for place in tokens]
+    def _draw_curves(self, axes, data: str, scales: dict[str, float]) -> None:
+        for variant, scale in scales.items():
+            curves = [dict(run.curves[self.metric.name]) for run in self.of(data, variant)]
+            shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+            points = [mean_and_deviation([curve[place] for curve in curves]) for place in shared]
+            places = [place / scale for place in shared]
             (line,) = axes.plot(places, [mean for mean, _ in points], marker="o", markersize=3, label=variant)
             if len(curves) > 1:
                 low, high = ([mean + sign * deviation for mean, deviation in points] for sign in (-1, 1))
@@ -182,17 +221,17 @@ class StudyReport:
 
     def _bars(self, axes, data: str) -> None:
         for place, variant in enumerate(self.variants):
-            mean, deviation = self._loss(data, variant)
+            mean, deviation = self._final(data, variant)
             axes.bar(place, mean, 0.7, yerr=deviation, capsize=3)
-        losses = [run.loss for run in self.runs if run.data == data]
-        reach = max(losses) - min(losses) or 1.0  # differences are small: the axis does not begin at 0
-        axes.set_ylim(min(losses) - reach, max(losses) + reach / 2)
+        values = [run.metrics[self.metric.name] for run in self.runs if run.data == data]
+        reach = max(values) - min(values) or 1.0  # differences are small: the axis does not begin at 0
+        axes.set_ylim(min(values) - reach, max(values) + reach / 2)
         axes.set_xticks(range(len(self.variants)), self.variants, rotation=30, ha="right")
-        label_axes(axes, "", "final validation loss", data)
+        label_axes(axes, "", f"final {self.metric.label}", data)
 
     def _sweep(self, axes, data: str) -> None:
         order = sorted(self.variants, key=self.variables.__getitem__)
-        points = [self._loss(data, variant) for variant in order]
+        points = [self._final(data, variant) for variant in order]
         places = [self.variables[variant] for variant in order]
         deviations = [deviation or 0.0 for _, deviation in points]
         axes.errorbar(places, [mean for mean, _ in points], deviations, marker="o", capsize=3)
@@ -200,29 +239,43 @@ class StudyReport:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
-        label_axes(axes, self.study["variable"].rpartition(".")[2].replace("_", " "), "final validation loss", data)
+        variable = self.study["variable"].rpartition(".")[2].replace("_", " ")
+        label_axes(axes, variable, f"final {self.metric.label}", data)
 
-    def _loss(self, data: str, variant: str) -> tuple[float, float | None]:
-        return mean_and_deviation([run.loss for run in self.of(data, variant)])
+    def _final(self, data: str, variant: str) -> tuple[float, float | None]:
+        return mean_and_deviation([run.metrics[self.metric.name] for run in self.of(data, variant)])
 
     def _summary(self, data: str, variant: str) -> Summary:
-        runs, first = self.of(data, variant), {run.seed: run.loss for run in self.of(data, self.variants[0])}
-        perplexities = [run.perplexity for run in runs if run.perplexity is not None]
+        runs, first = self.of(data, variant), {run.seed: run.metrics for run in self.of(data, self.variants[0])}
+        shared = [(first[run.seed], run.metrics) for run in runs if run.seed in first]
         speeds = [run.tokens_per_second for run in runs if run.tokens_per_second is not None]
-        paired = {}
-        if variant != self.variants[0]:
-            shared = [run for run in runs if run.seed in first]
-            paired = paired_test([first[run.seed] for run in shared], [run.loss for run in shared])
+        names = [metric.name for metric in self.metrics]
+        differences = {
+            name: paired_test([before[name] for before, _ in shared], [now[name] for _, now in shared])
+            for name in (names if variant != self.variants[0] else ())
+        }
         return Summary(
             variant,
             data,
             len(runs),
-            self._loss(data, variant),
-            mean_and_deviation(perplexities) if perplexities else None,
+            {name: mean_and_deviation([run.metrics[name] for run in runs]) for name in names},
             runs[0].parameters,
             statistics.mean(speeds) if speeds else None,
-            **paired,
+            differences,
         )
+
+    def _row(self, summary: Summary) -> list[str]:
+        digits, spreads = self.metric.digits, summary.metrics
+        row = [summary.variant, *(_spread(spreads[metric.name], metric.digits) for metric in self.metrics)]
+        row.append(f"{summary.parameters:,}")
+        row.append(f"{summary.tokens_per_second:,.0f}" if summary.tokens_per_second else "-")
+        row.append(str(summary.n))
+        found = summary.differences.get(self.metric.name)
+        if found is None:
+            return [*row, "-", "-", "-"]
+        row.append(f"{found['difference']:+.{digits}f}")
+        row.append("-" if found["low"] is None else f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f}")
+        return [*row, "-" if found["p_value"] is None else f"{found['p_value']:.2g}"]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -258,14 +311,6 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def _row(summary: Summary) -> list[str]:
-    def spread(value: tuple[float, float | None] | None, digits: int) -> str:
-        if value is None:
-            return "-"
-        return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if value[1] is not None else "")
-
-    speed = f"{summary.tokens_per_second:,.0f}" if summary.tokens_per_second else "-"
-    row = [summary.variant, spread(summary.loss, 4), spread(summary.perplexity, 2), f"{summary.parameters:,}", speed]
-    row += [str(summary.n), "-" if summary.difference is None else f"{summary.difference:+.4f}"]
-    row.append("-" if summary.low is None else f"{summary.low:+.4f} to {summary.high:+.4f}")
-    return [*row, "-" if summary.p_value is None else f"{summary.p_value:.2g}"]
+def _spread(value: tuple[float, float | None], digits: int) -> str:
+    mean, deviation = value
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainingArguments
 
 from sas_hf import SASGPTForCausalLM
-from sas_hf.training.chat import load_splits, make_chat_trainer
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe, load_recipe
 from sas_hf.training.recipe_checks import check_recipe
 from sas_hf.training.run import train
+from sas_hf.training.tasks.chat import load_splits, make_chat_trainer
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers

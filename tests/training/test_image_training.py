@@ -15,8 +15,8 @@ from test_trainer import KeepGradients
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from sas_hf import SASViTForImageClassification
-from sas_hf.training.images import make_image_trainer
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from sas_hf.training.tasks import find_task
 
 
 def multi_label(row: int) -> list[float]:
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(squares, tmp_path):
 def image_trainer(output: Path, model: dict, data: dict, **options):
     recipe = TrainingRecipe(task="image_classification", model=ModelRecipe(**model), data=DataRecipe(**data))
     options |= {"per_device_train_batch_size": 20, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
-    return make_image_trainer(recipe, TrainingArguments(str(output), **options))
+    return find_task("image_classification").make_trainer(recipe, TrainingArguments(str(output), **options))
 
 
 def test_a_recipe_trains_chosen_parameters_and_augments_what_it_trains_on_only(squares, tmp_path):

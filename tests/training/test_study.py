@@ -76,19 +76,27 @@ def test_what_a_study_says(whole):
     for run in report.runs:
         place = folder / run.variant / f"seed-{run.seed}"
         results = json.loads((place / "all_results.json").read_text())
-        assert (run.loss, run.perplexity) == (results["eval_loss"], results["perplexity"])
-        losses.setdefault(run.variant, []).append(run.loss)
-        assert [tokens for tokens, _ in run.curve] == [2 * 8 * 32, 4 * 8 * 32, 6 * 8 * 32]
-        assert run.curve[-1][1] == run.loss
+        assert run.metrics == {"loss": results["eval_loss"], "perplexity": results["perplexity"]}
+        losses.setdefault(run.variant, []).append(run.metrics["loss"])
+        for name, curve in run.curves.items():
+            assert [tokens for tokens, _ in curve] == [2 * 8 * 32, 4 * 8 * 32, 6 * 8 * 32]
+            assert curve[-1][1] == run.metrics[name]
     mha, sas = report.summaries
-    assert (mha.variant, mha.n, mha.difference) == ("mha", 2, None)
-    test = stats.ttest_rel(losses["sas"], losses["mha"])
-    assert sas.p_value == pytest.approx(test.pvalue) and sas.n == 2
-    assert sas.difference == pytest.approx(sum(losses["sas"]) / 2 - sum(losses["mha"]) / 2)
-    assert (sas.low, sas.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert (mha.variant, mha.n, mha.differences) == ("mha", 2, {})
+    test, found = stats.ttest_rel(losses["sas"], losses["mha"]), sas.differences["loss"]
+    assert found["p_value"] == pytest.approx(test.pvalue) and sas.n == 2
+    assert found["difference"] == pytest.approx(sum(losses["sas"]) / 2 - sum(losses["mha"]) / 2)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert sas.parameters > mha.parameters
     document = (folder / "study.md").read_text()
-    assert f"{sas.difference:+.4f}" in document and f"{mha.parameters:,}" in document and "curves.png" in document
+    assert f"{found['difference']:+.4f}" in document and f"{mha.parameters:,}" in document and "curves.png" in document
+    assert "| variant | validation loss | perplexity | parameters | tokens/s | n | minus mha |" in document
+    assert "differences of the final validation loss are paired by seed" in document
+    saved = json.loads((folder / "study.json").read_text())
+    assert [(run["loss"], run["curve"][-1][1]) for run in saved["runs"]] == [
+        (loss, loss) for pair in zip(losses["mha"], losses["sas"], strict=True) for loss in pair
+    ]
+    assert [summary["difference"] for summary in saved["summaries"]] == [None, found["difference"]]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert all(f"<!-- {label} -->" in (folder / "curves.svg").read_text() for label in ("mha", "sas", "tokens"))
 
@@ -146,8 +154,8 @@ def test_what_one_seed_or_equal_differences_cannot_tell():
 
 
 def finished(variant, seed, loss, data="", speed=None):
-    curve = [(100, loss + 1), (200, loss)]
-    return FinishedRun(variant, data, seed, loss, None, 10, speed, curve)
+    curves = {"loss": [(100, loss + 1), (200, loss)]}
+    return FinishedRun(variant, data, seed, {"loss": loss}, 10, speed, curves)
 
 
 @pytest.mark.parametrize("figure", ["curves", "bars", "sweep"])

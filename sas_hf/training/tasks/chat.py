@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
 
-from ..text import check_text, read_text
-from ..text_files import find_files, kind_of
-from .adapters import prepare_parameters
-from .held_out import check_apart, compare_with_training, digests
-from .optimizer import RecipeTrainer
-from .recipe import RECIPES, DataRecipe, TrainingRecipe
+from ...text import check_text, read_text
+from ...text_files import find_files, kind_of
+from ..adapters import prepare_parameters
+from ..held_out import check_apart, compare_with_training, digests
+from ..optimizer import RecipeTrainer
+from ..recipe_fields import RECIPES, DataRecipe, TrainingRecipe
+from .causal import CausalTask
 
 
 FORMATS = ("json", "parquet")
@@ -31,6 +33,27 @@ OTHER_FORMATS = {
 }
 
 
+class Chat(CausalTask):
+    name = "chat"
+    reads = (
+        "model.conversion",
+        "model.chat_template",
+        "data.validation_documents",  # to say that there is no such thing
+        "data.config",
+        "data.streaming",  # likewise
+        "data.sequence_length",
+        "data.max_validation_sequences",
+    )
+    varied_lengths = True
+
+    def make_trainer(
+        self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    ) -> "DurableSFTTrainer":
+        config, tokenizer = self.load_sources(recipe)
+        build = partial(self.build_model, recipe, config, tokenizer, arguments)
+        return make_chat_trainer(recipe, build, tokenizer, arguments, callbacks)
+
+
 class DurableSFTTrainer(RecipeTrainer, SFTTrainer):
     """TRL's `SFTTrainer` that loses no work: see [`RecipeTrainer`]. Arguments as `SFTTrainer`'s."""
 
@@ -40,7 +63,7 @@ def make_chat_trainer(
     build_model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     arguments: TrainingArguments,
-    callbacks: list[TrainerCallback] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> DurableSFTTrainer:
     """
     What trains a model on the recipe's conversations: on the assistant's turns only, where the chat template can tell
@@ -95,7 +118,7 @@ def make_chat_trainer(
             train_dataset=train,
             eval_dataset=validation,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         )
     except TemplateError as error:
         raise ValueError(f"The chat template refuses a conversation of `data`: {error}") from error

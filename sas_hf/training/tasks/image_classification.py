@@ -1,7 +1,7 @@
 """Training or fine-tuning an image classifier: any attention of the package, any labelled images."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,66 +18,86 @@ from transformers import (
     PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ..image_data import find_split, load_image_dataset, undecoded
-from ..image_files import open_image
-from ..modeling import SASViTForImageClassification
-from ..modeling.image_processing_sas_vit import SASViTImageProcessor
-from .adapters import prepare_parameters
-from .base import needs_base, write_base
-from .models import check_overrides, config_loader, load_weights
-from .optimizer import RecipeTrainer
-from .recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from ...image_data import find_split, load_image_dataset, undecoded
+from ...image_files import open_image
+from ...modeling.image_processing_sas_vit import SASViTImageProcessor
+from ..adapters import prepare_parameters
+from ..base import starting_model
+from ..models import check_overrides, config_loader
+from ..optimizer import RecipeTrainer
+from ..recipe_fields import DataRecipe, ModelRecipe, TrainingRecipe
+from .task import LOSS, Metric, Task
 
 
-def make_image_trainer(
-    recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: list[TrainerCallback] | None = None
-) -> RecipeTrainer:
-    """
-    What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
-
-    A killed run goes on to the same weights without `data.augment`; with it, the random numbers of a batch that was
-    prepared ahead are not kept.
-
-    Args:
-        arguments: `seed` decides a new model's weights too; `remove_unused_columns` becomes `False`.
-
-    Raises:
-        FileNotFoundError: for images or a checkpoint that are not there.
-        ValueError: for a model that is no image classifier, an unknown name, data without classes or splits; and as
-            [`prepare_parameters`].
-    """
-    train, validation = load_splits(recipe.data)
-    labels = train.features["label"].names
-    config, new_head = classifier_config(recipe.model, labels)
-    processor = classifier_processor(recipe.model, config)
-
-    def build(start: ModelRecipe) -> PreTrainedModel:
-        set_seed(arguments.seed)
-        if start.checkpoint is None:
-            return SASViTForImageClassification(config)
-        return load_weights(AutoModelForImageClassification, start, config, new_head and start is recipe.model)
-
-    start = recipe.model
-    if needs_base(start, new_head):
-        start = write_base(start, arguments, lambda: build(recipe.model), processor)
-    model = prepare_parameters(build(start), recipe.model)
-    if new_head:
-        _check_head_trains(model, recipe.model)
-    channels = getattr(model.config, "num_channels", 3)
-    arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
-    return RecipeTrainer(
-        model,
-        arguments,
-        train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
-        eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
-        processing_class=processor,
-        compute_metrics=accuracies,
-        callbacks=callbacks,
+class ImageClassification(Task):
+    name = "image_classification"
+    auto_class = AutoModelForImageClassification
+    metrics = (
+        Metric("accuracy", "validation accuracy", higher_is_better=True),
+        Metric("top5_accuracy", "top-5 accuracy", higher_is_better=True),
+        LOSS,
     )
+    reads = ("data.class_names", "data.augment")
+
+    def check_recipe(self, recipe: TrainingRecipe) -> None:
+        training, conversion = recipe.training, recipe.model.conversion
+        if conversion is not None:
+            raise ValueError(
+                f"`model.conversion` is {conversion!r}, for language models; run `sas-hf convert` before."
+            )
+        if training.get("remove_unused_columns"):
+            raise ValueError(
+                "`training.remove_unused_columns` is true, but the inputs are made of them; leave it out."
+            )
+        if not training.get("eval_do_concat_batches", True):
+            raise ValueError(
+                "`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out."
+            )
+
+    def is_validated(self, recipe: TrainingRecipe) -> bool:
+        return True  # a split "validation" or "test" is found by itself
+
+    def make_trainer(
+        self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    ) -> RecipeTrainer:
+        """
+        What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
+
+        A killed run goes on to the same weights without `data.augment`; with it, the random numbers of a batch that
+        was prepared ahead are not kept.
+
+        Args:
+            arguments: `seed` decides a new model's weights too; `remove_unused_columns` becomes `False`.
+
+        Raises:
+            FileNotFoundError: for images or a checkpoint that are not there.
+            ValueError: for a model that is no image classifier, an unknown name, data without classes or splits; and
+                as [`prepare_parameters`].
+        """
+        train, validation = load_splits(recipe.data)
+        labels = train.features["label"].names
+        config, new_head = classifier_config(recipe.model, labels)
+        processor = classifier_processor(recipe.model, config)
+        model = starting_model(
+            self.auto_class, recipe.model, config, lambda start: config, arguments, processor, new_head
+        )
+        model = prepare_parameters(model, recipe.model)
+        if new_head:
+            _check_head_trains(model, recipe.model)
+        channels = getattr(model.config, "num_channels", 3)
+        arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
+        return RecipeTrainer(
+            model,
+            arguments,
+            train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
+            eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
+            processing_class=processor,
+            compute_metrics=accuracies,
+            callbacks=list(callbacks),
+        )
 
 
 def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:

@@ -1,0 +1,58 @@
+"""What the tasks of causal language models share: their model, tokenizer and metrics."""
+
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from ..adapters import lora_config
+from ..base import starting_model
+from ..benchmarks import check_benchmarks
+from ..models import check_match, load_config, load_tokenizer, take_special_tokens
+from ..recipe_fields import TrainingRecipe
+from ..reporting import perplexity
+from .task import LOSS, Metric, Task
+
+
+PERPLEXITY = Metric("perplexity", "perplexity", digits=2, from_loss=perplexity)
+
+
+class CausalTask(Task):
+    """A task that trains a causal language model."""
+
+    auto_class = AutoModelForCausalLM
+    metrics = (LOSS, PERPLEXITY)
+    needs_tokenizer = True
+    has_benchmarks = True
+
+    def check_sources(self, recipe: TrainingRecipe) -> None:
+        self.load_sources(recipe)
+
+    def load_sources(self, recipe: TrainingRecipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+        """
+        Configuration and tokenizer of the model, once nothing in them is left to refuse.
+
+        Raises:
+            ValueError, FileNotFoundError, ImportError: as [`load_config`], [`load_tokenizer`], [`check_match`],
+                [`lora_config`] and [`check_benchmarks`].
+        """
+        config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+        check_match(recipe, config, tokenizer)
+        take_special_tokens(recipe.model, config, tokenizer)
+        if recipe.model.lora is not None:
+            lora_config(recipe.model.lora)
+        check_benchmarks(recipe.evaluation)
+        return config, tokenizer
+
+    def build_model(
+        self,
+        recipe: TrainingRecipe,
+        config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: TrainingArguments,
+    ) -> PreTrainedModel:
+        """The model of the recipe, before adapters are put on it or parameters frozen."""
+        return starting_model(self.auto_class, recipe.model, config, load_config, arguments, tokenizer)

@@ -1,0 +1,54 @@
+"""Language modelling: the next token of documents that are packed into full sequences."""
+
+from collections.abc import Sequence
+
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.utils.generic import is_flash_attention_requested
+
+from ..adapters import prepare_parameters
+from ..data import check_data, training_data
+from ..optimizer import RecipeTrainer
+from ..recipe_fields import TrainingRecipe
+from .causal import CausalTask
+
+
+class LanguageModeling(CausalTask):
+    name = "language_modeling"
+    reads = (
+        "model.conversion",
+        "data.validation_documents",
+        "data.config",
+        "data.text_column",
+        "data.document_separator",
+        "data.streaming",
+        "data.shuffle_buffer",
+        "data.sequence_length",
+        "data.max_validation_sequences",
+    )
+
+    def check_sources(self, recipe: TrainingRecipe) -> None:
+        check_data(recipe.data)
+        super().check_sources(recipe)
+
+    def tokens_per_sequence(self, recipe: TrainingRecipe) -> int:
+        return recipe.data.sequence_length
+
+    def make_trainer(
+        self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    ) -> RecipeTrainer:
+        check_data(recipe.data)
+        config, tokenizer = self.load_sources(recipe)
+        data = training_data(recipe.data, tokenizer, arguments.seed)
+        model = self.build_model(recipe, config, tokenizer, arguments)
+        trainer = RecipeTrainer(
+            prepare_parameters(model, recipe.model, tokenizer),
+            arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=default_data_collator,  # packed sequences are of one length
+            processing_class=tokenizer,
+            callbacks=[*callbacks, *data.callbacks],
+        )
+        # Transformers' FlashAttention looks for packed documents in batches of one row alone.
+        trainer.joins_rows = is_flash_attention_requested(trainer.model.config)
+        return trainer

@@ -1,0 +1,104 @@
+"""What a task is: one object, which a run, the checks of a recipe, a study and the model card ask."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..recipe_fields import TrainingRecipe
+
+
+# Fields of `model` and `data` that may be set whatever the task.
+COMMON = (
+    *(f"model.{name}" for name in ("config", "checkpoint", "revision", "overrides", "tokenizer", "lora", "trainable")),
+    *(f"data.{name}" for name in ("train", "validation", "validation_split", "split", "cache")),
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """
+    A number that an evaluation has.
+
+    Args:
+        name: such as "accuracy": `metric_for_best_model` and studies call it so. The Trainer logs it as
+            `eval_accuracy`: its own "loss", or one of the task's `compute_metrics`.
+        label: in tables and figures.
+        higher_is_better: else lower is.
+        digits: behind the point, in tables.
+        from_loss: computes it from the loss, where it is another form of that, as perplexity is; then the Trainer does
+            not know it, and results hold it by its bare name.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool = False
+    digits: int = 4
+    from_loss: Callable[[float], float] | None = None
+
+    def of(self, numbers: dict[str, float]) -> float | None:
+        """Its value in a line of the log or the results of a run; `None` where nothing was evaluated."""
+        if self.from_loss is None:
+            return numbers.get(f"eval_{self.name}")
+        return self.from_loss(numbers["eval_loss"]) if "eval_loss" in numbers else None
+
+
+LOSS = Metric("loss", "validation loss")
+
+
+class Task(ABC):
+    """
+    A task of recipes. A new one is a module here with a subclass, and its line in `TASKS`.
+
+    Attributes:
+        name: as recipes write it.
+        auto_class: that loads what is trained, such as `AutoModelForCausalLM`.
+        metrics: of its evaluations; studies compare by the first, unless told otherwise.
+        reads: the fields of `model` and `data` that it looks at beside [`COMMON`], such as "data.text_column"; a
+            recipe that sets another is refused.
+        needs_tokenizer: its models read text, and a new one must be given a tokenizer.
+        varied_lengths: its samples have them, so that they may be grouped by length.
+        has_benchmarks: lm-evaluation-harness can score its models (`evaluation.tasks`).
+    """
+
+    name: str
+    auto_class: type
+    metrics: tuple[Metric, ...] = (LOSS,)
+    reads: tuple[str, ...] = ()
+    needs_tokenizer = False
+    varied_lengths = False
+    has_benchmarks = False
+
+    def evaluated(self) -> dict[str, Metric]:
+        """By name, the metrics that the Trainer itself knows: by them it can choose the best model."""
+        return {metric.name: metric for metric in (LOSS, *self.metrics) if metric.from_loss is None}
+
+    @abstractmethod
+    def make_trainer(
+        self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    ) -> Trainer:
+        """
+        The trainer of a recipe, a `RecipeTrainer`, with model, data, collator and metrics.
+
+        Raises:
+            ValueError, FileNotFoundError: for what cannot be trained; before a model is built.
+        """
+
+    def check_recipe(self, recipe: TrainingRecipe) -> None:  # noqa: B027
+        """Raise a ValueError for fields that this task alone refuses; nothing is loaded."""
+
+    def check_sources(self, recipe: TrainingRecipe) -> None:  # noqa: B027
+        """Raise a ValueError or FileNotFoundError for what configuration, tokenizer and files show to be wrong.
+
+        A study asks this of all its runs before the first; a run has it from `make_trainer`.
+        """
+
+    def is_validated(self, recipe: TrainingRecipe) -> bool:
+        """Whether the recipe has something to evaluate on."""
+        data = recipe.data
+        return bool(data.validation or data.validation_split or data.validation_documents)
+
+    def tokens_per_sequence(self, recipe: TrainingRecipe) -> int | None:
+        """Of every sequence, where all have as many; then logs and studies count in tokens, else in steps."""
+        return None
