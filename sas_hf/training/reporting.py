@@ -144,6 +144,7 @@ class TrainingLog(TrainerCallback):
 
     def _show(self, line: dict, state) -> None:
         shown = {"loss": ".4f", "eval_loss": ".4f", "perplexity": ".2f", "learning_rate": ".2e"}
+        shown |= {name: ".4f" for name in line if name.startswith("eval_")}  # what a task measures beside its loss
         shown |= {"tokens_per_second": ",.0f"}
         new = {name: format(line[name], style) for name, style in shown.items() if line.get(name) is not None}
         if benchmarks := {name: f"{value:.4f}" for name, value in line.items() if name.startswith("benchmark/")}:
@@ -214,4 +215,4 @@ def plot_training(folder: Path) -> list[Path]:
 
 def _sentence(numbers: dict[str, str]) -> str:
     names = {"eval_loss": "validation loss", "learning_rate": "learning rate", "tokens_per_second": "tokens/s"}
-    return ", ".join(f"{names.get(name, name)} {value}" for name, value in numbers.items())
+    return ", ".join(f"{names.get(name, name.removeprefix('eval_'))} {value}" for name, value in numbers.items())

@@ -148,7 +148,7 @@ class StudyReport:
     def save(self, folder: Path) -> list[Path]:
         """Write `study.md`, `study.json` and the figure; returns the files."""
         figures = save_figure(self.draw(), folder, self.figure)
-        told = {name: self.study.get(name) for name in ("recipe", "overrides", "seeds", "data", "variants")}
+        told = {name: self.study.get(name) for name in ("recipe", "overrides", "seeds", "data", "variants", "metric")}
         declared = [f"- {name}: `{json.dumps(value)}`" for name, value in told.items() if value]
         title = f"# Study {Path(self.study.get('output', '')).name}".rstrip()
         tables = [grid.markdown() for grid in self.grids()]

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from sas_hf import SASViTForImageClassification
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
+from sas_hf.training.study import Study, run_study
 from sas_hf.training.tasks import find_task
 
 
@@ -194,3 +195,38 @@ def test_other_image_recipes_are_refused(squares, tmp_path, model, data, message
         image_trainer(tmp_path / "out", model, {"train": str(squares)} | data)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_images_compares_their_accuracy(squares, tmp_path):
+    """Its split to validate on is found by itself, as in a run; curves are over steps."""
+    overrides = {"num_hidden_layers": 1}
+    training = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "use_cpu": True}
+    training |= {"per_device_train_batch_size": 20, "learning_rate": 3e-3, "report_to": "none"}
+    study = Study(
+        recipe={
+            "task": "image_classification",
+            "model": {"config": "mnist-sas", "overrides": overrides},
+            "data": {"train": str(squares), "augment": False},
+            "training": training,
+        },
+        variants={"sas": {}, "standard": {"model": {"config": "mnist-standard"}}},
+        seeds=[0, 1],
+        output=str(tmp_path / "study"),
+    )
+    report = run_study(study)
+    accuracies = {"sas": [], "standard": []}
+    for run in report.runs:
+        results = json.loads((tmp_path / "study" / run.variant / f"seed-{run.seed}" / "all_results.json").read_text())
+        assert run.metrics["accuracy"] == results["eval_accuracy"] and "perplexity" not in results
+        assert [step for step, _ in run.curves["accuracy"]] == [2, 4]
+        accuracies[run.variant].append(results["eval_accuracy"])
+    (grid,) = report.grids()
+    assert grid.header[:5] == ["variant", "validation accuracy", "top-5 accuracy", "validation loss", "parameters"]
+    difference = sum(accuracies["standard"]) / 2 - sum(accuracies["sas"]) / 2
+    assert grid.rows[1][7] == f"{difference:+.4f}" and grid.header[7] == "minus sas"
+    assert "differences of the final validation accuracy (higher is better) are paired by seed" in grid.caption
+    (panel,) = report.draw().axes
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("steps", "validation accuracy")
+    saved = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert saved["metric"] == "accuracy" and saved["summaries"][1]["difference"] == pytest.approx(difference)
+    assert {run["accuracy"] for run in saved["runs"]} == {*accuracies["sas"], *accuracies["standard"]}

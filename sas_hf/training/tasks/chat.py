@@ -38,8 +38,10 @@ class Chat(CausalTask):
     reads = (
         "model.conversion",
         "model.chat_template",
+        "data.validation_split",
         "data.validation_documents",  # to say that there is no such thing
         "data.config",
+        "data.split",
         "data.streaming",  # likewise
         "data.sequence_length",
         "data.max_validation_sequences",

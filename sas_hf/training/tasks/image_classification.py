@@ -40,7 +40,7 @@ class ImageClassification(Task):
         Metric("top5_accuracy", "top-5 accuracy", higher_is_better=True),
         LOSS,
     )
-    reads = ("data.class_names", "data.augment")
+    reads = ("data.validation_split", "data.split", "data.class_names", "data.augment")
 
     def check_recipe(self, recipe: TrainingRecipe) -> None:
         training, conversion = recipe.training, recipe.model.conversion

@@ -16,8 +16,10 @@ class LanguageModeling(CausalTask):
     name = "language_modeling"
     reads = (
         "model.conversion",
+        "data.validation_split",
         "data.validation_documents",
         "data.config",
+        "data.split",
         "data.text_column",
         "data.document_separator",
         "data.streaming",

@@ -12,7 +12,7 @@ from ..recipe_fields import TrainingRecipe
 # Fields of `model` and `data` that may be set whatever the task.
 COMMON = (
     *(f"model.{name}" for name in ("config", "checkpoint", "revision", "overrides", "tokenizer", "lora", "trainable")),
-    *(f"data.{name}" for name in ("train", "validation", "validation_split", "split", "cache")),
+    *(f"data.{name}" for name in ("train", "validation", "cache")),
 )
 
 
