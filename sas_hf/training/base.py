@@ -26,7 +26,7 @@ from ..checkpoints import new_folder
 from ..conversion import convert_checkpoint
 from ..files import write_atomically
 from .folders import has_trained
-from .models import build_model, conversion_options
+from .models import build_model, conversion_options, load_config
 from .recipe_fields import ModelRecipe
 
 
@@ -37,7 +37,6 @@ def starting_model(
     auto_class: type,
     recipe: ModelRecipe,
     config: PreTrainedConfig,
-    load_config: Callable[[ModelRecipe], PreTrainedConfig],
     arguments: TrainingArguments,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     new_head: bool = False,
@@ -48,7 +47,6 @@ def starting_model(
     Args:
         auto_class: such as `AutoModelForCausalLM`.
         config: of the recipe's model.
-        load_config: gives that of a base, where one is written.
         arguments: `seed` decides a new model's weights.
         processor: tokenizer or image processor, to be saved beside a base.
         new_head: the checkpoint's head does not fit `config` and begins anew.
@@ -60,8 +58,9 @@ def starting_model(
     def build(start: ModelRecipe) -> PreTrainedModel:
         # The Trainer seeds when it gets the model, which is too late for a new one.
         enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
-        its_own = start is recipe
-        return build_model(auto_class, start, config if its_own else load_config(start), new_head and its_own)
+        if start is recipe:
+            return build_model(auto_class, start, config, new_head)
+        return build_model(auto_class, start, load_config(start, auto_class))
 
     start = recipe
     if needs_base(recipe, new_head):
@@ -119,8 +118,9 @@ def write_base(
                 with new_folder(base) as unfinished:
                     build().save_pretrained(unfinished)
                     processor.save_pretrained(unfinished)
-            if recipe.lora is not None and getattr(processor, "eos_token_id", None) is not None:
-                _end_at(base / GENERATION_CONFIG_NAME, processor.eos_token_id)
+            generates = base / GENERATION_CONFIG_NAME
+            if recipe.lora is not None and generates.is_file() and processor.eos_token_id is not None:
+                _end_at(generates, processor.eos_token_id)
     return dataclasses.replace(recipe, config=None, checkpoint=str(base), revision=None, conversion=None)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import load_model, read_settings
 from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
@@ -20,9 +19,12 @@ from .fields import build, check_names
 from .recipe_fields import ModelRecipe, TrainingRecipe
 
 
-def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
+def load_config(recipe: ModelRecipe, auto_class: type = AutoModelForCausalLM) -> PreTrainedConfig:
     """
-    The configuration of the causal language model that is trained; of a checkpoint that is to be converted, after it.
+    The configuration of the model that is trained; of a checkpoint that is to be converted, after it.
+
+    Args:
+        auto_class: that loads the model.
 
     Raises:
         ValueError: for an unknown name, an override that is no field of it, another kind of model, or a checkpoint
@@ -31,19 +33,20 @@ def load_config(recipe: ModelRecipe) -> PreTrainedConfig:
     """
     load = config_loader(recipe)
     config = load()
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "is_causal", True):
-        name = recipe.config or recipe.checkpoint
-        raise ValueError(f"{name} is a {config.model_type} that is no causal language model; the task needs one.")
+    is_causal = auto_class is AutoModelForCausalLM
+    if type(config) not in auto_class._model_mapping or (is_causal and not getattr(config, "is_causal", True)):
+        name, kind = recipe.config or recipe.checkpoint, "is no causal language model; the task needs one"
+        kind = kind if is_causal else f"has no {auto_class.__name__}, which the task needs"
+        raise ValueError(f"{name} is a {config.model_type} that {kind}.")
     if recipe.conversion is not None:
-        config = _converted_config(recipe, config)
+        config = _converted_config(recipe, config, auto_class._model_mapping[type(config)].__name__)
         load = functools.partial(type(config).from_dict, config.to_dict())
     check_overrides(recipe.overrides, config)
     return load(**recipe.overrides)
 
 
-def _converted_config(recipe: ModelRecipe, config: PreTrainedConfig) -> PreTrainedConfig:
+def _converted_config(recipe: ModelRecipe, config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:
     options = conversion_options(recipe.conversion)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
     try:
         return sas_config(config, find_family(config.model_type), options, architecture)
     except ValueError as error:

@@ -14,9 +14,11 @@ import yaml
 from datasets import Dataset
 from helpers import real_text
 from huggingface_hub import ModelCard
+from peft import AutoPeftModel
 from transformers import AutoModelForSequenceClassification
 
 import sas_hf
+from sas_hf import SASGPTForSequenceClassification
 from sas_hf.configurations import named_config
 from sas_hf.training.arguments import training_arguments
 from sas_hf.training.optimizer import RecipeTrainer
@@ -217,6 +219,7 @@ def test_a_metric_that_is_better_when_higher_is_said_to_be(sums, monkeypatch):
     assert "differences of the final validation loss are paired" in by_loss.grids()[0].caption
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 def test_the_task_of_the_contributors_page_runs(monkeypatch, tmp_path):
     """As it stands there, by the recipe that stands there: trained, studied, and it learns."""
     page = (PACKAGE.parent / "CONTRIBUTING.md").read_text().partition("## Adding a task")[2]
@@ -236,13 +239,24 @@ def test_the_task_of_the_contributors_page_runs(monkeypatch, tmp_path):
         "data": {name: str(tmp_path / f"{name}.txt") for name in ("train", "validation")} | {"cache": str(tmp_path)},
         "training": {"save_strategy": "no", "logging_steps": 50},
     }
-    variants = {"standard": {}, "super": {"model": {"config": "imdb-super"}}}
+    lora = {"lora": {"r": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["score"]}}
+    variants = {"standard": {}, "adapters": {"model": lora, "training": {"learning_rate": 1e-2}}}
     report = run_study(Study(recipe=recipe, variants=variants, seeds=[0], output=str(tmp_path / "out"), figure="bars"))
     for run in report.runs:
         assert run.metrics["accuracy"] > 0.9 and len(run.curves["accuracy"]) == 3
     assert report.grids()[0].header[1] == "validation accuracy"
+    adapted = tmp_path / "out" / "adapters" / "seed-0"
+    assert "peft import AutoPeftModel\n" in (adapted / "README.md").read_text()
+    loaded = AutoPeftModel.from_pretrained(adapted, import_allowlist=["sas_hf"])
+    assert type(loaded.get_base_model()) is SASGPTForSequenceClassification
     with pytest.raises(ValueError, match="`data.config` is 'x', but `task: capitals` does not look at it"):
         load_recipe(recipe, ["data.config=x"])
+    with pytest.raises(
+        ValueError, match="mnist-sas is a sas_vit that has no AutoModelForSequenceClassification, which"
+    ):
+        train(
+            load_recipe(recipe, ["model.config=mnist-sas", "model.overrides={}", f"training.output_dir={tmp_path}/x"])
+        )
 
 
 MODULES = {path.relative_to(PACKAGE.parent): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}

@@ -55,4 +55,4 @@ class CausalTask(Task):
         arguments: TrainingArguments,
     ) -> PreTrainedModel:
         """The model of the recipe, before adapters are put on it or parameters frozen."""
-        return starting_model(self.auto_class, recipe.model, config, load_config, arguments, tokenizer)
+        return starting_model(self.auto_class, recipe.model, config, arguments, tokenizer)

@@ -81,9 +81,7 @@ class ImageClassification(Task):
         labels = train.features["label"].names
         config, new_head = classifier_config(recipe.model, labels)
         processor = classifier_processor(recipe.model, config)
-        model = starting_model(
-            self.auto_class, recipe.model, config, lambda start: config, arguments, processor, new_head
-        )
+        model = starting_model(self.auto_class, recipe.model, config, arguments, processor, new_head)
         model = prepare_parameters(model, recipe.model)
         if new_head:
             _check_head_trains(model, recipe.model)
