@@ -59,8 +59,8 @@ def starting_model(
         # The Trainer seeds when it gets the model, which is too late for a new one.
         enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
         if start is recipe:
-            return build_model(auto_class, start, config, new_head)
-        return build_model(auto_class, start, load_config(start, auto_class))
+            return build_model(start, config, auto_class, new_head)
+        return build_model(start, load_config(start, auto_class), auto_class)
 
     start = recipe
     if needs_base(recipe, new_head):

@@ -151,12 +151,12 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]
 
 
 def build_model(
-    auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, new_head: bool = False
+    recipe: ModelRecipe, config: PreTrainedConfig, auto_class: type = AutoModelForCausalLM, new_head: bool = False
 ) -> PreTrainedModel:
     """The model to train, in float32; training in bf16 casts as it computes.
 
     Args:
-        auto_class: such as `AutoModelForCausalLM`.
+        auto_class: that loads the model.
         new_head: as of [`load_model`].
 
     Raises:

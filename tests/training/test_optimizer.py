@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import gpt, real_text, train_tokenizer
-from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
+from transformers import TrainingArguments, default_data_collator
 from transformers.utils.generic import is_flash_attention_requested
 
 from sas_hf.training import pack_documents
@@ -116,8 +116,7 @@ def test_a_recipe_chooses_the_attention_implementation(tmp_path):
     assert is_flash_attention_requested(flash)
     gpt("sas").save_pretrained(tmp_path)
     recipe = ModelRecipe(checkpoint=str(tmp_path), overrides={"attn_implementation": "eager"})
-    model = build_model(AutoModelForCausalLM, recipe, load_config(recipe))
-    assert model.config._attn_implementation == "eager"
+    assert build_model(recipe, load_config(recipe)).config._attn_implementation == "eager"
 
 
 def test_the_validation_loss_is_not_smoothed(tmp_path):

@@ -63,39 +63,45 @@ class ImageClassification(Task):
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
     ) -> RecipeTrainer:
-        """
-        What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
+        return make_image_trainer(recipe, arguments, callbacks)
 
-        A killed run goes on to the same weights without `data.augment`; with it, the random numbers of a batch that
-        was prepared ahead are not kept.
 
-        Args:
-            arguments: `seed` decides a new model's weights too; `remove_unused_columns` becomes `False`.
+def make_image_trainer(
+    recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> RecipeTrainer:
+    """
+    What trains the recipe's image classifier, new or from a checkpoint, and evaluates accuracy and top-5 accuracy.
 
-        Raises:
-            FileNotFoundError: for images or a checkpoint that are not there.
-            ValueError: for a model that is no image classifier, an unknown name, data without classes or splits; and
-                as [`prepare_parameters`].
-        """
-        train, validation = load_splits(recipe.data)
-        labels = train.features["label"].names
-        config, new_head = classifier_config(recipe.model, labels)
-        processor = classifier_processor(recipe.model, config)
-        model = starting_model(self.auto_class, recipe.model, config, arguments, processor, new_head)
-        model = prepare_parameters(model, recipe.model)
-        if new_head:
-            _check_head_trains(model, recipe.model)
-        channels = getattr(model.config, "num_channels", 3)
-        arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
-        return RecipeTrainer(
-            model,
-            arguments,
-            train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
-            eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
-            processing_class=processor,
-            compute_metrics=accuracies,
-            callbacks=list(callbacks),
-        )
+    A killed run goes on to the same weights without `data.augment`; with it, the random numbers of a batch that
+    was prepared ahead are not kept.
+
+    Args:
+        arguments: `seed` decides a new model's weights too; `remove_unused_columns` becomes `False`.
+
+    Raises:
+        FileNotFoundError: for images or a checkpoint that are not there.
+        ValueError: for a model that is no image classifier, an unknown name, data without classes or splits; and
+            as [`prepare_parameters`].
+    """
+    train, validation = load_splits(recipe.data)
+    labels = train.features["label"].names
+    config, new_head = classifier_config(recipe.model, labels)
+    processor = classifier_processor(recipe.model, config)
+    model = starting_model(AutoModelForImageClassification, recipe.model, config, arguments, processor, new_head)
+    model = prepare_parameters(model, recipe.model)
+    if new_head:
+        _check_head_trains(model, recipe.model)
+    channels = getattr(model.config, "num_channels", 3)
+    arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
+    return RecipeTrainer(
+        model,
+        arguments,
+        train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
+        eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
+        processing_class=processor,
+        compute_metrics=accuracies,
+        callbacks=list(callbacks),
+    )
 
 
 def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset]:
