@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sas_hf.conversion import compare_models, convert_model, gradient_differences
 from sas_hf.conversion.fidelity import text_windows
-from sas_hf.text_files import read_whole
+from sas_hf.data.text_files import read_whole
 
 
 TIE = 1e-3  # of two logits; a first difference in greedy text beyond it would be a defect

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sas_hf.configurations import SIZES
-from sas_hf.files import check_writable, write_atomically
+from sas_hf.report.files import check_writable, write_atomically
 
 
 MODELS = ("mha", "llama", "paper", "sas", "sas-kept", "sas-k5", "sas-base")

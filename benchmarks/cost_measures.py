@@ -11,7 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, StaticCache
 
-from sas_hf.info import describe
+from sas_hf.hub.info import describe
 from sas_hf.modeling.cache_name import CACHE_NAME
 
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sas_hf.files import new_file
+from sas_hf.report.files import new_file
 
 
 COLUMNS = 7  # of one table

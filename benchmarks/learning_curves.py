@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
-from sas_hf.text_files import read_whole
+from sas_hf.data.text_files import read_whole
 
 
 SIMULATED = {"num_simulated_heads": 12, "simulated_head_dim": 48}

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from sas_hf.conversion import ConversionOptions, compare_models, convert_model
 from sas_hf.conversion.fidelity import text_windows
-from sas_hf.text_files import read_whole
+from sas_hf.data.text_files import read_whole
 
 
 def methods(config) -> dict[str, ConversionOptions | None]:

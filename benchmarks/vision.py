@@ -14,7 +14,7 @@ from transformers import DeiTConfig, ViTConfig
 
 from sas_hf.configurations import named_config
 from sas_hf.conversion import ConversionOptions, compare_models, convert_model
-from sas_hf.info import describe
+from sas_hf.hub.info import describe
 
 
 FIELDS = {

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import sas_hf  # noqa: F401  registers the architectures
-from sas_hf.image_files import open_image
+from sas_hf.data.image_files import open_image
 from sas_hf.modeling.attention import SASAttention
 
 

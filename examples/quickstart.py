@@ -29,9 +29,9 @@ from transformers import (
 
 from sas_hf.cli import conversion_table, explain_errors
 from sas_hf.conversion import convert_checkpoint, find_source
+from sas_hf.data.text import python_reference, split_text, train_tokenizer
+from sas_hf.data.text_files import read_whole
 from sas_hf.eval import evaluate, make_continuation_task
-from sas_hf.text import python_reference, split_text, train_tokenizer
-from sas_hf.text_files import read_whole
 
 
 console = Console()

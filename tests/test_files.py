@@ -25,8 +25,8 @@ from sas_hf.conversion import convert_checkpoint, restore_checkpoint
 from sas_hf.eval import EvaluationResult, PerplexityText, Report, evaluate, evaluate_images, prepare_data
 from sas_hf.eval.answers import AnswerStore, answers_of
 from sas_hf.eval.results import save_json
-from sas_hf.export import export_model
-from sas_hf.files import LOCK_NAME, NoRoomError, locked, writing
+from sas_hf.hub.export import export_model
+from sas_hf.report.files import LOCK_NAME, NoRoomError, locked, writing
 from sas_hf.training import DurableTrainer
 from sas_hf.training.recipe import load_recipe
 from sas_hf.training.run import train

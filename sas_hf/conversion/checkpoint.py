@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..card import conversion_card, read_card
-from ..checkpoints import (
+from ..data.text import python_reference
+from ..hub.card import conversion_card, read_card
+from ..hub.checkpoints import (
     CARD_NAME,
     REPORT_NAME,
     check_vocabulary,
@@ -20,9 +21,8 @@ from ..checkpoints import (
     read_settings,
     refuse_existing,
 )
-from ..dtypes import parse_dtype
-from ..files import check_writable, one_at_a_time
-from ..text import python_reference
+from ..hub.dtypes import parse_dtype
+from ..report.files import check_writable, one_at_a_time
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily

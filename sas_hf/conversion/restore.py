@@ -12,8 +12,8 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .. import modeling
-from ..card import read_card, restoration_card
-from ..checkpoints import (
+from ..hub.card import read_card, restoration_card
+from ..hub.checkpoints import (
     CARD_NAME,
     REPORT_NAME,
     check_vocabulary,
@@ -22,7 +22,7 @@ from ..checkpoints import (
     read_report,
     read_settings,
 )
-from ..files import one_at_a_time
+from ..report.files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
 from .family import ConversionError

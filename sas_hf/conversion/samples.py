@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.text import python_reference
 from ..modeling import SASViTConfig
-from ..text import python_reference
 from .fidelity import text_windows
 
 
@@ -102,7 +102,7 @@ def image_samples(
         return list(smooth.clamp(-2, 2).split(IMAGES_AT_ONCE)), "random images"
     if processor is None:
         raise ValueError("`images` are given, but the source has no image processor (preprocessor_config.json).")
-    from ..image_files import find_images, open_image  # needs Pillow, which models of text do without
+    from ..data.image_files import find_images, open_image  # needs Pillow, which models of text do without
 
     files = find_images(Path(folder))
     chosen = [

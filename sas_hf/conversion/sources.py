@@ -28,7 +28,7 @@ from transformers.utils import (
     has_file,
 )
 
-from ..checkpoints import CARD_NAME, REPORT_NAME, load_model, optional_file, read_settings
+from ..hub.checkpoints import CARD_NAME, REPORT_NAME, load_model, optional_file, read_settings
 from .family import ConversionError, SourceFamily
 from .live import refuse_own_head
 

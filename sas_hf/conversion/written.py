@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_model, save_model
+from ..hub.checkpoints import load_model, save_model
 from ..modeling.sharing import auto_class_name
 from .family import ConversionError
 from .fidelity import Fidelity, compare_models, outputs_in_float32, outputs_in_own_dtype

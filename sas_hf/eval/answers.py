@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..files import writing
+from ..report.files import writing
 from ..version import versions
 
 

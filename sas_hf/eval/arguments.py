@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..dtypes import parse_dtype
-from ..files import check_writable
+from ..hub.dtypes import parse_dtype
+from ..report.files import check_writable
 
 
 def check_arguments(

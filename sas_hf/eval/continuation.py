@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import write_atomically
+from ..report.files import write_atomically
 
 
 TASK = "sas_continuation"

@@ -16,8 +16,8 @@ from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..checkpoints import find_commit
-from ..files import locked, one_at_a_time
+from ..hub.checkpoints import find_commit
+from ..report.files import locked, one_at_a_time
 from ..version import versions
 from .answers import AnswerStore, answers_of, model_identity
 from .arguments import check_arguments, check_folder, check_output, refuse_unused

@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoints import load_image_processor, load_model, read_settings
 from ..configurations import NAMED_CONFIGS
-from ..files import one_at_a_time
-from ..image_data import find_split, load_image_dataset, undecoded
-from ..image_files import open_image
+from ..data.image_files import open_image
+from ..data.images import find_split, load_image_dataset, undecoded
+from ..hub.checkpoints import load_image_processor, load_model, read_settings
+from ..report.files import one_at_a_time
 from ..version import versions
 from .arguments import check_arguments, check_output
 from .harness import default_device
@@ -49,7 +49,7 @@ def evaluate_images(
 
     Args:
         model: a checkpoint's folder, a Hub id, or a live model, of any architecture with an image classification head.
-        dataset: see [`~sas_hf.image_data.load_image_dataset`].
+        dataset: see [`~sas_hf.data.images.load_image_dataset`].
         split: `None`: "test", or else "validation".
         image_processor: the model's own where `None`: beside its weights.
         limit: how many images to score, or what share of them if below 1: of the split in an order shuffled with seed

@@ -8,7 +8,7 @@ import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from ..text_files import COLUMN, TABLES, TEXT_SUFFIXES, documents_in, kind_of
+from ..data.text_files import COLUMN, TABLES, TEXT_SUFFIXES, documents_in, kind_of
 from .harness import SASHFLM, refuse_not_numbers
 from .results import Metric, TaskResult, digest
 

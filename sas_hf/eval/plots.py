@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..figures import label_axes, save_figure
+from ..report.figures import label_axes, save_figure
 from .papers import TABLE_OF_SUITE, paper_tables
 from .report import Report, paper_label, perplexities
 from .results import EvaluationResult, Metric

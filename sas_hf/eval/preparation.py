@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from ..files import new_file, one_at_a_time
+from ..report.files import new_file, one_at_a_time
 from .task_loading import check_parquet, check_task_names, leaf_names, stock_config, stock_splits
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Group
 from rich.markup import escape
 
-from ..figures import require_matplotlib
-from ..files import one_at_a_time, write_atomically
-from ..tables import PAPER, Grid
+from ..report.figures import require_matplotlib
+from ..report.files import one_at_a_time, write_atomically
+from ..report.tables import PAPER, Grid
 from .comparison import METHOD, PairedDifference, compare
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
 from .results import EvaluationResult, Metric, TaskResult, finite, is_text, save_json

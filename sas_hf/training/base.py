@@ -22,9 +22,9 @@ from transformers import (
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ..checkpoints import new_folder
 from ..conversion import convert_checkpoint
-from ..files import write_atomically
+from ..hub.checkpoints import new_folder
+from ..report.files import write_atomically
 from .folders import has_trained
 from .models import build_model, conversion_options, load_config
 from .recipe_fields import ModelRecipe

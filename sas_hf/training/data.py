@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from ..text_files import TABLES, check_column, check_file, documents_in, find_files, kind_of
+from ..data.text_files import TABLES, check_column, check_file, documents_in, find_files, kind_of
 from .held_out import check_apart, compare_with_training, digests
 from .packing import BATCH, LAYOUT, Packer
 from .recipe_fields import DataRecipe

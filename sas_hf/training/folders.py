@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..files import LOCK_NAME, check_writable
+from ..report.files import LOCK_NAME, check_writable
 
 
 METRICS_NAME = "all_results.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text_files import same_file
+from ..data.text_files import same_file
 from .recipe_fields import DataRecipe
 
 

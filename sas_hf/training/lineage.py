@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..card import read_card, trained_card
-from ..checkpoints import CARD_NAME, REPORT_NAME, read_report
+from ..hub.card import read_card, trained_card
+from ..hub.checkpoints import CARD_NAME, REPORT_NAME, read_report
 from ..version import versions
 from .base import BASE
 from .recipe_fields import TrainingRecipe

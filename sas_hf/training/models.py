@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_model, read_settings
-from ..checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from ..configurations import named_config
 from ..conversion import ConversionOptions
 from ..conversion.convert import find_family, sas_config
-from ..text import python_reference, train_tokenizer
+from ..data.text import python_reference, train_tokenizer
+from ..hub.checkpoints import load_model, read_settings
+from ..hub.checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from .data import BUILT_IN
 from .fields import build, check_names
 from .recipe_fields import ModelRecipe, TrainingRecipe

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from ..figures import label_axes, require_matplotlib, save_figure
-from ..files import write_atomically, writing
+from ..report.figures import label_axes, require_matplotlib, save_figure
+from ..report.files import write_atomically, writing
 
 
 LOG_NAME = "log.jsonl"

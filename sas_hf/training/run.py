@@ -17,8 +17,8 @@ from huggingface_hub.constants import HF_HOME
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ..figures import require_matplotlib
-from ..files import check_cache, locked, write_atomically, writing
+from ..report.figures import require_matplotlib
+from ..report.files import check_cache, locked, write_atomically, writing
 from .arguments import training_arguments
 from .base import BASE
 from .benchmarks import PREFIX, Benchmarks

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 from accelerate import PartialState
 
-from ..figures import require_matplotlib
-from ..files import locked, write_atomically, writing
+from ..report.figures import require_matplotlib
+from ..report.files import locked, write_atomically, writing
 from .arguments import training_arguments
 from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipped_names
 from .folders import METRICS_NAME, differences, flat, has_trained, holds

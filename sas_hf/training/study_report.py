@@ -11,9 +11,9 @@ from pathlib import Path
 from safetensors import safe_open
 from scipy.stats import ttest_rel
 
-from ..figures import label_axes, require_matplotlib, save_figure
-from ..files import write_atomically
-from ..tables import Grid
+from ..report.figures import label_axes, require_matplotlib, save_figure
+from ..report.files import write_atomically
+from ..report.tables import Grid
 from .reporting import read_log
 from .tasks import Metric
 from .tasks.task import LOSS

@@ -11,7 +11,7 @@ from tiny_sources import tiny_source
 from transformers import AutoModelForCausalLM
 
 from sas_hf.conversion import ConversionError, ConversionOptions, compare_models, convert_checkpoint, convert_model
-from sas_hf.text import python_reference
+from sas_hf.data.text import python_reference
 
 
 def windows(count: int, seed: int, length: int = 40) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoModel
 
 import sas_hf.eval.evaluation
-import sas_hf.files
+import sas_hf.report.files
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import Report, evaluate
 
@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_old_file(checkpoint, data, tmp_path, monkeypa
     def fail(*args):
         raise OSError("disk gone")
 
-    monkeypatch.setattr(sas_hf.files.os, "replace", fail)
+    monkeypatch.setattr(sas_hf.report.files.os, "replace", fail)
     with pytest.raises(OSError, match="disk gone"):
         result.save(output)
     assert [path.name for path in output.parent.iterdir()] == ["result.json"]

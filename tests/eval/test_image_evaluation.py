@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from sas_hf import SASViTForMaskedImageModeling
 from sas_hf.cli import app, explain_errors
+from sas_hf.data.image_files import open_image
+from sas_hf.data.images import load_image_dataset, read_idx
 from sas_hf.eval import evaluate_images
 from sas_hf.eval.images import check_labels
 from sas_hf.eval.results import digest
-from sas_hf.image_data import load_image_dataset, read_idx
-from sas_hf.image_files import open_image
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from sas_hf.configurations import named_config
 from sas_hf.eval.papers import AVERAGES_THAT_DIFFER, paper_tables, rows_of_size
-from sas_hf.info import describe
+from sas_hf.hub.info import describe
 
 
 def test_the_tables_are_there():

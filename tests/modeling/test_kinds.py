@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASGPTModel
 from sas_hf.configurations import NAMED_CONFIGS, named_config
-from sas_hf.info import cache_numbers_per_token, describe, equation_24
+from sas_hf.hub.info import cache_numbers_per_token, describe, equation_24
 
 
 BASE = GPT_BASE | {"hidden_size": 48, "q_rank": 3, "token_mixing_init": "normal"}

@@ -40,7 +40,7 @@ from sas_hf import (
     named_config,
 )
 from sas_hf.configurations import NAMED_CONFIGS
-from sas_hf.info import describe
+from sas_hf.hub.info import describe
 from sas_hf.modeling.image_processing_sas_vit import SASViTImageProcessor
 
 

@@ -7,9 +7,9 @@ from huggingface_hub import ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sas_hf import SASGPTModel, SASViTForMaskedImageModeling, SASViTModel
-from sas_hf.card import conversion_card, export_card, read_card, restoration_card
 from sas_hf.conversion import ConversionOptions, convert_checkpoint, restore_checkpoint
-from sas_hf.export import export_model
+from sas_hf.hub.card import conversion_card, export_card, read_card, restoration_card
+from sas_hf.hub.export import export_model
 
 
 REPORT = {

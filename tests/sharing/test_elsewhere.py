@@ -9,7 +9,7 @@ import torch
 from answered_checkpoints import CHECKPOINTS, save_checkpoint
 from environments import report_of, run_script
 
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from sas_hf import SASGPTForCausalLM
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 
 
 def files_in(folder):
@@ -209,7 +209,7 @@ def test_an_existing_output_is_refused_and_kept(checkpoint, tmp_path):
 def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
     """A real write that fails: the process may not write files of more than 20 kB."""
     script = (
-        "import resource; from sas_hf.export import export_model\n"
+        "import resource; from sas_hf.hub.export import export_model\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
         f"export_model({str(checkpoint)!r}, {str(tmp_path / 'export')!r})"
     )

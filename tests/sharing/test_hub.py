@@ -10,7 +10,7 @@ from environments import report_of, run_script
 from hub_server import TOKEN, running_hub
 from safetensors.torch import load
 
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ main()
 EXPORT = """
 import json, sys
 import sas_hf
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 export_model("someone/export", sys.argv[1])
 print("{}")
 """

@@ -9,7 +9,7 @@ from environments import report_of, run_script
 from helpers import gpt, train_tokenizer
 
 from sas_hf import SASGPTForSequenceClassification
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of TRL and peft

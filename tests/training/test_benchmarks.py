@@ -5,8 +5,8 @@ from helpers import assert_identical
 from safetensors.torch import load_file
 from test_train_command import TINY
 
+from sas_hf.data.text import python_reference, split_text
 from sas_hf.eval import EvaluationResult, evaluate, make_continuation_task
-from sas_hf.text import python_reference, split_text
 from sas_hf.training.benchmarks import scores
 from sas_hf.training.recipe import recipe_from_dict
 from sas_hf.training.reporting import read_log

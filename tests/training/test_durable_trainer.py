@@ -13,7 +13,7 @@ import torch
 from helpers import python_environment
 
 from sas_hf import SASGPTForCausalLM
-from sas_hf.files import NoRoomError
+from sas_hf.report.files import NoRoomError
 from sas_hf.training import DurableTrainer
 from sas_hf.training.durable_trainer import _require_whole_state
 

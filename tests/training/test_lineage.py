@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Ll
 
 from sas_hf import SASGPTForCausalLM
 from sas_hf.conversion import ConversionError, convert_checkpoint, restore_checkpoint
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 from sas_hf.training.data import training_data
 from sas_hf.training.recipe import recipe_from_dict
 from sas_hf.training.run import train

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl_steps import STEPS, TEXTS, step
 
 from sas_hf import SASGPTForCausalLM, SASGPTForSequenceClassification
-from sas_hf.export import export_model
+from sas_hf.hub.export import export_model
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of TRL and peft

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from test_train_command import TINY
 
 import sas_hf.training
+from sas_hf.data.text import python_reference, split_text
 from sas_hf.eval import EvaluationResult, evaluate, make_continuation_task
-from sas_hf.text import python_reference, split_text
 from sas_hf.training.benchmarks import scores
 from sas_hf.training.recipe import load_recipe
 from sas_hf.training.reporting import read_log

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
 
-from ...text import check_text, read_text
-from ...text_files import find_files, kind_of
+from ...data.text import check_text, read_text
+from ...data.text_files import find_files, kind_of
 from ..adapters import prepare_parameters
 from ..held_out import check_apart, compare_with_training, digests
 from ..optimizer import RecipeTrainer

@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ...image_data import find_split, load_image_dataset, undecoded
-from ...image_files import open_image
+from ...data.image_files import open_image
+from ...data.images import find_split, load_image_dataset, undecoded
 from ...modeling.image_processing_sas_vit import SASViTImageProcessor
 from ..adapters import prepare_parameters
 from ..base import starting_model

@@ -16,10 +16,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from . import modeling
+from .. import modeling
+from ..modeling.sharing import auto_class_name
+from ..version import __version__
 from .checkpoints import CARD_NAME, optional_file
-from .modeling.sharing import auto_class_name
-from .version import __version__
 
 
 PIPELINE_TAGS = {  # the Hub's tasks; masked images have none

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .files import one_at_a_time, unwritable_cache, writing
+from ..report.files import one_at_a_time, unwritable_cache, writing
 
 
 class Commands(TyperGroup):
@@ -56,7 +56,7 @@ SECONDS_FOR_THE_FIRST = 10
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        from .version import __version__
+        from ..version import __version__
 
         console.print(f"sas_hf {__version__}")
         raise typer.Exit
@@ -157,7 +157,7 @@ def convert(
     ] = None,
 ) -> None:
     """Make a SAS checkpoint that computes what SOURCE computes, verify it and write a fidelity report."""
-    from .conversion import ConversionOptions, convert_checkpoint
+    from ..conversion import ConversionOptions, convert_checkpoint
 
     report = convert_checkpoint(
         source,
@@ -184,7 +184,7 @@ def convert(
 
 
 def text_in(file: Path | None) -> str | None:
-    from .text_files import read_whole
+    from ..data.text_files import read_whole
 
     return None if file is None else read_whole(file)
 
@@ -199,7 +199,7 @@ def restore(
     images: ImagesToVerify = None,
 ) -> None:
     """Bring a conversion whose simulation is untrained back to its source's architecture, and verify it."""
-    from .conversion import restore_checkpoint
+    from ..conversion import restore_checkpoint
 
     report = restore_checkpoint(
         checkpoint,
@@ -272,7 +272,7 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
 ) -> None:
     """Write a folder for the Hub, with code: it loads without sas_hf too, with trust_remote_code=True."""
-    from .export import export_model
+    from ..hub.export import export_model
 
     export_model(model, output, revision=revision, progress=show_progress)
     console.print(f"[green]Saved[/green] {output}; share it with: hf upload OWNER/NAME {output}")
@@ -290,13 +290,13 @@ def train(
     ] = None,
 ) -> None:
     """Train or fine-tune a model as a recipe says; the same command again goes on where a killed run stopped."""
-    from .training.recipe import load_recipe, recipe_names
+    from ..training.recipe import load_recipe, recipe_names
 
     if recipe is None:
         console.print(recipe_table({name: load_recipe(name) for name in recipe_names()}))
         return
     chosen = load_recipe(recipe, fields or ())
-    from .training.run import train as run_training
+    from ..training.run import train as run_training
 
     metrics = run_training(chosen)
     if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the first
@@ -321,7 +321,7 @@ def study(
     seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
 ) -> None:
     """Train a grid of variants, data and seeds, and compare them; the same command again goes on where it stopped."""
-    from .training.study import load_study, run_study, study_names
+    from ..training.study import load_study, run_study, study_names
 
     if name is None:
         table = Table(title="Studies: sas-hf study NAME [FIELD=VALUE ...]")
@@ -420,9 +420,9 @@ def evaluate(
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
     """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
-    from . import eval as evaluation
-    from .eval.arguments import check_folder, refuse_unused
-    from .figures import require_matplotlib
+    from .. import eval as evaluation
+    from ..eval.arguments import check_folder, refuse_unused
+    from ..report.figures import require_matplotlib
 
     if (images is not None) == bool(tasks or perplexity):
         raise ValueError(
@@ -498,7 +498,7 @@ def eval_report(
     report: Annotated[Path, typer.Option(help="Folder for the report: Markdown, JSON, plots.")],
 ) -> None:
     """Put saved results into one report, for instance of the checkpoints of a training."""
-    from . import eval as evaluation
+    from .. import eval as evaluation
 
     show_report(evaluation.Report([evaluation.EvaluationResult.load(path) for path in results]), report)
 
@@ -510,7 +510,7 @@ def eval_data(
     tasks: Annotated[str, typer.Option(help="Suites or tasks whose datasets to fetch, separated by commas.")],
 ) -> None:
     """Fetch the datasets of suites or tasks from the Hub, for evaluations without a network."""
-    from . import eval as evaluation
+    from .. import eval as evaluation
 
     paths = evaluation.prepare_data(folder, split_names(tasks), progress=lambda message: console.print(message))
     console.print(f"[green]{len(paths)} files[/green] below {folder}")
@@ -545,9 +545,9 @@ def info(
     dtype: Annotated[str, typer.Option(help="Of the cache.")] = "bfloat16",
 ) -> None:
     """Show what a model costs: parameters, cache and operations; without MODEL, all named configurations."""
-    from .configurations import NAMED_CONFIGS
-    from .dtypes import parse_dtype
-    from .info import describe, find_config
+    from ..configurations import NAMED_CONFIGS
+    from ..hub.dtypes import parse_dtype
+    from ..hub.info import describe, find_config
 
     if context is not None and model is None:
         raise ValueError(f"`--context` is {context}, but no MODEL is named; the table is of each model's own context.")

@@ -7,7 +7,9 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from . import modeling
+from .. import modeling
+from ..modeling.sharing import add_code, auto_classes
+from ..report.files import one_at_a_time
 from .card import export_card, read_card
 from .checkpoints import (
     CARD_NAME,
@@ -24,8 +26,6 @@ from .checkpoints import (
     refuse_existing,
     save_model,
 )
-from .files import one_at_a_time
-from .modeling.sharing import add_code, auto_classes
 
 
 @one_at_a_time("output")

@@ -7,13 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
+from ..configurations import NAMED_CONFIGS, named_config
+from ..modeling import SASGPTConfig, SASViTConfig
+from ..modeling.attention import SASAttention
+from ..modeling.key_store import CachePlace, key_store
+from ..modeling.kinds import make_attention
+from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
 from .checkpoints import read_settings
-from .configurations import NAMED_CONFIGS, named_config
-from .modeling import SASGPTConfig, SASViTConfig
-from .modeling.attention import SASAttention
-from .modeling.key_store import CachePlace, key_store
-from .modeling.kinds import make_attention
-from .modeling.modeling_sas_gpt import SASGPTDecoderLayer
 
 
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more

@@ -29,7 +29,7 @@ from transformers.utils import (
     extract_commit_hash,
 )
 
-from .files import writing
+from ..report.files import writing
 
 
 REPORT_NAME = "fidelity.json"

@@ -44,7 +44,7 @@ def load_image_dataset(source: str | Path, class_names: list[str] | None = None)
 
 
 def undecoded(split: Dataset) -> Dataset:
-    """The same rows with images as [`~sas_hf.image_files.open_image`] takes them, which knows their files' names."""
+    """The same rows with images as [`~sas_hf.data.image_files.open_image`] takes them: it knows their files' names."""
     return split.cast_column("image", Image(decode=False))
 
 

@@ -1,0 +1,1 @@
+"""Texts and images in: files, tables and datasets of them."""

@@ -1,0 +1,1 @@
+"""Cards, export, and looking into a checkpoint before it is loaded."""
