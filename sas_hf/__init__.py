@@ -1,26 +1,34 @@
 """sas_hf: Simulated Attention Score and other better attentions for Hugging Face Transformers.
 
-Importing it registers the architectures with the Auto classes; everything else is imported when first used.
+Importing it registers the architectures with the Auto classes: at once where Transformers is imported already, else
+as soon as it is, by whomever. All else is imported when first used: `import sas_hf` alone imports neither Transformers
+nor torch.
 """
 
-from transformers import AutoImageProcessor
-from transformers.utils import is_vision_available
+import importlib.util
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .configurations import named_config
-from .modeling import (
-    SASGPTConfig,
-    SASGPTForCausalLM,
-    SASGPTForQuestionAnswering,
-    SASGPTForSequenceClassification,
-    SASGPTForTokenClassification,
-    SASGPTModel,
-    SASViTConfig,
-    SASViTForImageClassification,
-    SASViTForMaskedImageModeling,
-    SASViTModel,
-)
+from .importing import AfterImport, FormerPaths
 from .version import __version__
 
+
+if TYPE_CHECKING:  # what `__getattr__` gives
+    from .configurations import named_config
+    from .modeling import (
+        SASGPTConfig,
+        SASGPTForCausalLM,
+        SASGPTForQuestionAnswering,
+        SASGPTForSequenceClassification,
+        SASGPTForTokenClassification,
+        SASGPTModel,
+        SASViTConfig,
+        SASViTForImageClassification,
+        SASViTForMaskedImageModeling,
+        SASViTModel,
+    )
+    from .modeling.image_processing_sas_vit import SASViTImageProcessor
 
 __all__ = [
     "SASGPTConfig",
@@ -36,16 +44,62 @@ __all__ = [
     "__version__",
     "named_config",
 ]
-
-if is_vision_available():
-    from .modeling.image_processing_sas_vit import SASViTImageProcessor
-
+HAS_PILLOW = importlib.util.find_spec("PIL") is not None
+if HAS_PILLOW:
     __all__ += ["SASViTImageProcessor"]
-    # The models registered themselves when they were imported.
-    AutoImageProcessor.register(SASViTConfig, image_processor_classes={"pil": SASViTImageProcessor}, exist_ok=True)
+
+# Where modules are that have moved, by their former names; both import the same.
+MOVED = {
+    "card": "hub.card",
+    "checkpoints": "hub.checkpoints",
+    "dtypes": "hub.dtypes",
+    "export": "hub.export",
+    "figures": "report.figures",
+    "files": "report.files",
+    "image_data": "data.images",
+    "image_files": "data.image_files",
+    "info": "hub.info",
+    "tables": "report.tables",
+    "text": "data.text",
+    "text_files": "data.text_files",
+}
 
 
 def __getattr__(name: str):
-    if name == "SASViTImageProcessor":  # not imported above
-        raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
+    if name in ("configurations", "modeling", *MOVED):
+        return import_module(f".{name}", __name__)
+    if name == "SASViTImageProcessor":
+        if not HAS_PILLOW:
+            raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
+        return import_module(".modeling.image_processing_sas_vit", __name__).SASViTImageProcessor
+    if name in __all__:
+        return getattr(import_module(".configurations" if name == "named_config" else ".modeling", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _import_architectures() -> None:
+    """Registers them: each model file does so when it is imported."""
+    import_module(".modeling", __name__)
+
+
+def _register_image_processor() -> None:
+    if HAS_PILLOW:
+        from transformers import AutoImageProcessor
+
+        from .modeling import SASViTConfig
+        from .modeling.image_processing_sas_vit import SASViTImageProcessor
+
+        classes = {"pil": SASViTImageProcessor}
+        AutoImageProcessor.register(SASViTConfig, image_processor_classes=classes, exist_ok=True)
+
+
+sys.meta_path.append(FormerPaths({f"{__name__}.{former}": f"{__name__}.{place}" for former, place in MOVED.items()}))
+sys.meta_path.insert(0, AfterImport(f"{__name__}.modeling", _register_image_processor))
+if "transformers" in sys.modules:
+    _import_architectures()
+else:
+    sys.meta_path.insert(0, AfterImport("transformers", _import_architectures))

@@ -7,16 +7,15 @@ from matplotlib.figure import Figure
 
 from ..report.figures import label_axes, save_figure
 from .papers import TABLE_OF_SUITE, paper_tables
-from .report import Report, paper_label, perplexities
-from .results import EvaluationResult, Metric
+from .results import EvaluationResult, Metric, perplexities
 
 
 # Metrics that lie between 0 and 1, the one shown for a task that is in no suite first.
 ACCURACIES = ("acc_norm", "acc", "accuracy")
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Write every picture that the report has numbers for, as PNG and SVG; returns the files."""
+def draw(report, folder: Path) -> list[Path]:
+    """Write every picture that a [`~sas_hf.eval.report.Report`] has numbers for, as PNG and SVG; returns the files."""
     figures = {}
     for suite in dict.fromkeys(name for result in report.results for name in result.suites):
         figures[f"benchmarks-{suite}"] = _suite_bars(report, suite)
@@ -42,7 +41,7 @@ def checkpoint_series(results: list[EvaluationResult]) -> dict[str, list[Evaluat
     }
 
 
-def _suite_bars(report: Report, name: str) -> Figure:
+def _suite_bars(report, name: str) -> Figure:
     scores = {}
     for label, result in zip(report.labels, report.results, strict=True):
         if name in result.suites:
@@ -57,11 +56,11 @@ def _suite_bars(report: Report, name: str) -> Figure:
         if row.model in ("MHA", "SAS"):  # SAS and what it stands on; the tables have all rows
             columns = paper_tables()[TABLE_OF_SUITE[name]].columns
             values = dict(zip(columns, row.values, strict=True)) | {"average": row.average}
-            printed[paper_label(row)] = {label: value for label, value in values.items() if label in shown}
+            printed[row.label] = {label: value for label, value in values.items() if label in shown}
     return _bars(scores, f"{name}, %", printed)
 
 
-def _other_scores(report: Report) -> dict[str, dict[str, Metric]]:
+def _other_scores(report) -> dict[str, dict[str, Metric]]:
     scores: dict[str, dict[str, Metric]] = {}
     for label, result in zip(report.labels, report.results, strict=True):
         in_suites = {task for s in result.suites.values() for column in s.columns.values() for task in column.tasks}
@@ -113,7 +112,7 @@ def _error(score: Metric) -> float:
     return math.nan if score.stderr is None else score.stderr
 
 
-def _perplexity_curves(report: Report) -> Figure:
+def _perplexity_curves(report) -> Figure:
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
     for label, result in zip(report.labels, report.results, strict=True):

@@ -12,10 +12,10 @@ from rich.markup import escape
 
 from ..report.figures import require_matplotlib
 from ..report.files import one_at_a_time, write_atomically
-from ..report.tables import PAPER, Grid
+from ..report.tables import Grid
 from .comparison import METHOD, PairedDifference, compare
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
-from .results import EvaluationResult, Metric, TaskResult, finite, is_text, save_json
+from .results import EvaluationResult, Metric, finite, perplexities, save_json
 
 
 class Report:
@@ -126,7 +126,7 @@ class Report:
         for row in printed:
             values = dict(zip(paper_tables()[TABLE_OF_SUITE[name]].columns, row.values, strict=True))
             average = "" if row.average is None or set(columns) != set(values) else f"{row.average:.2f}"
-            rows.append([paper_label(row), *(f"{values[c]:.2f}" for c in columns), average])
+            rows.append([row.label, *(f"{values[c]:.2f}" for c in columns), average])
         metrics = {column: suite.columns[column].metric for _, suite in having for column in suite.columns}
         notes = ["per cent ± standard error; " + ", ".join(f"{c} {m}" for c, m in metrics.items())]
         if any(not suite.complete for _, suite in having):
@@ -246,11 +246,6 @@ class Report:
         return zip(self.labels, self.results, strict=True)
 
 
-def paper_label(row: PaperRow) -> str:
-    """How a printed row is marked."""
-    return f"{PAPER}{row.model} {row.size}, {row.tokens} tokens"
-
-
 def _labels(results: list[EvaluationResult]) -> list[str]:
     """As much of each model's path, from its end, as tells them apart; a number for equal ones."""
     for parts in range(1, 5):
@@ -261,11 +256,6 @@ def _labels(results: list[EvaluationResult]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
-
-
-def perplexities(result: EvaluationResult) -> dict[int, TaskResult]:
-    """Tasks of perplexity by context length."""
-    return {task.details["context_length"]: task for task in result.tasks.values() if is_text(task)}
 
 
 def _percent(score: Metric) -> str:

@@ -176,6 +176,11 @@ class EvaluationResult:
             raise ValueError(f"{path}: {str(error).rstrip('.')}; give what `sas-hf eval --output` wrote.") from error
 
 
+def perplexities(result: EvaluationResult) -> dict[int, TaskResult]:
+    """Tasks of perplexity by context length."""
+    return {task.details["context_length"]: task for task in result.tasks.values() if is_text(task)}
+
+
 def save_json(path: Path, content: dict | list) -> None:
     """Write JSON, a line for each list of numbers; a reader finds the old file or the whole new one."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

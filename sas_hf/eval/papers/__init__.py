@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...report.tables import PAPER
+
 
 SAS, PAY_BETTER_ATTENTION = "sas", "pay_better_attention"
 
@@ -46,6 +48,11 @@ class PaperRow:
     dataset: str | None = None
     average: float | None = None
     std: list[float] | None = None
+
+    @property
+    def label(self) -> str:
+        """How the row is marked among a run's own."""
+        return f"{PAPER}{self.model} {self.size}, {self.tokens} tokens"
 
     @property
     def parameters(self) -> float | None:
