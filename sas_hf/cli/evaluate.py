@@ -1,0 +1,142 @@
+"""`sas-hf eval`: [`~sas_hf.eval.evaluate`] and [`~sas_hf.eval.evaluate_images`]."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..report.files import one_at_a_time
+from .shared import console, explain_errors, parse_numbers, show_report, split_names
+
+
+@explain_errors
+@one_at_a_time("report", in_place=True)
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Checkpoint folders, Hub ids or peft adapters of causal language models, or image classifiers.",
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Suites (sas_table1, sas_table8) or tasks of lm-evaluation-harness, with commas.")
+    ] = "",
+    images: Annotated[
+        str | None, typer.Option(help="Labelled images for image classifiers: a folder or a Hub id.")
+    ] = None,
+    image_split: Annotated[str | None, typer.Option(help="For --images. By default test, or validation.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Of a suite, for instance ARC-E,PIQA. By default all.")] = None,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(help="Text file or table (may be repeated) or Hub dataset to predict.")
+    ] = None,
+    context_lengths: Annotated[
+        str | None, typer.Option(help="For --perplexity. By default 512,1024,...,16384 as the model allows.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="For --perplexity: slide windows by so many tokens. By default disjoint.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
+    text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
+    text_split: Annotated[
+        str | None, typer.Option(help="For --perplexity: split of the dataset. By default test.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For --perplexity: column of the dataset or table. By default text.")
+    ] = None,
+    limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question. By default the task's.")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand; 64 images.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... By default the accelerator, if any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... By default the checkpoint's.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id. By default the model's own.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="peft adapter to put on MODEL.")] = None,
+    add_bos_token: Annotated[
+        bool | None, typer.Option(help="Begin texts with the tokenizer's bos. By default as the tokenizer does.")
+    ] = None,
+    truncation: Annotated[bool, typer.Option(help="Cut requests longer than the context, as hf does.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for answers as they come; a killed run goes on from there.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result of one model.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
+    log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
+) -> None:
+    """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
+    from .. import eval as evaluation
+    from ..eval.arguments import check_folder, refuse_unused
+    from ..report.figures import require_matplotlib
+
+    if (images is not None) == bool(tasks or perplexity):
+        raise ValueError(
+            "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images."
+        )
+    of_texts = {"--context-lengths": context_lengths, "--stride": stride, "--max-tokens": max_tokens}
+    of_texts |= {"--text-config": text_config, "--text-split": text_split, "--text-column": text_column}
+    if images is not None:
+        of_language = {"--data": data, "--columns": columns, "--num-fewshot": num_fewshot, "--tokenizer": tokenizer}
+        of_language |= {"--adapter": adapter, "--truncation": truncation, "--cache": cache}
+        of_language |= {"--add-bos-token": add_bos_token, "--no-add-bos-token": add_bos_token is False}
+        of_language |= {"--log-samples": log_samples}
+        refuse_unused(of_texts | of_language, "images are scored without it")
+    else:
+        refuse_unused({"--image-split": image_split}, "there are no `--images`")
+        if not perplexity:
+            refuse_unused(of_texts, "there is no text (`--perplexity`)")
+    if report is not None:
+        require_matplotlib()
+        check_folder("report", report)
+    if images is not None:
+        if output is not None and len(models) > 1:
+            raise ValueError("`--output` is for one model; several go into a `--report`.")
+        options = {"split": image_split, "limit": limit, "batch_size": parse_batch_size(batch_size)}
+        options |= {"device": device, "dtype": dtype, "output": output}
+        found = [evaluation.evaluate_images(model, images, **options) for model in models]
+        show_report(evaluation.Report(found), report)
+        return
+    text = None
+    if perplexity:
+        text = evaluation.PerplexityText(
+            perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
+            context_lengths=None
+            if context_lengths is None
+            else tuple(parse_numbers(context_lengths, "--context-lengths", "512,1024")),
+            stride=stride,
+            max_tokens=max_tokens,
+            config=text_config,
+            split=text_split,
+            column=text_column,
+        )
+    results = evaluation.evaluate(
+        models[0] if len(models) == 1 else models,
+        split_names(tasks),
+        tokenizer=tokenizer,
+        adapter=adapter,
+        data=data,
+        columns=None if columns is None else split_names(columns),
+        perplexity=text,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=parse_batch_size(batch_size),
+        device=device,
+        dtype=dtype,
+        add_bos_token=add_bos_token,
+        truncation=truncation,
+        cache=cache,
+        output=output,
+        log_samples=log_samples,
+    )
+    if not results:  # one of several processes, and not the first
+        return
+    show_report(evaluation.Report(results if isinstance(results, list) else [results]), report)
+    if output is not None:
+        console.print(f"[green]Saved[/green] {output}")
+
+
+def parse_batch_size(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text

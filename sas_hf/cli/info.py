@@ -1,0 +1,84 @@
+"""`sas-hf info`: [`~sas_hf.hub.info.describe`]."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .shared import console, explain_errors
+
+
+@explain_errors
+def info(
+    model: Annotated[str | None, typer.Argument(help="Name of a configuration, checkpoint folder or Hub id.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens. By default the model's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the cache.")] = "bfloat16",
+) -> None:
+    """Show what a model costs: parameters, cache and operations; without MODEL, all named configurations."""
+    from ..configurations import NAMED_CONFIGS
+    from ..hub.dtypes import parse_dtype
+    from ..hub.info import describe, find_config
+
+    if context is not None and model is None:
+        raise ValueError(f"`--context` is {context}, but no MODEL is named; the table is of each model's own context.")
+    cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
+    rows = {
+        name: (config := find_config(name), describe(config, context if model else None, cache_dtype))
+        for name in names
+    }
+    if model is None:
+        console.print(info_table(rows, dtype))
+    else:
+        console.print(info_details(model, *rows[model], dtype))
+
+
+def info_table(rows: dict, dtype: str) -> Table:
+    """Models in rows: [`find_config`] and [`describe`] by name."""
+    table = Table(title="Named configurations")
+    for column in ("name", "layers", "heads", "parameters", "attention", "simulation", f"cache/token ({dtype})"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=column == "name")
+    for name, (config, costs) in rows.items():
+        table.add_row(
+            name,
+            str(config.num_hidden_layers),
+            head_text(config),
+            f"{costs.parameters / 1e6:,.2f} M",
+            f"{costs.attention_parameters / 1e6:,.2f} M",
+            f"{costs.simulation_overhead:.3%}" if costs.simulation_parameters else "-",
+            f"{costs.cache_bytes:,} B",
+        )
+    return table
+
+
+def info_details(name: str, config, costs, dtype: str) -> Table:
+    """One model, with every figure."""
+    table = Table(title=name)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    simulation = f"{costs.simulation_parameters:,} ({costs.simulation_overhead:+.3%})"
+    for figure, value in {
+        "attention": config.attention_type,
+        "layers": str(config.num_hidden_layers),
+        "heads": head_text(config),
+        "hidden size": f"{config.hidden_size:,}",
+        "parameters": f"{costs.parameters:,}",
+        "of these attention": f"{costs.attention_parameters:,}",
+        "of these simulation": simulation if costs.simulation_parameters else "-",
+        "cached numbers per token and layer": f"{costs.cache_numbers:,}",
+        f"cache per token, {dtype}": f"{costs.cache_bytes:,} B",
+        f"forward FLOPs per token, context {costs.context:,}": f"{costs.forward_flops:,}",
+        f"equation 24, one layer, context {costs.context:,}": f"{costs.equation_24:,}" if costs.equation_24 else "-",
+    }.items():
+        table.add_row(figure, value)
+    return table
+
+
+def head_text(config) -> str:
+    """ "22 (2 kv)" or "12 -> 36", with the head size."""
+    text = str(config.num_attention_heads)
+    if config.num_key_value_heads != config.num_attention_heads:
+        text += f" ({config.num_key_value_heads} kv)"
+    if config.num_simulated_heads:
+        text += f" -> {config.num_simulated_heads}"
+    text += f" of {config.query_head_dim}"
+    return text + (f" -> {config.simulated_head_dim}" if config.simulated_head_dim else "")

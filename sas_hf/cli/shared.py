@@ -1,0 +1,107 @@
+"""What all commands share: how errors are told, what is shown, and how options with several values are read."""
+
+import functools
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from ..report.files import unwritable_cache, writing
+
+
+console = Console()
+USAGE_ERROR = typer.BadParameter.__base__  # of typer's own click
+# How long a process waits with an error that the first one may have too.
+SECONDS_FOR_THE_FIRST = 10
+
+
+class Commands(TyperGroup):
+    """Tells what is wrong with a command's arguments in one line, with the value; exit status 2."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        ctx.meta["given"] = list(args)
+        for before, value in itertools.pairwise(["", *args]):
+            option, equals, text = value.partition("=") if value.startswith("--") else (value, "", value)
+            if value == "" or (equals and not text):
+                name = option or (before if before.startswith("--") else "An argument")
+                show_error(f"{name} is ''; give it a value, or leave it out. Was a variable of the shell not set?")
+                sys.exit(2)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context):
+        try:
+            return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            names = getattr(getattr(error, "param", None), "opts", [])
+            given = itertools.chain.from_iterable(
+                value.split("=", 1) if value.startswith("--") else [value] for value in ctx.meta["given"]
+            )
+            values = [f" It is {value!r}." for name, value in itertools.pairwise(given) if name in names]
+            message, command = error.format_message().rstrip("."), f"{ctx.invoked_subcommand} " if names else ""
+            show_error(f"{message}.{''.join(values[:1])} See sas-hf {command}--help.")
+            sys.exit(2)
+
+
+def show_progress(message: str) -> None:
+    console.print(f"[cyan]{message}[/cyan] ...")
+
+
+def show_error(message: str) -> None:
+    """On one line; messages may hold brackets, which are not meant as markup."""
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(message)}")
+
+
+def explain_errors(command: Callable) -> Callable:
+    """Show what the user can mend as one line instead of a traceback, and exit with status 1; 130 after Ctrl-C.
+
+    Of several processes that fail alike, the launcher ends the others once the first of a machine has spoken.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        try:
+            with writing():
+                return command(*args, **kwargs)
+        except Exception as error:
+            from huggingface_hub.errors import StrictDataclassError
+
+            cache = unwritable_cache(error)
+            known = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError)
+            if cache is None and not isinstance(error, known):
+                raise
+            if not first:
+                time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
+            show_error(f"{type(error).__name__}: {cache or error}")
+            sys.exit(1)
+        except KeyboardInterrupt as error:
+            if first:
+                message = escape(str(error)) or "Nothing half-written is left; what was whole stays."
+                Console(stderr=True, soft_wrap=True).print(f"[yellow]interrupted:[/yellow] {message}")
+            sys.exit(130)
+
+    return wrapped
+
+
+def parse_numbers(text: str, option: str, example: str) -> list[int]:
+    try:
+        return [int(name) for name in split_names(text)]
+    except ValueError as error:
+        raise ValueError(f"`{option}` is {text!r}; it must be numbers with commas, such as {example}.") from error
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def show_report(report, folder: Path | None) -> None:
+    console.print(report.rich())
+    for path in report.save(folder) if folder is not None else []:
+        console.print(f"[green]Saved[/green] {path}")

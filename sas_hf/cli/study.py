@@ -1,0 +1,42 @@
+"""`sas-hf study`: [`~sas_hf.training.study.run_study`]."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .shared import console, explain_errors, parse_numbers, show_progress
+
+
+@explain_errors
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a study of the package. Without it: their list.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE ...]", help="Fields of every recipe to change, such as data.train=a.txt."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study. By default as it says.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
+) -> None:
+    """Train a grid of variants, data and seeds, and compare them; the same command again goes on where it stopped."""
+    from ..training.study import load_study, run_study, study_names
+
+    if name is None:
+        table = Table(title="Studies: sas-hf study NAME [FIELD=VALUE ...]")
+        for column in ("name", "variants", "seeds", "figure"):
+            table.add_column(column)
+        for known in study_names():
+            chosen = load_study(known)
+            table.add_row(known, ", ".join(chosen.variants), ", ".join(map(str, chosen.seeds)), chosen.figure)
+        console.print(table)
+        return
+    chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
+    report = run_study(chosen, fields or (), progress=show_progress)
+    for grid in report.grids():
+        console.print(grid.rich())
+    console.print(f"[green]Saved[/green] {chosen.output}")
