@@ -14,8 +14,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import sas_hf  # noqa: F401  registers the architectures
-from sas_hf.data.image_files import open_image
-from sas_hf.modeling.attention import SASAttention
+from sas_hf.data import open_image
 
 
 matplotlib.use("agg")
@@ -31,7 +30,7 @@ def attention_maps(model, pixels: torch.Tensor, layer: int) -> tuple[torch.Tenso
         pixels: `[1, channels, height, width]`.
     """
     model.set_attn_implementation("eager")  # the one that gives weights
-    attention = [module for module in model.modules() if isinstance(module, SASAttention)][layer]
+    attention = model.base_model.layers[layer].attention
     seen = {}
     hook = attention.register_forward_pre_hook(lambda module, args: seen.update(hidden_states=args[0]))
     output = model(pixels, output_attentions=True)

@@ -29,8 +29,7 @@ from transformers import (
 
 from sas_hf.cli import conversion_table, explain_errors
 from sas_hf.conversion import convert_checkpoint, find_source
-from sas_hf.data.text import python_reference, split_text, train_tokenizer
-from sas_hf.data.text_files import read_whole
+from sas_hf.data import python_reference, read_whole, split_text, train_tokenizer
 from sas_hf.eval import evaluate, make_continuation_task
 
 

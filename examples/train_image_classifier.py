@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from sas_hf.cli import explain_errors
 from sas_hf.configurations import NAMED_CONFIGS
-from sas_hf.report.files import write_atomically
+from sas_hf.report import write_atomically
 from sas_hf.training.recipe import DataRecipe, ModelRecipe, TrainingRecipe
 from sas_hf.training.tasks import find_task
 

@@ -8,6 +8,22 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
+def when_first_used(package: str, places: dict[str, str]) -> Callable[[str], object]:
+    """
+    The `__getattr__` of a package whose names are imported when they are first used.
+
+    Args:
+        places: the module in the package that each name is from.
+    """
+
+    def get(name: str):
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{places[name]}"), name)
+
+    return get
+
+
 class FormerPaths(MetaPathFinder, Loader):
     """Imports a module by a path that it had before: the same object, not a second one.
 

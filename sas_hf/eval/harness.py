@@ -32,8 +32,6 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-import sas_hf  # noqa: F401  registers the architectures, so that a checkpoint is loaded by its path alone
-
 from ..hub.checkpoints import embedding_rows, load_adapter, load_model, tokens_beyond
 from .answers import Answer, AnswerStore
 from .arguments import check_device
