@@ -48,6 +48,9 @@ HAS_PILLOW = importlib.util.find_spec("PIL") is not None
 if HAS_PILLOW:
     __all__ += ["SASViTImageProcessor"]
 
+# Of the names that are not from `.modeling`.
+PLACES = {"named_config": ".configurations", "SASViTImageProcessor": ".modeling.image_processing_sas_vit"}
+
 # Where modules are that have moved, by their former names; both import the same.
 MOVED = {
     "card": "hub.card",
@@ -66,15 +69,16 @@ MOVED = {
 
 
 def __getattr__(name: str):
-    if name in ("configurations", "modeling", *MOVED):
+    if name == "SASViTImageProcessor" and not HAS_PILLOW:
+        raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
+    if name in MOVED:
         return import_module(f".{name}", __name__)
-    if name == "SASViTImageProcessor":
-        if not HAS_PILLOW:
-            raise ImportError("SASViTImageProcessor needs Pillow, which is not installed: pip install pillow")
-        return import_module(".modeling.image_processing_sas_vit", __name__).SASViTImageProcessor
+    if name not in __all__ and name not in ("configurations", "modeling"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("transformers")  # first, and ours with it: two threads that import either wait for each other once
     if name in __all__:
-        return getattr(import_module(".configurations" if name == "named_config" else ".modeling", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(PLACES.get(name, ".modeling"), __name__), name)
+    return import_module(f".{name}", __name__)
 
 
 def __dir__() -> list[str]:
@@ -83,7 +87,8 @@ def __dir__() -> list[str]:
 
 def _import_architectures() -> None:
     """Registers them: each model file does so when it is imported."""
-    import_module(".modeling", __name__)
+    if f"{__name__}.modeling" not in sys.modules:  # where its import is under way, it is what imports Transformers
+        import_module(".modeling", __name__)
 
 
 def _register_image_processor() -> None:
@@ -97,8 +102,10 @@ def _register_image_processor() -> None:
         AutoImageProcessor.register(SASViTConfig, image_processor_classes=classes, exist_ok=True)
 
 
-sys.meta_path.append(FormerPaths({f"{__name__}.{former}": f"{__name__}.{place}" for former, place in MOVED.items()}))
-sys.meta_path.insert(0, AfterImport(f"{__name__}.modeling", _register_image_processor))
+sys.meta_path[:0] = [
+    FormerPaths({f"{__name__}.{former}": f"{__name__}.{place}" for former, place in MOVED.items()}),
+    AfterImport(f"{__name__}.modeling", _register_image_processor),
+]
 if "transformers" in sys.modules:
     _import_architectures()
 else:

@@ -25,7 +25,7 @@ def when_first_used(package: str, places: dict[str, str]) -> Callable[[str], obj
 
 
 class FormerPaths(MetaPathFinder, Loader):
-    """Imports a module by a path that it had before: the same object, not a second one.
+    """Imports a module by a path that it had before: the same object, not a second one. Goes first in `sys.meta_path`.
 
     Args:
         moved: the full name of each module by its former one.
