@@ -83,7 +83,7 @@ def look():
     known.append("sas_gpt" in CONFIG_MAPPING)
 def wait():
     begun.set()
-    time.sleep(1)
+    time.sleep(2)
 ours = [getattr(finder, "name", None) for finder in sys.meta_path].index("transformers")
 sys.meta_path.insert(ours + 1, AfterImport("transformers", wait))
 other = threading.Thread(target=look)
