@@ -29,8 +29,8 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 
 from sas_hf.eval import SASHFLM
-from sas_hf.eval.report import Grid
 from sas_hf.eval.task_loading import leaf_names, local_source, stock_config, task_manager
+from sas_hf.report.tables import Grid
 
 
 SUITES = ("sas_table1", "sas_table8")
