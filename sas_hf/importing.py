@@ -68,10 +68,13 @@ class AfterImport(MetaPathFinder):
 
 
 class LoaderWithSequel(Loader):
-    """A loader that does something after its work; the module names `loader` as the one that loaded it."""
+    """A loader that does something after its work; in all else it is `loader`, which the module names as its own."""
 
     def __init__(self, loader: Loader, sequel: Callable[[], object]):
         self.loader, self.sequel = loader, sequel
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
