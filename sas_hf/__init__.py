@@ -65,6 +65,8 @@ MOVED = {
     "tables": "report.tables",
     "text": "data.text",
     "text_files": "data.text_files",
+    "training.chat": "training.tasks.chat",
+    "training.images": "training.tasks.image_classification",
 }
 
 

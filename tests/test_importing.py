@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_the_architectures_are_registered_in_every_order(order, checkpoint):
 @pytest.mark.parametrize("former", sas_hf.MOVED)
 def test_former_paths_import_the_same_module(former):
     module = importlib.import_module(f"sas_hf.{sas_hf.MOVED[former]}")
-    assert importlib.import_module(f"sas_hf.{former}") is module is getattr(sas_hf, former)
+    assert importlib.import_module(f"sas_hf.{former}") is module is attrgetter(former)(sas_hf)
     assert module.__spec__.name == module.__name__ == f"sas_hf.{sas_hf.MOVED[former]}"
 
 
@@ -133,12 +134,16 @@ def test_former_paths_of_names():
     from sas_hf.info import describe
     from sas_hf.text import python_reference, split_text, train_tokenizer
     from sas_hf.text_files import read_whole
+    from sas_hf.training import chat
+    from sas_hf.training.images import make_image_trainer
+    from sas_hf.training.tasks import image_classification
 
     assert (export_model, describe) == (sas_hf.hub.export_model, sas_hf.hub.describe)
     assert (open_image, read_whole) == (sas_hf.data.open_image, sas_hf.data.read_whole)
     names = ("python_reference", "split_text", "train_tokenizer")
     assert [python_reference, split_text, train_tokenizer] == [getattr(sas_hf.data, name) for name in names]
     assert load_model is sas_hf.hub.checkpoints.load_model and write_atomically is sas_hf.report.write_atomically
+    assert chat is sas_hf.training.tasks.chat and make_image_trainer is image_classification.make_image_trainer
     assert all(map(callable, (app, conversion_table, explain_errors)))
 
 
