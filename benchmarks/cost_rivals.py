@@ -16,19 +16,22 @@ shape; `paper` is SAS's Appendix L module in our backbone. Then, in any order:
 """
 
 import re
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.configurations import named_config
 from sas_hf.modeling.attention import SASAttention
 from sas_hf.modeling.positions import rotate_leading_features
 
+
+AttentionInterface.register("pytorch_sdpa", sdpa_attention_forward)  # Transformers' own, under a name of its own
+AttentionMaskInterface.register("pytorch_sdpa", sdpa_mask)
 
 KINDS = {
     "mha": {},
@@ -40,29 +43,29 @@ KINDS = {
 }
 
 
-def _replace(layer: SASAttention, name: str, function: Callable) -> None:
-    """Give one layer another method."""
-    if not hasattr(SASAttention, name):
-        raise AttributeError(f"SASAttention has no {name!r} any more: name in cost_rivals.py what took its place.")
-    setattr(layer, name, function)
-
-
 def _without_products(layer: SASAttention) -> None:
     for side in (layer.q_simulation, layer.k_simulation, layer.v_simulation):
         side.register_forward_hook(lambda *_: None)  # what is watched runs as it is written
 
 
 def _without_blocks(layer: SASAttention) -> None:
-    _replace(layer, "attends_in_blocks", lambda *_, **__: False)
+    layer.config._attn_implementation = "pytorch_sdpa"
 
 
-def _project_groups(layer: SASAttention, output: torch.Tensor) -> torch.Tensor:
-    """`[B, T, Ĥ, D_v]` to `[B, T, C]`, every group of heads by W^O, then their mean."""
-    return layer.o_proj(output.flatten(2).unflatten(2, (-1, layer.o_proj.in_features))).mean(dim=2)
+class EveryGroup(nn.Module):
+    """W^O as the paper has it: of every group, and then their mean."""
+
+    def __init__(self, o_proj: nn.Linear):
+        super().__init__()
+        self.o_proj = o_proj
+
+    def forward(self, heads: torch.Tensor) -> torch.Tensor:
+        """`[B, T, Ĥ·D_v]` to `[B, T, C]`."""
+        return self.o_proj(heads.unflatten(2, (-1, self.o_proj.in_features))).mean(dim=2)
 
 
 def _without_mean(layer: SASAttention) -> None:
-    _replace(layer, "aggregate", partial(_project_groups, layer))
+    layer.o_proj, layer.num_simulated_groups = EveryGroup(layer.o_proj), 1
 
 
 TRICKS = {"products": _without_products, "blocks": _without_blocks, "mean": _without_mean}
@@ -151,7 +154,7 @@ class PaperAttention(nn.Module):
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=layer.scaling
         )
-        return _project_groups(layer, output.transpose(1, 2)), None
+        return EveryGroup(layer.o_proj)(output.transpose(1, 2).flatten(2)), None
 
 
 def make_model(name: str, size: str, **shared) -> nn.Module:

@@ -5,7 +5,7 @@ The simulation is a small share of the operations, but its results are most of w
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -102,16 +102,21 @@ def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
         for tensor in simulated
         if getattr(type(tensor.grad_fn), "_forward_cls", None) is RecomputedSimulation
     }
-    if not results:
-        return nullcontext()
-    # A result that the attention function changed in place is kept as it became.
-    versions = {result.grad_fn: result._version for result in results.values()}
+    return _noting(results) if results else nullcontext()
+
+
+@contextmanager
+def _noting(results: dict[int, torch.Tensor]):
+    """Notes, instead of numbers, of all that lies in the memory of `results`."""
+    # A result that the attention function changes in place is kept as it became.
+    versions = {memory: result._version for memory, result in results.items()}
     # All else is kept as it would be without us: gradient checkpoints and offloading hook in here, too.
     keep, give_back = torch._C._autograd._top_saved_tensors_default_hooks(False) or (None, None)
 
     def pack(tensor: torch.Tensor):
-        result = results.get(tensor.untyped_storage().data_ptr()) if type(tensor) is torch.Tensor else None
-        if result is not None and tensor.dtype == result.dtype and result._version == versions[result.grad_fn]:
+        memory = tensor.untyped_storage().data_ptr() if type(tensor) is torch.Tensor else None
+        result = results.get(memory)
+        if result is not None and tensor.dtype == result.dtype and result._version == versions[memory]:
             offset = tensor.storage_offset() - result.storage_offset()
             return _View(result.grad_fn, result.stride(), tensor.size(), tensor.stride(), offset)
         # Detached, as an output would hold the graph that holds it.
@@ -122,4 +127,6 @@ def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
             return packed.made_again()
         return packed if give_back is None else give_back(packed)
 
-    return saved_tensors_hooks(pack, unpack)
+    with saved_tensors_hooks(pack, unpack):
+        yield
+    results.clear()  # the graph holds these functions
