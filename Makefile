@@ -11,10 +11,13 @@ TEXT ?=
 STEPS ?=
 OUT ?= runs/quickstart
 
+# On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
+KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
+	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
 	    $(if $(TEXT),--text $(TEXT)) $(if $(STEPS),--steps $(STEPS))
 
 test: $(VENV)/ready

@@ -35,6 +35,9 @@ def study(
             table.add_row(known, ", ".join(chosen.variants), ", ".join(map(str, chosen.seeds)), chosen.figure)
         console.print(table)
         return
+    from ..training.memory import keep_freed_memory
+
+    keep_freed_memory()
     chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
     report = run_study(chosen, fields or (), progress=show_progress)
     for grid in report.grids():

@@ -26,8 +26,10 @@ def train(
         console.print(recipe_table({name: load_recipe(name) for name in recipe_names()}))
         return
     chosen = load_recipe(recipe, fields or ())
+    from ..training.memory import keep_freed_memory
     from ..training.run import train as run_training
 
+    keep_freed_memory()
     metrics = run_training(chosen)
     if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the first
         return

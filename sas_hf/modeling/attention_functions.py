@@ -14,7 +14,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .blocked_attention import BlockedAttention
+from .blocked_attention import BlockedAttention, blocked_attention
 from .transforms import are_ordinary, is_transformed, want_gradient
 
 
@@ -56,42 +56,38 @@ def sdpa_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' "sdpa"; on a CPU, which has no fast kernel for keys wider than values, in blocks or with values as
-    wide as keys. Shapes as in `eager_attention_forward`; no weights."""
+    """Transformers' "sdpa"; on a CPU, which has no fast kernel for keys wider than values, in blocks. Shapes as in
+    `eager_attention_forward`; no weights."""
     registered = SHARED_ATTENTION_FUNCTIONS["sdpa"]
-    wider = query.shape[-1] - value.shape[-1]
-    if wider <= 0 or query.device.type != "cpu" or registered is not transformers_sdpa_attention_forward:
-        pass
-    elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        output, _ = registered(
-            module, query, key, nn.functional.pad(value, (0, wider)), attention_mask,
-            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
-        )  # fmt: skip
-        return output[..., :-wider], None
-    elif _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs):
-        # As there: no mask and more than one query, and the kernel hides the future itself.
-        hides_future = module.is_causal if is_causal is None else is_causal
-        hides_future = hides_future and attention_mask is None and query.shape[2] > 1
-        if hides_future:  # a static cache has empty slots behind
-            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        return BlockedAttention.apply(query, key, value, attention_mask, hides_future, scaling), None
-    return registered(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
+    if registered is not transformers_sdpa_attention_forward or not _blocks_serve(
+        module, query, key, value, attention_mask, dropout, kwargs
+    ):
+        return registered(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    # As there: no mask and more than one query, and the kernel hides the future itself.
+    hides_future = module.is_causal if is_causal is None else is_causal
+    hides_future = hides_future and attention_mask is None and query.shape[2] > 1
+    if hides_future:  # a static cache has empty slots behind
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    attend = blocked_attention if torch.compiler.is_compiling() else BlockedAttention.apply
+    return attend(query, key, value, attention_mask, hides_future, scaling), None
 
 
 def _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs) -> bool:
-    """Whether `BlockedAttention` computes what is asked for. Half types are left to PyTorch, which sums them in
+    """Whether attention in blocks computes what is asked for. Half types are left to PyTorch, which sums them in
     float32."""
     return (
-        query.dtype in (torch.float32, torch.float64)
+        query.shape[-1] > value.shape[-1]
+        and query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.float64)
         and module.num_key_value_groups == 1
         and not dropout
         and all(kwargs.get(name) is None for name in ("position_bias", "softcap"))
         and are_ordinary((query, key, value, attention_mask))
         and not want_gradient((attention_mask,))
         and not torch.is_autocast_enabled("cpu")
-        and not is_transformed()
+        and not is_transformed(but_for_compilation=True)
     )
 
 

@@ -94,3 +94,54 @@ class BlockedAttention(torch.autograd.Function):
             return attend_differentiably(*tensors, mask, *ctx.settings)
 
         return *differentiable_gradients(attention, tensors, ctx.needs_input_grad[:3], grad), None, None, None
+
+
+@torch.library.custom_op("sas_hf::blocked_attention", mutates_args=())
+def blocked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scaling: float,
+) -> torch.Tensor:
+    """The same as one operation, which `torch.compile` leaves as it is: unrolled, its blocks would be the graph."""
+    return attend(query, key, value, mask, is_causal, scaling)
+
+
+@torch.library.custom_op("sas_hf::blocked_attention_backward", mutates_args=())
+def blocked_attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`attend_backward` as one operation."""
+    return attend_backward(grad, query, key, value, mask, is_causal, scaling)
+
+
+@blocked_attention.register_fake
+def _(query, key, value, mask, is_causal, scaling):
+    batch, heads, length, _ = query.shape
+    return query.new_empty(batch, length, heads, value.shape[-1])
+
+
+@blocked_attention_backward.register_fake
+def _(grad, query, key, value, mask, is_causal, scaling):
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, is_causal, scaling = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = is_causal, scaling
+
+
+def _backward(ctx, grad: torch.Tensor):
+    return *blocked_attention_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
+
+
+blocked_attention.register_autograd(_backward, setup_context=_keep)

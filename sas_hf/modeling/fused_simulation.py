@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .positions import rotate_leading_features
+from .positions import rotate_leading_features, turn
 from .recomputation import RecomputedSimulation
 from .simulation import (
     FeatureExpansion,
@@ -47,9 +47,9 @@ def simulate(
         return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
     fused = partial(simulate_fused, simulation[0].act)
     tensors = (heads, *angles, *simulation_weights(simulation))
-    # Flex attention is compiled, and keeps what it needs by its own rules.
-    config = simulation.config
-    keeps = config._attn_implementation == "flex_attention" or not config.recompute_simulation
+    # What is compiled, flex attention too, keeps what it needs by its own rules.
+    config, compiled = simulation.config, torch.compiler.is_compiling()
+    keeps = compiled or config._attn_implementation == "flex_attention" or not config.recompute_simulation
     if keeps or not torch.is_grad_enabled() or not want_gradient(tensors):
         return fused(*tensors)
     return RecomputedSimulation.apply(fused, *tensors)
@@ -62,7 +62,7 @@ def is_plain(simulation: nn.Module) -> bool:
     by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor under `torch.compile`, which
     fuses the plain operations itself, and its like.
     """
-    if is_transformed() or torch.nn.modules.module._has_any_global_hook():
+    if is_transformed(but_for_compilation=True) or torch.nn.modules.module._has_any_global_hook():
         return False
     if type(simulation) is not Simulation or not len(simulation) or not _is_as_defined(simulation):
         return False
@@ -134,6 +134,8 @@ def _simulate(act, heads, cos, sin, *weights) -> torch.Tensor:
     if cos is not None:
         if not heads_first:
             cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+        if torch.compiler.is_compiling():  # which fuses what follows by itself
+            return turn(hidden.view(shape), cos, sin)
         hidden = Rotation.apply(hidden, shape, cos, sin)
     return hidden.view(shape)
 

@@ -200,6 +200,8 @@ class SASGPTModel(SASGPTPreTrainedModel):
         # Under pipeline parallelism a stage holds some of the layers, the first one also the embeddings.
         attention = self._any_attention()
         absolute = self.embed_positions is not None or attention.mixes_tokens
+        # Packed documents show in positions that were given alone; without, compiled code needs no mask either.
+        given_position_ids = position_ids
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
@@ -209,7 +211,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
         if absolute:
             self._check_positions(position_ids)
 
-        mask_inputs = (inputs_embeds, attention_mask, position_ids, cache)
+        mask_inputs = (inputs_embeds, attention_mask, given_position_ids, cache)
         mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
         if attention.mixes_tokens:
             # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
@@ -276,7 +278,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             )
         # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
         documents = None
-        if attention_mask is None:
+        if attention_mask is None and position_ids is not None:
             documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
         return create_bidirectional_mask(
             config=config,

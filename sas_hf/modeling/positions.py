@@ -53,7 +53,11 @@ def rotate_leading_features(
     """
     if position_embeddings is None:
         return x
-    cos, sin = (table.unsqueeze(-2) for table in position_embeddings)
+    return turn(x, *(table.unsqueeze(-2) for table in position_embeddings))
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The same for any layout with features last, by cos and sin that fit its other axes."""
     width = cos.shape[-1]
     rotary, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
     first, second = rotary.chunk(2, dim=-1)

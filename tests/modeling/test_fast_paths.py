@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+from functorch.compile import nop
 from helpers import assert_all_close, gpt, gradients, token_ids
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -191,6 +193,44 @@ def test_recomputation_keeps_about_as_much_as_plain_attention():
     kept = kept_bytes(gpt("sas", **sizes, simulated_head_dim=24, recompute_simulation=False).train(), ids)
     assert recomputed < 1.1 * plain
     assert kept > 1.8 * plain
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_blocked_attention_is_an_operation_as_pytorch_wants_it(is_causal):
+    """Its shapes, strides, gradients and compiled form, by PyTorch's own check."""
+    shapes = [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 2)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    mask = None if is_causal else torch.rand(2, 1, 5, 5) > 0.3
+    torch.library.opcheck(blocked_attention.blocked_attention, (*inputs, mask, is_causal, 0.7))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("variant", ["sas", "sas_k5_gqa", "head_only"])
+def test_a_compiled_step_computes_the_same_by_the_same_products(variant, packed):
+    """In one graph: the definition's convolutions are not in it where κ = 1, nor is a mask where nothing is packed."""
+    torch._dynamo.reset()
+    model, ids = gpt(variant).double().train(), token_ids(2, 14)
+    inputs = {"input_ids": ids}
+    if packed:
+        inputs["position_ids"] = torch.cat([torch.arange(6), torch.arange(8)])[None].expand(2, -1)
+    direction, graphs = torch.randn(2, 14, 67, dtype=torch.float64), []
+
+    def watching(graph, example_inputs):
+        graphs.append(graph.print_readable(print_output=False))
+        return aot_autograd(fw_compiler=nop)(graph, example_inputs)
+
+    expected, expected_gradients = step(model, inputs, direction)
+    compiled = torch.compile(model, backend=watching, fullgraph=True)
+    model.zero_grad()
+    output = compiled(**inputs, use_cache=False)[0]
+    (output * direction).sum().backward()
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+    found = {name: grad for name, grad in gradients(model).items() if grad is not None}
+    assert_all_close(found, expected_gradients, 1e-5)
+    assert len(graphs) == 1
+    assert ("conv1d" in graphs[0]) == (variant == "sas_k5_gqa")
+    assert ("blocked_attention" in graphs[0]) == (variant != "head_only")
+    assert ("is_causal = True" in graphs[0] or "None, True" in graphs[0]) != packed
 
 
 class WrittenOut(torch.autograd.Function):
