@@ -158,7 +158,7 @@ class KeyStore:
 
     def to_cache(self, attention, source, place, angles, token_mixing) -> Pair:
         """What is cached of `source`."""
-        return _heads_first(attention.project_state(source))
+        return _transposed(attention.project_state(source))
 
     def from_cache(self, attention, pair, place, angles, attention_mask):
         """Keys, values and mask of what the cache gave back."""
@@ -178,13 +178,13 @@ class PlainForm(KeyStore):
             state = state[0], attention.mix_tokens(seen, token_mixing)
         if attention.rotates_state:
             state = attention.rotate_state(*state, angles)
-        return _heads_first(state)
+        return _transposed(state)
 
     def from_cache(self, attention, pair, place, angles, attention_mask):
-        key, value = attention.expand(*_tokens_first(pair))
+        key, value = attention.expand(*_transposed(pair))
         if not attention.rotates_state:
             key = rotate_leading_features(key, angles)
-        return *_heads_first((key, value)), attention_mask
+        return *_transposed((key, value)), attention_mask
 
 
 class ExpandedForm(KeyStore):
@@ -213,16 +213,14 @@ class BaseForm(KeyStore):
             pair = pair[0][:, :, :filled], pair[1][:, :, :filled]
             attention_mask = None if attention_mask is None else attention_mask[..., :filled]
             angles = None if angles is None else (angles[0][:, :filled], angles[1][:, :filled])
-        key, value = attention.expand(*_tokens_first(pair))
+        key, value = attention.expand(*_transposed(pair))
         return simulate(attention.k_simulation, key, angles), simulate(attention.v_simulation, value), attention_mask
 
 
-def _heads_first(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[B, S, n, width]`, as the kinds have it, to `[B, n, S, width]`, as caches and attention functions do."""
+def _transposed(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kinds have tokens before heads, `[B, S, n, width]`, caches and attention functions heads before tokens."""
     return pair[0].transpose(1, 2), pair[1].transpose(1, 2)
 
-
-_tokens_first = _heads_first
 
 PLAIN, EXPANDED, BASE = PlainForm(), ExpandedForm(), BaseForm()
 
