@@ -1,6 +1,11 @@
 """Every family: a conversion computes what its source computes, in all that the two have in common."""
 
+import re
+import types
+from pathlib import Path
+
 import pytest
+import test_restore
 import torch
 from helpers import scramble, train_tokenizer
 from tiny_sources import FAMILY_NAMES, SHAPES, language_model, source_classes, tiny_source, tiny_source_config
@@ -166,3 +171,41 @@ def test_dropouts_and_scale_are_the_sources():
     assert (config.hidden_dropout, config.attention_dropout, config.query_pre_attn_scalar) == (0.2, 0.3, 1.0)
     config = convert_model(tiny_source("gpt_neox", hidden_dropout=0.2, classifier_dropout=0.4)).config
     assert (config.hidden_dropout, config.classifier_dropout) == (0.2, 0.4)
+
+
+@pytest.fixture
+def the_family_of_the_contributors_page(monkeypatch):
+    """StarCoder2, made of the code as it stands there; the names of its tiny sources."""
+    document = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    page = document.partition("## Adding a source family")[2].partition("\n## ")[0]
+    code, sources = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    module = types.ModuleType("sas_hf.conversion.starcoder2")
+    module.__package__ = "sas_hf.conversion"
+    exec(compile(code, "CONTRIBUTING.md", "exec"), vars(module))
+    monkeypatch.setitem(FAMILIES, "starcoder2", module.STARCODER2)
+    found = {"SHAPES": {}}
+    exec(compile(sources, "CONTRIBUTING.md", "exec"), found)
+    for name, fields in found["SHAPES"].items():
+        monkeypatch.setitem(SHAPES, name, fields)
+    return found["SHAPES"]
+
+
+def test_the_family_of_the_contributors_page_is_one(the_family_of_the_contributors_page, tmp_path):
+    """It passes what every family passes, refuses what its page says, and can be restored."""
+    for number, shape in enumerate(the_family_of_the_contributors_page):
+        for option in OPTIONS:
+            test_every_shape_is_exact_in_float32(shape, option)
+            test_every_shape_is_exact_in_float64(shape, option)
+        test_the_greedy_text_is_the_sources(shape)
+        test_all_of_a_conversion_can_learn(shape)
+        test_the_source_is_left_as_it_is(shape)
+        for name in FAMILIES["starcoder2"].architectures:
+            test_every_head_is_carried_over(shape, name)
+        test_a_checkpoint_is_converted_with_its_tokenizer(shape, tmp_path / str(number))
+        test_restore.test_every_text_family_comes_back_bit_by_bit(shape, tmp_path / f"{number}-restored")
+        test_what_would_be_an_approximation_is_refused_before_weights_are_read(
+            shape, {"sliding_window": 16}, "sliding_window.*16.*128", tmp_path / f"{number}-window"
+        )
+        test_what_would_be_an_approximation_is_refused_before_weights_are_read(
+            shape, {"embedding_dropout": 0.2}, r"`embedding_dropout` \(0.2\)", tmp_path / f"{number}-dropout"
+        )

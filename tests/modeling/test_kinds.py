@@ -1,14 +1,20 @@
 """Every attention kind against plain references: outputs and gradients, counts, caches, and token mixing."""
 
+import re
+from pathlib import Path
+
+import plain_references
 import pytest
+import test_cross_attention
 import torch
-from helpers import GPT_BASE, returned_cache, scramble
+from helpers import GPT_BASE, SAS, VIT_BASE, images, returned_cache, scramble
 from plain_references import attention
 from transformers import DynamicCache, StaticCache
 
-from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASGPTModel
+from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASGPTModel, SASViTConfig, SASViTForImageClassification
 from sas_hf.configurations import NAMED_CONFIGS, named_config
 from sas_hf.hub.info import cache_numbers_per_token, describe, equation_24
+from sas_hf.modeling import configuration_attention, kinds, parallel_plans
 
 
 BASE = GPT_BASE | {"hidden_size": 48, "q_rank": 3, "token_mixing_init": "normal"}
@@ -368,3 +374,56 @@ def test_latents_that_are_not_given_fit_narrow_heads():
 def test_continuous_batching_is_refused_with_the_reason(kind):
     with pytest.raises(ValueError, match=f"Continuous batching.*{kind}"):
         model_of(kind).generate_batch([[1, 2, 3]])
+
+
+@pytest.fixture
+def the_kind_of_the_contributors_page(monkeypatch):
+    """ "shared", made of the code as it stands there, registered where the page says."""
+    document = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    page = document.partition("## Adding an attention kind")[2].partition("\n## ")[0]
+    code, reference = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    in_kinds, in_references = dict(vars(kinds)), dict(vars(plain_references))
+    exec(compile(code, "CONTRIBUTING.md", "exec"), in_kinds)
+    exec(compile(reference, "CONTRIBUTING.md", "exec"), in_references)
+    types = (*configuration_attention.ATTENTION_TYPES, "shared")
+    monkeypatch.setattr(configuration_attention, "ATTENTION_TYPES", types)
+    monkeypatch.setitem(kinds.ATTENTION_CLASSES, "shared", in_kinds["SharedAttention"])
+    monkeypatch.setitem(parallel_plans._HEAD_PROJECTIONS, "shared", ("q_proj", "kv_proj"))
+    monkeypatch.setitem(plain_references.KINDS, "shared", in_references["shared"])
+    monkeypatch.setitem(KINDS, "shared", {"attention_type": "shared"})
+    monkeypatch.setitem(FORMULAS, "shared", lambda c: c.num_attention_heads * c.head_dim)
+    variants = {"shared": {}, "shared_sas": SAS, "shared_sas_base": SAS | {"simulation_cache": "base"}}
+    for name, fields in variants.items():
+        monkeypatch.setitem(test_cross_attention.VARIANTS, name, fields | {"attention_type": "shared"})
+
+
+@pytest.mark.usefixtures("the_kind_of_the_contributors_page")
+@pytest.mark.parametrize("simulation", SIMULATIONS)
+def test_the_kind_of_the_contributors_page_is_one(simulation):
+    """It passes what every kind passes."""
+    for bias in (False, True):
+        test_output_and_gradients_equal_the_reference("shared", simulation, bias)
+    test_cached_numbers_are_the_formulas_and_what_is_really_cached("shared", simulation)
+    for form in ("expanded", "base"):
+        for cache in ("dynamic", "static"):
+            test_cached_logits_equal_uncached_ones_with_left_padding("shared", simulation, form, cache)
+    for side in ("left", "right"):
+        TestBidirectional().test_padding_is_harmless("shared", simulation, side)
+    test_continuous_batching_is_refused_with_the_reason("shared")
+
+
+@pytest.mark.usefixtures("the_kind_of_the_contributors_page")
+@pytest.mark.parametrize("variant", ["shared", "shared_sas", "shared_sas_base"])
+def test_the_kind_of_the_contributors_page_crosses_and_sees(variant):
+    """Cross-attention, images, and a tensor-parallel plan whose names are all there."""
+    for implementation in ("eager", "sdpa"):
+        test_cross_attention.test_everyone_sees_the_whole_source(variant, implementation)
+    for cache in ("dynamic", "static"):
+        test_cross_attention.test_the_source_is_read_once(variant, cache)
+    config = SASViTConfig(**VIT_BASE | test_cross_attention.VARIANTS[variant])
+    assert SASViTForImageClassification(config)(images(config)).logits.isfinite().all()
+    model = model_of("shared", "plain", model_class=SASGPTModel)
+    modules = {re.sub(r"\d+", "*", name) for name, _ in model.named_modules()}
+    assert model.config.base_model_tp_plan.keys() <= modules
+    split = {name.rpartition(".")[2] for name in model.config.base_model_tp_plan if ".self_attn." in name}
+    assert split == {"q_proj", "kv_proj", "o_proj"}
