@@ -59,8 +59,8 @@ def is_plain(simulation: nn.Module) -> bool:
     """Whether there is something to simulate, by weights that say all that calling `simulation` would do.
 
     Not with `eager` attention, nor if a part was replaced (peft's LoRA), holds other tensors (quantisers'), is watched
-    by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor under `torch.compile`, which
-    fuses the plain operations itself, and its like.
+    by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor where operations are turned
+    into something else, but for `torch.compile`, which takes what is fused.
     """
     if is_transformed(but_for_compilation=True) or torch.nn.modules.module._has_any_global_hook():
         return False

@@ -1,5 +1,6 @@
 """Every attention kind against plain references: outputs and gradients, counts, caches, and token mixing."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -382,13 +383,14 @@ def the_kind_of_the_contributors_page(monkeypatch):
     document = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     page = document.partition("## Adding an attention kind")[2].partition("\n## ")[0]
     code, reference = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    projections = ast.literal_eval(re.search(r'`"shared": (\(.*?\))`', page)[1])
     in_kinds, in_references = dict(vars(kinds)), dict(vars(plain_references))
     exec(compile(code, "CONTRIBUTING.md", "exec"), in_kinds)
     exec(compile(reference, "CONTRIBUTING.md", "exec"), in_references)
     types = (*configuration_attention.ATTENTION_TYPES, "shared")
     monkeypatch.setattr(configuration_attention, "ATTENTION_TYPES", types)
     monkeypatch.setitem(kinds.ATTENTION_CLASSES, "shared", in_kinds["SharedAttention"])
-    monkeypatch.setitem(parallel_plans._HEAD_PROJECTIONS, "shared", ("q_proj", "kv_proj"))
+    monkeypatch.setitem(parallel_plans._HEAD_PROJECTIONS, "shared", projections)
     monkeypatch.setitem(plain_references.KINDS, "shared", in_references["shared"])
     monkeypatch.setitem(KINDS, "shared", {"attention_type": "shared"})
     monkeypatch.setitem(FORMULAS, "shared", lambda c: c.num_attention_heads * c.head_dim)
