@@ -13,6 +13,7 @@ shape; `paper` is SAS's Appendix L module in our backbone. Then, in any order:
     no_blocks    attention by PyTorch's own kernel
     no_mean      W^O before the mean over groups
     plain        kept and all of the above: what a reader of the paper would write
+    compiled     by `torch.compile` (every kind, `mha-compiled` and `llama-compiled` too)
 """
 
 import re
@@ -69,7 +70,7 @@ def _without_mean(layer: SASAttention) -> None:
 
 
 TRICKS = {"products": _without_products, "blocks": _without_blocks, "mean": _without_mean}
-CHANGES = re.compile(r"sas|base|kept|plain|x[1-9]\d*|k[1-9]\d*|no_(" + "|".join(TRICKS) + ")")
+CHANGES = re.compile(r"sas|base|kept|plain|compiled|x[1-9]\d*|k[1-9]\d*|no_(" + "|".join(TRICKS) + ")")
 
 
 def parse(name: str) -> tuple[str, list[str]]:
@@ -82,10 +83,11 @@ def parse(name: str) -> tuple[str, list[str]]:
     if kind not in KINDS:
         raise ValueError(f"The model {name!r} is of an unknown kind; kinds are {', '.join(KINDS)}.")
     wrong = [change for change in changes if not CHANGES.fullmatch(change)]
-    if wrong or (changes and kind not in ("sas", "paper") and "sas" not in changes):
+    of_simulation = [change for change in changes if change != "compiled"]
+    if wrong or (of_simulation and kind not in ("sas", "paper") and "sas" not in changes):
         raise ValueError(
             f"The model {name!r} is not known; after the kind, and `sas` for kinds that do not simulate, may follow "
-            f"x2, k5, base, kept, plain, {', '.join('no_' + trick for trick in TRICKS)}."
+            f"x2, k5, base, kept, plain, compiled, {', '.join('no_' + trick for trick in TRICKS)}."
         )
     return kind, changes
 
@@ -110,7 +112,7 @@ def make_config(name: str, size: str, **shared) -> SASGPTConfig:
     kind, changes = parse(name)
     fields = KINDS[kind] | shared
     config = named_config(f"mha-{size}", **fields)
-    if kind not in ("sas", "paper") and not changes:
+    if kind not in ("sas", "paper") and "sas" not in changes:
         return config
     fields["simulated_head_dim"] = config.query_head_dim * 3 // 2
     fields["num_simulated_heads"] = 3 * config.num_attention_heads
@@ -164,15 +166,20 @@ def make_model(name: str, size: str, **shared) -> nn.Module:
     config = make_config(name, size, **shared)
     if kind == "llama":
         fields = ("hidden_size", "intermediate_size", "num_attention_heads", "tie_word_embeddings")
-        return LlamaForCausalLM(LlamaConfig(**shared, **{field: getattr(config, field) for field in fields}))
-    model = SASGPTForCausalLM(config)
-    for layer in model.model.layers:
+        model = LlamaForCausalLM(LlamaConfig(**shared, **{field: getattr(config, field) for field in fields}))
+        layers = []
+    else:
+        model = SASGPTForCausalLM(config)
+        layers = model.model.layers
+    for layer in layers:
         if kind == "paper":
             layer.self_attn = PaperAttention(layer.self_attn)
             continue
         for trick, switch_off in TRICKS.items():
             if "plain" in changes or f"no_{trick}" in changes:
                 switch_off(layer.self_attn)
+    if "compiled" in changes:
+        model.compile()
     return model
 
 

@@ -84,6 +84,17 @@ def test_all_names_of_one_simulation_compute_the_same(monkeypatch):
             assert_all_close(other, first, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["mha-compiled", "llama-compiled", "sas-compiled", "sas-kept-compiled"])
+def test_compiled_models_are_the_models_they_are_named_after(name, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from cost_rivals import make_model
+
+    shared = {"num_hidden_layers": 1, "vocab_size": 64, "bos_token_id": None, "eos_token_id": None}
+    compiled, plain = (make_model(each, "125m", **shared) for each in (name, name.removesuffix("-compiled")))
+    assert compiled._compiled_call_impl is not None and plain._compiled_call_impl is None
+    assert compiled.config.to_dict() == plain.config.to_dict()
+
+
 def test_timed_figures_are_ratios_and_are_kept(tmp_path):
     output, image = tmp_path / "cost.json", tmp_path / "cost.png"
     options = ["--models", "mha", "sas", "--rounds", "3", "--output", output]
