@@ -38,6 +38,7 @@ GQA = {"num_key_value_heads": 2, "intermediate_size": 1024}
 SOURCES = {  # fields beside SIZE
     "gpt2": {},
     "gpt_neox": {"intermediate_size": 1536},
+    "helium": GQA | {"head_dim": 64},
     "llama": GQA,
     "mistral": GQA | {"head_dim": 48, "sliding_window": None},
     "qwen2": GQA,

@@ -12,6 +12,7 @@ from .deit import DEIT
 from .family import ConversionError, SourceFamily
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
+from .helium import HELIUM
 from .live import check_live_source
 from .llama import LLAMA
 from .lossy import LOSSY, fit_attention, lossy_fields
@@ -25,7 +26,7 @@ from .start import largest_perturbation, start_as_source
 from .vit import VIT
 
 
-TEXT_FAMILIES = (GPT2, GPT_NEOX, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
+TEXT_FAMILIES = (GPT2, GPT_NEOX, HELIUM, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
 FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, DEIT, VIT)}
 
 

@@ -27,6 +27,7 @@ QWEN3 = {"model_type": "qwen3", "num_attention_heads": 6, "num_key_value_heads":
 SMOLLM3 = {"model_type": "smollm3", "num_attention_heads": 6, "num_key_value_heads": 2}
 OLMO2 = {"model_type": "olmo2", "num_attention_heads": 6, "num_key_value_heads": 2}
 PHI = {"model_type": "phi", "num_attention_heads": 5}
+HELIUM = {"model_type": "helium", "num_attention_heads": 6, "head_dim": 10, "rms_norm_eps": 0.1}
 
 SHAPES = {
     "gpt2": GPT2,
@@ -67,6 +68,15 @@ SHAPES = {
     "phi": PHI | {"tie_word_embeddings": True},
     "phi-partial": PHI
     | {"num_attention_heads": 6, "num_key_value_heads": 2, "partial_rotary_factor": 0.4, "hidden_act": "gelu"},
+    "helium": HELIUM | {"num_key_value_heads": 2},
+    "helium-biases": HELIUM
+    | {
+        "num_key_value_heads": 6,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "hidden_act": "gelu",
+    },
 }
 FAMILY_NAMES = sorted({fields["model_type"] for fields in SHAPES.values()})  # each is the name of a shape too
 
