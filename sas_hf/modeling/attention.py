@@ -150,6 +150,6 @@ class SASAttention(nn.Module):
                 scaling=self.scaling,
                 **kwargs,
             )
-        # Some give tokens x features.
-        output = output.reshape(*hidden_states.shape[:-1], -1, self.value_head_dim)
+        if output.ndim != 4:  # some give tokens x features
+            output = output.reshape(*hidden_states.shape[:-1], -1, self.value_head_dim)
         return self.o_proj(aggregate_heads(output, self.num_simulated_groups)), weights

@@ -14,8 +14,8 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .blocked_attention import BlockedAttention, blocked_attention
-from .transforms import are_ordinary, is_transformed, want_gradient
+from .blocked_attention import BlockedAttention, as_added, blocked_attention
+from .transforms import are_ordinary, is_transformed
 
 
 def repeat_kv(states: torch.Tensor, repeats: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def eager_attention_forward(
     value = repeat_kv(value, module.num_key_value_groups)
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores = scores + as_added(attention_mask, scores.dtype)
     # At least float32, as everywhere in the ecosystem, but never less than the inputs.
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(torch.float32, query.dtype))
     weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
@@ -79,15 +79,31 @@ def _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs) ->
     float32."""
     return (
         query.shape[-1] > value.shape[-1]
+        and query.shape[0] == key.shape[0]
         and query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
         and module.num_key_value_groups == 1
         and not dropout
         and all(kwargs.get(name) is None for name in ("position_bias", "softcap"))
+        and not kwargs.get("output_attentions")  # of which a warning is due
         and are_ordinary((query, key, value, attention_mask))
-        and not want_gradient((attention_mask,))
+        and (attention_mask is None or _is_as_models_make_it(attention_mask, query, key))
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed(but_for_compilation=True)
+    )
+
+
+def _is_as_models_make_it(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Otherwise it is left to PyTorch, which extends it, derives by it or refuses it."""
+    rows, heads, length = query.shape[:3]
+    return (
+        mask.ndim == 4
+        and mask.shape[0] in (1, rows)
+        and mask.shape[1] in (1, heads)
+        and mask.shape[2] == length
+        and mask.shape[3] == key.shape[2]
+        and mask.dtype in (torch.bool, query.dtype)
+        and not mask.requires_grad
     )
 
 

@@ -5,6 +5,8 @@ queries to memory and computes those of the future, too. This one needs nothing 
 backward pass. What it buys: docs/cost.md. The plain version is `eager_attention_forward`.
 """
 
+import re
+
 import torch
 
 from .transforms import differentiable_gradients
@@ -38,7 +40,7 @@ def _weights(query, key, mask, is_causal, scaling):
         scores = scores.add_(mask)
     elif is_causal:  # the last columns are the block's own tokens
         own = query.shape[-2]
-        scores[..., -own:] += torch.full((own, own), -torch.inf, dtype=scores.dtype).triu_(1)
+        scores[..., -own:] += scores.new_full((own, own), -torch.inf).triu_(1)
     return torch.softmax(scores, dim=-1, out=None if torch.is_grad_enabled() else scores)
 
 
@@ -66,6 +68,22 @@ def attend_backward(grad, query, key, value, mask, is_causal, scaling) -> tuple[
         grad_query[row, some, queries] = torch.matmul(grad_scores, block_key)
         grad_key[row, some, seen] += torch.matmul(grad_scores.transpose(-2, -1), block_query)
     return grad_query, grad_key, grad_value
+
+
+def as_added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to be added to scores of `dtype`, of one that is, or that is true where one may see the other.
+
+    Raises:
+        ValueError: for whole numbers, which mean either.
+    """
+    if mask.is_floating_point():
+        return mask
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"`attention_mask` has numbers of type {mask.dtype}; a mask for queries and keys is boolean, true where "
+            "one may see the other, or of real numbers to add to the scores."
+        )
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def attend_differentiably(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
@@ -96,7 +114,11 @@ class BlockedAttention(torch.autograd.Function):
         return *differentiable_gradients(attention, tensors, ctx.needs_input_grad[:3], grad), None, None, None
 
 
-@torch.library.custom_op("sas_hf::blocked_attention", mutates_args=())
+# PyTorch knows an operation by its name, and a checkpoint's own code may run beside the installed package.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::blocked_attention", mutates_args=())
 def blocked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -109,7 +131,7 @@ def blocked_attention(
     return attend(query, key, value, mask, is_causal, scaling)
 
 
-@torch.library.custom_op("sas_hf::blocked_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::blocked_attention_backward", mutates_args=())
 def blocked_attention_backward(
     grad: torch.Tensor,
     query: torch.Tensor,

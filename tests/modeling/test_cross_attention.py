@@ -101,6 +101,58 @@ def test_padding_of_the_source_is_not_seen(variant):
     torch.testing.assert_close(found[1:], alone)
 
 
+LONG = 130  # queries, more than are taken at once
+MASKS = {
+    "rows": (2, 1, 1, SOURCE),
+    "one_row": (1, 1, 1, SOURCE),
+    "heads": (1, 12, LONG, SOURCE),
+    "all": (2, 12, LONG, SOURCE),
+}
+MASKS |= {"queries": (LONG, SOURCE), "queries_of_rows": (1, LONG, SOURCE)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", MASKS)
+def test_masks_are_extended(shape, dtype):
+    """As PyTorch's own attention does, over whatever they do not name."""
+    layer = make_layer("mha_sas")
+    target, source = torch.randn(2, LONG, layer.config.hidden_size).double(), sequences(layer)[1]
+    visible = torch.rand(MASKS[shape]) > 0.3
+    visible[..., 0] = True
+    added = torch.zeros(visible.shape).double().masked_fill(~visible, torch.finfo(torch.float64).min)
+    found = []
+    for implementation in ("sdpa", "eager"):
+        layer.config._attn_implementation = implementation
+        mask = visible if dtype == torch.bool else added
+        found.append(layer(target, key_value_states=source, attention_mask=mask)[0])
+    expected = layer(target, key_value_states=source, attention_mask=added)[0]
+    for output in found:
+        torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 1, TARGET, SOURCE).long(), torch.ones(3, 1, TARGET, SOURCE).bool()])
+def test_masks_that_say_nothing_are_refused(mask):
+    """Whole numbers, which may stand for either, and rows of another batch."""
+    for variant in ("mha", "mha_sas"):
+        for implementation in ("sdpa", "eager"):
+            layer = make_layer(variant, implementation)
+            target, source = sequences(layer)
+            with pytest.raises((RuntimeError, ValueError), match="attn_mask|attention_mask|size|broadcast"):
+                layer(target, key_value_states=source, attention_mask=mask)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", ["mha", "mha_sas", "gqa_sas", "mla"])
+def test_one_row_of_either_side_serves_all(variant, implementation):
+    """As of learnt queries, or of a source that all share."""
+    layer = make_layer(variant, implementation)
+    target, source = sequences(layer, batch=3)
+    found = layer(target[:1], key_value_states=source)[0]
+    torch.testing.assert_close(found, layer(target[:1].expand(3, -1, -1), key_value_states=source)[0])
+    found = layer(target, key_value_states=source[:1])[0]
+    torch.testing.assert_close(found, layer(target, key_value_states=source[:1].expand(3, -1, -1))[0])
+
+
 def new_caches(kind: str, config) -> EncoderDecoderCache:
     if kind == "dynamic":
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
