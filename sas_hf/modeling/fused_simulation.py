@@ -4,11 +4,13 @@ The definition is one line of `simulate`. It is what counts, and what runs where
 two. What the other buys: docs/cost.md.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import ACT2CLS
 
 from .positions import rotate_leading_features, turn
 from .recomputation import RecomputedSimulation
@@ -25,10 +27,13 @@ from .transforms import are_ordinary, is_transformed, want_gradient
 
 
 BLOCK = 128  # tokens that are simulated at a time where no gradients are wanted
-PLAIN_TYPES = (
-    *(Simulation, nn.Identity, nn.Linear, HeadSimulation, HeadExpansion, HeadResidual),
-    *(FeatureSimulation, FeatureExpansion, FeatureResidual),
-)
+# What each simulation is made of. Its activation is one of Transformers', which act on each number by itself and draw
+# none; what else may stand there might not.
+PARTS = {
+    "heads": {"": HeadSimulation, "expansion": HeadExpansion, "residual": HeadResidual},
+    "features": {"": FeatureSimulation, "expansion": FeatureExpansion, "residual": FeatureResidual},
+}
+ACTIVATIONS = {nn.Identity, *(made[0] if isinstance(made, tuple) else made for made in ACT2CLS.values())}
 
 
 def simulate(
@@ -45,7 +50,7 @@ def simulate(
     angles = position_embeddings or (None, None)
     if not is_plain(simulation) or not are_ordinary((heads, *angles)) or want_gradient(angles):
         return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
-    fused = partial(simulate_fused, simulation[0].act)
+    fused = partial(simulate_fused, [maps.act for maps in simulation])
     tensors = (heads, *angles, *simulation_weights(simulation))
     # What is compiled, flex attention too, keeps what it needs by its own rules.
     config, compiled = simulation.config, torch.compiler.is_compiling()
@@ -58,29 +63,36 @@ def simulate(
 def is_plain(simulation: nn.Module) -> bool:
     """Whether there is something to simulate, by weights that say all that calling `simulation` would do.
 
-    Not with `eager` attention, nor if a part was replaced (peft's LoRA), holds other tensors (quantisers'), is watched
-    by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor where operations are turned
-    into something else, but for `torch.compile`, which takes what is fused.
+    Not with `eager` attention, nor if a part was replaced (peft's LoRA) or added, holds other tensors (quantisers'),
+    is watched by hooks or had its `forward` exchanged (weights that Accelerate keeps elsewhere), nor where operations
+    are turned into something else, but for `torch.compile`, which takes what is fused.
     """
     if is_transformed(but_for_compilation=True) or torch.nn.modules.module._has_any_global_hook():
         return False
-    if type(simulation) is not Simulation or not len(simulation) or not _is_as_defined(simulation):
+    if not _is_as_made(simulation, Simulation) or not simulation._modules:
         return False
     if simulation.config._attn_implementation in ("eager", "paged|eager", None):
         return False
-    for maps in simulation._modules.values():
-        if not _is_as_defined(maps) or not all(_is_as_defined(part) for part in maps._modules.values()):
+    for name, maps in simulation._modules.items():
+        parts = PARTS.get(name)
+        if parts is None or not _is_as_made(maps, parts[""]):
+            return False
+        act, expansion, residual = (maps._modules[part] for part in ("act", "expansion", "residual"))
+        if not _is_as_made(expansion, parts["expansion"]) or not _is_as_made(residual, parts["residual"]):
+            return False
+        if act._parameters or type(act) not in ACTIVATIONS or not _is_as_made(act, type(act)):
             return False
     return True
 
 
-def _is_as_defined(part: nn.Module) -> bool:
-    """Whether `part`, its own parts aside, is one of ours, or an activation without memory, with nothing added."""
+def _is_as_made(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `part`, its own parts aside, is of this kind with nothing added or taken away."""
     return (
-        (type(part) in PLAIN_TYPES or not (part._parameters or part._modules or part._buffers))
+        type(part) is kind
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
         and "forward" not in vars(part)
         and are_ordinary(part._parameters.values())
+        and all(parameter is not None for parameter in part._parameters.values())
     )
 
 
@@ -97,13 +109,13 @@ def simulation_weights(simulation: Simulation) -> list[torch.Tensor | None]:
 
 
 def simulate_fused(
-    act: nn.Module,
+    acts: Sequence[nn.Module],
     heads: torch.Tensor,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     *weights: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`[B, T, H, D]` to `[B, Ĥ, T, D̂]`, by `simulation_weights`.
+    """`[B, T, H, D]` to `[B, Ĥ, T, D̂]`, by `simulation_weights` and the activations of the simulations that are on.
 
     With κ = 1 heads stand first, so that each head map is one product of matrices and the result lies in memory as
     attention reads it; residuals, biases and rotation are added in place. (κ > 1 stays a convolution.) Without
@@ -111,24 +123,24 @@ def simulate_fused(
     """
     size, axis = max(1, BLOCK // heads.shape[0]), 2 if is_heads_first(weights) else 1
     if heads.shape[1] <= size or heads.device.type != "cpu" or torch.is_grad_enabled():
-        hidden = _simulate(act, heads, cos, sin, *weights)
+        hidden = _simulate(acts, heads, cos, sin, *weights)
     else:
         parts = []
         for start in range(0, heads.shape[1], size):
             block = slice(start, start + size)
             turns = [table if table is None else table[:, block] for table in (cos, sin)]
-            parts.append(_simulate(act, heads[:, block], *turns, *weights))
+            parts.append(_simulate(acts, heads[:, block], *turns, *weights))
         hidden = torch.cat(parts, dim=axis)
     return hidden.permute(1, 0, 2, 3) if axis == 2 else hidden.transpose(1, 2)
 
 
-def _simulate(act, heads, cos, sin, *weights) -> torch.Tensor:
+def _simulate(acts, heads, cos, sin, *weights) -> torch.Tensor:
     """The same as it lies in memory: `[Ĥ, B, T, D̂]` if `is_heads_first(weights)`, otherwise `[B, T, Ĥ, D̂]`."""
     heads_first = is_heads_first(weights)
     hidden = heads.flatten(0, 1)
     if heads_first:
         hidden = hidden.transpose(0, 1).contiguous()
-    hidden = maps(act, hidden, *weights)
+    hidden = maps(acts, hidden, *weights)
     width = heads.shape[-1] if weights[4] is None else weights[4].shape[0]
     shape = (-1, *heads.shape[:2], width) if heads_first else (*heads.shape[:2], -1, width)
     if cos is not None:
@@ -142,10 +154,10 @@ def _simulate(act, heads, cos, sin, *weights) -> torch.Tensor:
 
 def is_heads_first(weights: list[torch.Tensor | None]) -> bool:
     """Whether the head maps have κ = 1 and are products of matrices."""
-    return weights[0] is not None and weights[0].shape[2] == 1
+    return weights[0] is not None and weights[0].shape[2] == weights[2].shape[2] == 1
 
 
-def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
+def maps(acts: Sequence[nn.Module], heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
     """
     The maps over heads and over features, on `[H, N, D]` if `is_heads_first(weights)`, otherwise `[N, H, D]`.
 
@@ -156,15 +168,14 @@ def maps(act: nn.Module, heads: torch.Tensor, *weights: torch.Tensor | None) -> 
     hidden = heads
     if is_heads_first(weights):
         hidden = torch.addmm(expand_bias[:, None], expand[..., 0], heads.flatten(1))
-        hidden = torch.addmm(hidden, residual[..., 0], act(hidden)).add_(residual_bias[:, None])
+        hidden = torch.addmm(hidden, residual[..., 0], acts[0](hidden)).add_(residual_bias[:, None])
     elif expand is not None:
-        padding = expand.shape[2] // 2
-        hidden = F.conv1d(heads, expand, expand_bias, padding=padding)
-        hidden = F.conv1d(act(hidden), residual, residual_bias, padding=padding).add_(hidden)
+        hidden = F.conv1d(heads, expand, expand_bias, padding=expand.shape[2] // 2)
+        hidden = F.conv1d(acts[0](hidden), residual, residual_bias, padding=residual.shape[2] // 2).add_(hidden)
     expand, expand_bias, residual, residual_bias = features
     if expand is not None:
         hidden = torch.addmm(expand_bias, hidden.reshape(-1, heads.shape[-1]), expand.T)
-        hidden = torch.addmm(residual_bias, act(hidden), residual.T).add_(hidden)
+        hidden = torch.addmm(residual_bias, acts[-1](hidden), residual.T).add_(hidden)
     return hidden
 
 

@@ -26,7 +26,7 @@ class RecomputedSimulation(torch.autograd.Function):
         ctx.simulate, ctx.again = simulate, None
         ctx.autocast = _as_now(tensors[0].device.type)
         ctx.save_for_backward(*tensors)
-        return simulate(*tensors)
+        return simulate(*tensors).detach()  # a view could not be changed in place by the attention function
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
@@ -92,10 +92,26 @@ class _View(NamedTuple):
         return result.as_strided(self.size, self.stride, result.storage_offset() + self.offset)
 
 
+class _Kept(NamedTuple):
+    """Stands for all else, as PyTorch keeps it: what is changed in place afterwards is not what was computed with."""
+
+    tensor: torch.Tensor
+    version: int
+
+    def unchanged(self) -> torch.Tensor:
+        if self.tensor._version == self.version:
+            return self.tensor
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{self.tensor.type()} {list(self.tensor.shape)}, which an attention function kept for its backward pass, "
+            f"is at version {self.tensor._version}; expected version {self.version} instead."
+        )
+
+
 def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
     """Within, whatever is computed of the results of `RecomputedSimulation` keeps a note of them for its backward pass
     instead of their numbers. So any attention function can be called, and runs once."""
-    if is_transformed():
+    if is_transformed() or torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
         return nullcontext()
     results = {
         tensor.untyped_storage().data_ptr(): tensor
@@ -114,18 +130,19 @@ def _noting(results: dict[int, torch.Tensor]):
     keep, give_back = torch._C._autograd._top_saved_tensors_default_hooks(False) or (None, None)
 
     def pack(tensor: torch.Tensor):
-        memory = tensor.untyped_storage().data_ptr() if type(tensor) is torch.Tensor else None
+        is_dense = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+        memory = tensor.untyped_storage().data_ptr() if is_dense else None
         result = results.get(memory)
         if result is not None and tensor.dtype == result.dtype and result._version == versions[memory]:
             offset = tensor.storage_offset() - result.storage_offset()
             return _View(result.grad_fn, result.stride(), tensor.size(), tensor.stride(), offset)
         # Detached, as an output would hold the graph that holds it.
-        return tensor.detach() if keep is None else keep(tensor)
+        return _Kept(tensor.detach(), tensor._version) if keep is None else keep(tensor)
 
     def unpack(packed) -> torch.Tensor:
         if isinstance(packed, _View):
             return packed.made_again()
-        return packed if give_back is None else give_back(packed)
+        return packed.unchanged() if give_back is None else give_back(packed)
 
     with saved_tensors_hooks(pack, unpack):
         yield

@@ -9,11 +9,13 @@ from torch.autograd import forward_ad
 
 def is_transformed(but_for_compilation: bool = False) -> bool:
     """Whether what is computed is turned into something else, which takes PyTorch's own operations alone:
-    `torch.export`, `torch.jit.trace`, `torch.func` (`vmap`, `grad`, `jvp`), forward-mode derivatives, and
-    `torch.compile`, unless `but_for_compilation`."""
+    `torch.export`, `torch.jit.trace`, `torch.func` (`vmap`, `grad`, `jvp`), forward-mode derivatives, modes that see
+    each operation (selective checkpoints keep results, which nothing may change in place then), and `torch.compile`,
+    unless `but_for_compilation`."""
     if torch.compiler.is_compiling():
         return not but_for_compilation or torch.compiler.is_exporting()
-    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    watched = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return watched or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def are_ordinary(tensors: Iterable[torch.Tensor | None]) -> bool:

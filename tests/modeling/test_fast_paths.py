@@ -1,5 +1,7 @@
 """The fast paths compute what the plain ones do, and step aside where a part is not what it was."""
 
+import functools
+import importlib.util
 import random
 
 import pytest
@@ -8,6 +10,7 @@ from functorch.compile import nop
 from helpers import assert_all_close, gpt, gradients, token_ids
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -147,6 +150,30 @@ def test_recomputed_attention_has_the_right_gradients(is_causal, kernel, monkeyp
     inputs = [tensor.requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(attention, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(attention, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_angles_and_masks_that_are_learnt(recompute, implementation, monkeypatch):
+    """A layer whose caller derives by the cosines, the sines or a mask that is added to the scores."""
+    config = gpt("sas", recompute_simulation=recompute).config
+    config._attn_implementation = implementation
+    layer = make_attention(config, 0).double().train()
+    states = torch.randn(2, 5, 32, dtype=torch.float64)
+    inputs = [torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)]
+    inputs.append(torch.randn(2, 1, 5, 5, dtype=torch.float64))
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+
+    def gradients(*which):
+        cos, sin, mask = (tensor if index in which else tensor.detach() for index, tensor in enumerate(inputs))
+        output, _ = layer(states, (cos, sin), (cos, sin), mask)
+        return torch.autograd.grad(output.pow(2).sum(), [inputs[index] for index in which])
+
+    found = gradients(0, 1) + gradients(2)
+    plain_paths(monkeypatch)
+    for gradient, truth in zip(found, gradients(0, 1) + gradients(2), strict=True):
+        assert truth.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, truth)
 
 
 def test_the_empty_slots_of_a_static_cache_are_not_simulated(monkeypatch):
@@ -302,6 +329,106 @@ def test_any_kernel_runs_once_and_the_simulation_again(kernel, checkpoints, monk
     assert_all_close(found_gradients, expected_gradients, 1e-5)
 
 
+def step_with(attention, monkeypatch) -> tuple[dict, dict]:
+    """Gradients of a step under an attention function of a user's own, and by the definition."""
+    monkeypatch.setitem(AttentionInterface._global_mapping, "own", attention)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "own", sdpa_mask)
+    model, ids = gpt("sas").double().train(), token_ids(2, 9)
+    direction = torch.randn(2, 9, 67, dtype=torch.float64)
+    model.set_attn_implementation("own")
+    _, found = step(model, {"input_ids": ids}, direction)
+    model.set_attn_implementation("eager")
+    _, expected = step(model, {"input_ids": ids}, direction)
+    return found, expected
+
+
+def test_an_attention_function_may_change_its_inputs_in_place(monkeypatch):
+    """Before it computes with them, and when it needs them no more."""
+
+    def changing(module, query, key, value, attention_mask, scaling, **_):
+        output = attend(query.mul_(scaling).transpose(1, 2), key, value, 1.0)
+        query.zero_()
+        key.zero_()
+        return output, None
+
+    assert_all_close(*step_with(changing, monkeypatch), 1e-5)
+
+
+def test_what_an_attention_function_spoils_is_refused(monkeypatch):
+    """As PyTorch does: gradients from weights that are no longer what softmax gave would be wrong."""
+
+    def spoiling(module, query, key, value, attention_mask, scaling, **_):
+        weights = (query @ key.transpose(-2, -1) * scaling).softmax(-1)
+        weights.mul_(2)
+        return (weights @ value).transpose(1, 2), None
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        step_with(spoiling, monkeypatch)
+
+
+def test_an_attention_function_may_keep_what_is_not_dense(monkeypatch):
+    def sparse(module, query, key, value, attention_mask, scaling, **_):
+        scores = query @ key.transpose(-2, -1) * scaling
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).flatten(0, 1)
+        pairs = zip(weights, value.flatten(0, 1), strict=True)
+        rows = [torch.sparse.mm(one.to_sparse(), other) for one, other in pairs]
+        return torch.stack(rows).unflatten(0, value.shape[:2]).transpose(1, 2), None
+
+    assert_all_close(*step_with(sparse, monkeypatch), 1e-5)
+
+
+def test_a_step_where_saved_tensors_may_not_be_hooked():
+    model, ids = gpt("sas").train(), token_ids(2, 9)
+    direction = torch.randn(2, 9, 67)
+    _, expected = step(model, {"input_ids": ids}, direction)
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        _, found = step(model, {"input_ids": ids}, direction)
+    assert_all_close(found, expected, 1e-5)
+
+
+def test_a_step_under_another_default_device():
+    layer, states = gpt("sas").model.layers[0].self_attn, torch.randn(2, 9, 32)
+    expected = layer(states)[0]
+    with torch.device("meta"):
+        found = layer(states)[0]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("saved", [("mm",), ("conv",), ("relu", "add")], ids="-".join)
+@pytest.mark.parametrize("variant", ["sas", "sas_k5_gqa"])
+def test_selective_checkpoints(variant, saved):
+    """Results of some operations are kept for the backward pass, by PyTorch's own mode that sees them all."""
+
+    def policy(context, operation, *args, **kwargs):
+        keep = any(name in str(operation) for name in saved)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    model, ids = gpt(variant).double().train(), token_ids(2, 9)
+    direction = torch.randn(2, 9, 67, dtype=torch.float64)
+    _, expected = step(model, {"input_ids": ids}, direction)
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    _, found = step(model, {"input_ids": ids}, direction)
+    assert_all_close(found, expected, 1e-5)
+
+
+def test_code_of_a_checkpoint_beside_the_package():
+    """Loaded twice, as from a checkpoint: each keeps its own operations."""
+    spec = importlib.util.spec_from_file_location("sas_hf.modeling.again-1", blocked_attention.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    shapes = [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 2)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    expected = blocked_attention.BlockedAttention.apply(*inputs, None, True, 0.7)
+    gradients = torch.autograd.grad(expected.sum(), inputs)
+    for module in (blocked_attention, again):
+        found = module.blocked_attention(*inputs, None, True, 0.7)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), inputs), gradients)
+    assert again.blocked_attention._qualname != blocked_attention.blocked_attention._qualname
+
+
 def test_eager_is_the_definition(monkeypatch):
     """No fused operation runs under it, in training or not."""
     model = gpt("sas", attn_implementation="eager").train()
@@ -347,3 +474,32 @@ def test_a_changed_part_is_called(change):
             expansion.forward = lambda x: 2 * forward(x)
         assert not is_plain(simulation)
         assert (model(ids).logits - before).abs().max() > 1e-2
+
+
+CHANGES = {
+    "normed": lambda side: setattr(side.heads, "act", nn.Softmax(dim=-1)),  # over features, wherever they stand
+    "drawn": lambda side: setattr(side.heads, "act", nn.RReLU(0.1, 0.9)),
+    "features": lambda side: setattr(side.features, "act", nn.Tanh()),
+    "heads": lambda side: setattr(side.heads, "act", nn.Tanh()),
+    "steeper": lambda side: setattr(side.features, "act", nn.LeakyReLU(0.7)),
+    "activation after": lambda side: side.append(nn.Tanh()),
+    "map after": lambda side: side.append(nn.Linear(12, 12)),
+    "one map of features": lambda side: setattr(side, "features", nn.Linear(8, 12)),
+    "no bias": lambda side: setattr(side.features.residual, "bias", None),
+}
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_rebuilt_simulation_computes_what_it_says(change, kernel):
+    """With other activations or parts than ours, or without some."""
+    model = gpt("sas", simulation_kernel_size=kernel).train()
+    side = model.model.layers[1].self_attn.q_simulation
+    CHANGES[change](side)
+    model, ids, results = model.double(), token_ids(2, 9), []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        torch.manual_seed(1)
+        results.append(step(model, {"input_ids": ids}, torch.ones(2, 9, 67, dtype=torch.float64)))
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=0)
+    assert_all_close(results[1][1], results[0][1], 1e-5)
