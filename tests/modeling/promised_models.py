@@ -39,6 +39,13 @@ MODELS |= {
     if kind not in ("sas_kept", "heads_only", "features_only")
 }
 MODELS |= {"llama": (LlamaForCausalLM, GPT_BASE | SMOOTH), "vit": (ViTForImageClassification, VIT_BASE | SMOOTH)}
+# For promises that depend on how much is rotated, and on a simulation that is one map.
+OTHERS = {
+    "half_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "all_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}},
+    "linear": SAS | {"simulation_act": "identity", "num_key_value_heads": 2},
+}
+OTHERS = {f"gpt-{name}": (SASGPTForCausalLM, GPT_BASE | GPT | fields) for name, fields in OTHERS.items()}
 CONFIGS = {
     SASGPTForCausalLM: SASGPTConfig,
     SASViTForImageClassification: SASViTConfig,
@@ -48,7 +55,7 @@ CONFIGS = {
 
 
 def make(name: str, implementation: str = "sdpa", dtype: torch.dtype = torch.float64) -> nn.Module:
-    model_class, fields = MODELS[name]
+    model_class, fields = (MODELS | OTHERS)[name]
     model = scramble(model_class(CONFIGS[model_class](**fields)))
     for part in list(model.modules()):
         for child, norm in part.named_children():

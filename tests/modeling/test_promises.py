@@ -14,6 +14,7 @@ import pytest
 import torch
 from promised_models import (
     MODELS,
+    OTHERS,
     Logits,
     answered,
     assert_near,
@@ -102,9 +103,12 @@ def test_gradients_of_gradients(name, implementation, record_property):
         assert_near(found, difference(gradient, model, direction, step), bound)
 
 
-@pytest.mark.parametrize("name", ["gpt-mha", "gpt-mha_sas", "gpt-mla_sas", "gpt-super"])
-def test_gradients_of_gradients_beside_padding(name):
-    model = make(name, "eager").train()
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("name", ["gpt-mha", "gpt-mha_sas", "gpt-sas_k3", "gpt-mla_sas", "gpt-super", *OTHERS])
+@either_implementation
+def test_gradients_of_gradients_beside_padding(name, implementation, checkpoints, record_property):
+    """Also within gradient checkpoints, which compute everything once more."""
+    model = make(name, implementation).train()
     parameters, inputs = list(model.parameters()), inputs_of(model)
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     direction = [torch.randn_like(parameter) for parameter in parameters]
@@ -113,9 +117,16 @@ def test_gradients_of_gradients_beside_padding(name):
         logits = model(inputs, attention_mask=mask, use_cache=False).logits
         return torch.autograd.grad(loss_of(logits * mask[..., None]), parameters, materialize_grads=True, **kwargs)
 
-    slope = sum((part * side).sum() for part, side in zip(gradient(create_graph=True), direction, strict=True))
-    found = torch.autograd.grad(slope, parameters, materialize_grads=True)
-    assert_near(found, difference(gradient, model, direction, 2e-5), 1e-7)
+    def hessian_vector():
+        slope = sum((part * side).sum() for part, side in zip(gradient(create_graph=True), direction, strict=True))
+        return torch.autograd.grad(slope, parameters, materialize_grads=True)
+
+    expected = difference(gradient, model, direction, 2e-5)
+    if checkpoints:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    found = answered(record_property, implementation, hessian_vector)
+    if found is not None:
+        assert_near(found, expected, 1e-7)
 
 
 @every_model
