@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2CLS
 
 from .positions import rotate_leading_features, turn
@@ -52,12 +53,15 @@ def simulate(
         return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
     fused = partial(simulate_fused, [maps.act for maps in simulation])
     tensors = (heads, *angles, *simulation_weights(simulation))
-    # What is compiled, flex attention too, keeps what it needs by its own rules.
-    config, compiled = simulation.config, torch.compiler.is_compiling()
-    keeps = compiled or config._attn_implementation == "flex_attention" or not config.recompute_simulation
-    if keeps or not torch.is_grad_enabled() or not want_gradient(tensors):
-        return fused(*tensors)
-    return RecomputedSimulation.apply(fused, *tensors)
+    if torch.is_grad_enabled() and want_gradient(tensors) and _recomputes(simulation.config):
+        return RecomputedSimulation.apply(fused, *tensors)
+    return fused(*tensors)
+
+
+def _recomputes(config: PreTrainedConfig) -> bool:
+    """What is compiled, flex attention too, keeps what it needs by its own rules."""
+    compiled = torch.compiler.is_compiling() or config._attn_implementation == "flex_attention"
+    return config.recompute_simulation and not compiled
 
 
 def is_plain(simulation: nn.Module) -> bool:
