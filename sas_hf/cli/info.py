@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from .shared import console, explain_errors
@@ -34,18 +35,22 @@ def info(
 
 def info_table(rows: dict, dtype: str) -> Table:
     """Models in rows: [`find_config`] and [`describe`] by name."""
-    table = Table(title="Named configurations")
-    for column in ("name", "layers", "heads", "parameters", "attention", "simulation", f"cache/token ({dtype})"):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=column == "name")
+    # As narrow as can be, and never cut off: a figure has to be read on a terminal of 80.
+    table = Table(title="Named configurations", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    cache = f"cached bytes per token ({dtype})"
+    for column in ("name", "layers", "heads", "parameters (M)", "attention (M)", "simulation", cache):
+        table.add_column(
+            column, justify="left" if column == "name" else "right", no_wrap=column == "name", overflow="fold"
+        )
     for name, (config, costs) in rows.items():
         table.add_row(
             name,
             str(config.num_hidden_layers),
             head_text(config),
-            f"{costs.parameters / 1e6:,.2f} M",
-            f"{costs.attention_parameters / 1e6:,.2f} M",
+            f"{costs.parameters / 1e6:,.2f}",
+            f"{costs.attention_parameters / 1e6:,.2f}",
             f"{costs.simulation_overhead:.3%}" if costs.simulation_parameters else "-",
-            f"{costs.cache_bytes:,} B",
+            f"{costs.cache_bytes:,}",
         )
     return table
 

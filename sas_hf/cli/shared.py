@@ -44,8 +44,10 @@ class Commands(TyperGroup):
                 value.split("=", 1) if value.startswith("--") else [value] for value in ctx.meta["given"]
             )
             values = [f" It is {value!r}." for name, value in itertools.pairwise(given) if name in names]
-            message, command = error.format_message().rstrip("."), f"{ctx.invoked_subcommand} " if names else ""
-            show_error(f"{message}.{''.join(values[:1])} See sas-hf {command}--help.")
+            message = error.format_message().rstrip(".")
+            message += "" if message.endswith("?") else "."
+            command = f"{ctx.invoked_subcommand} " if error.ctx not in (None, ctx) else ""
+            show_error(f"{message}{''.join(values[:1])} See sas-hf {command}--help.")
             sys.exit(2)
 
 

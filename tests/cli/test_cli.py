@@ -1,13 +1,18 @@
 """What a command is not given as it should be: one line that names the field, the value and the remedy."""
 
+import io
 import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import python_environment
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sas_hf.cli import app
+from sas_hf.cli.info import info_table
+from sas_hf.hub.info import describe, find_config
 
 
 def refused(*arguments) -> str:
@@ -39,6 +44,30 @@ def test_a_context_of_no_model_is_not_ignored():
 def test_what_is_no_number(value, form):
     told = refused("info", "sas-125m", *form.format(value).split())
     assert "Invalid value for '--context'" in told and f"It is {value!r}." in told and "See sas-hf info --help" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["inf"], "No such command 'inf'. Did you mean 'info'? See sas-hf --help."),
+        (["info", "--contxt", 3], "--contxt (Possible options: --context). See sas-hf info --help."),
+        (["info", "sas-125m", "more"], "Got unexpected extra argument(s) (more). See sas-hf info --help."),
+        (["convert", "source"], "Missing argument 'output'. See sas-hf convert --help."),
+    ],
+)
+def test_what_no_command_has_is_told_with_the_help_that_lists_it(arguments, told):
+    assert refused(*arguments).endswith(told)
+
+
+def test_no_figure_is_cut_off_on_a_terminal_of_80():
+    names = ("mha-10.6b", "sas-10.6b", "mqa-sas-125m", "cifar100-optimised")
+    rows = {name: (config := find_config(name), describe(config, dtype=torch.bfloat16)) for name in names}
+    console = Console(width=80, file=io.StringIO())
+    console.print(info_table(rows, "bfloat16"))
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    for figure in ("10,638.63", "3,460.30", "2,534,400", "0.377%", "(bfloat16)", "parameters", "simulation"):
+        assert figure in shown
 
 
 @pytest.mark.parametrize(
