@@ -62,6 +62,8 @@ MOVED = {
     "image_data": "data.images",
     "image_files": "data.image_files",
     "info": "hub.info",
+    "modeling.base_projections": "modeling.kinds",
+    "modeling.fast_simulation": "modeling.fused_simulation",
     "tables": "report.tables",
     "text": "data.text",
     "text_files": "data.text_files",
