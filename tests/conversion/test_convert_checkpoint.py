@@ -204,7 +204,7 @@ def damage_emptied(folder):
         (damage_index_entries, ConversionError, "model.safetensors.index.json is damaged.*weight_map"),
         (damage_config, OSError, "config.json.*not a valid JSON"),
         (damage_shape, ConversionError, r"mlp.down_proj.weight as \[60, 44\].*\[60, 45\].*belong together"),
-        (damage_architecture, ConversionError, "model_type.*bloom.*gpt2, gpt_neox, llama"),
+        (damage_architecture, ConversionError, "model_type.*bloom.*gpt2, gpt_neox, helium, llama"),
         (damage_head, ConversionError, "LlamaForSpeech"),
         (damage_layers, ConversionError, "lacks weights.*layers.3"),
         (damage_nan, ConversionError, "model.norm.weight holds NaN or infinite"),
