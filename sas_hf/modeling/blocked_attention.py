@@ -88,8 +88,8 @@ def as_added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def attend_differentiably(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
     """`attend` on the whole at once, by operations that can be derived as often as one likes."""
-    if mask is not None and mask.dtype == torch.bool:  # added, for `attend_backward` derives hidden scores like others
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    if mask is not None:  # added, for `attend_backward` derives hidden scores like others
+        mask = as_added(mask, query.dtype)
     return torch.matmul(_weights(query, key, mask, is_causal, scaling), value).transpose(1, 2)
 
 

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from helpers import GPT_BASE, MLA, SAS, TPA, scramble
+from helpers import GPT_BASE, scramble
+from promised_models import KINDS, SIMULATED
 from transformers import AttentionInterface, BartConfig, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.models.bart.modeling_bart import BartAttention
 
@@ -13,16 +14,6 @@ from sas_hf.modeling import attention_functions
 from sas_hf.modeling.kinds import initialize_attention, make_attention
 
 
-KINDS = {
-    "mha": {},
-    "gqa": {"num_key_value_heads": 2},
-    "mla": MLA,
-    "tpa": TPA,
-    "optimised": {"attention_type": "optimised"},
-    "efficient": {"attention_type": "efficient"},
-    "super": {"attention_type": "super", "token_mixing_init": "normal"},
-}
-SIMULATED = {f"{kind}_sas": fields | SAS for kind, fields in KINDS.items() if kind != "super"}
 VARIANTS = KINDS | SIMULATED
 VARIANTS |= {f"{name}_base": fields | {"simulation_cache": "base"} for name, fields in SIMULATED.items()}
 SOURCE, TARGET = 7, 4
