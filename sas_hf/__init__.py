@@ -95,21 +95,9 @@ def _import_architectures() -> None:
         import_module(".modeling", __name__)
 
 
-def _register_image_processor() -> None:
-    if HAS_PILLOW:
-        from transformers import AutoImageProcessor
-
-        from .modeling import SASViTConfig
-        from .modeling.image_processing_sas_vit import SASViTImageProcessor
-
-        classes = {"pil": SASViTImageProcessor}
-        AutoImageProcessor.register(SASViTConfig, image_processor_classes=classes, exist_ok=True)
-
-
-sys.meta_path[:0] = [
-    FormerPaths({f"{__name__}.{former}": f"{__name__}.{place}" for former, place in MOVED.items()}),
-    AfterImport(f"{__name__}.modeling", _register_image_processor),
-]
+sys.meta_path.insert(
+    0, FormerPaths({f"{__name__}.{former}": f"{__name__}.{place}" for former, place in MOVED.items()})
+)
 if "transformers" in sys.modules:
     _import_architectures()
 else:
