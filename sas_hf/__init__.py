@@ -17,6 +17,13 @@ from .version import __version__
 if TYPE_CHECKING:  # what `__getattr__` gives
     from .configurations import named_config
     from .modeling import (
+        SASEncoderConfig,
+        SASEncoderForMaskedLM,
+        SASEncoderForMultipleChoice,
+        SASEncoderForQuestionAnswering,
+        SASEncoderForSequenceClassification,
+        SASEncoderForTokenClassification,
+        SASEncoderModel,
         SASGPTConfig,
         SASGPTForCausalLM,
         SASGPTForQuestionAnswering,
@@ -31,6 +38,13 @@ if TYPE_CHECKING:  # what `__getattr__` gives
     from .modeling.image_processing_sas_vit import SASViTImageProcessor
 
 __all__ = [
+    "SASEncoderConfig",
+    "SASEncoderForMaskedLM",
+    "SASEncoderForMultipleChoice",
+    "SASEncoderForQuestionAnswering",
+    "SASEncoderForSequenceClassification",
+    "SASEncoderForTokenClassification",
+    "SASEncoderModel",
     "SASGPTConfig",
     "SASGPTForCausalLM",
     "SASGPTForQuestionAnswering",

@@ -3,8 +3,10 @@
 from transformers import AutoImageProcessor
 from transformers.utils import is_vision_available
 
+from .configuration_sas_encoder import *
 from .configuration_sas_gpt import *
 from .configuration_sas_vit import *
+from .modeling_sas_encoder import *
 from .modeling_sas_gpt import *
 from .modeling_sas_vit import *
 

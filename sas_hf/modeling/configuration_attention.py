@@ -142,6 +142,30 @@ class SASAttentionConfig(PreTrainedConfig):
         """Whether any simulation is on."""
         return self.num_simulated_heads is not None or self.simulated_head_dim is not None
 
+    @property
+    def projects_to_cached_heads(self) -> bool:
+        """Whether the base projection's state is `num_key_value_heads` x `head_dim` keys and as many values."""
+        return self.attention_type in ("mha", "mqa", "gqa", "optimised")
+
+    @property
+    def qk_head_dim(self) -> int | None:
+        """`None` where every cached tensor has `num_key_value_heads` x `head_dim` numbers per token, else a width.
+
+        Transformers reads this name to learn that a static cache must take its shape from the first state it sees.
+        """
+        if self.projects_to_cached_heads and not self.simulates:
+            return None
+        return self.simulated_head_dim or self.query_head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of leading query and key features that RoPE turns (0 with learned positions)."""
+        if getattr(self, "rope_parameters", None) is None:
+            return 0
+        whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
+        width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
+        return width + width % 2
+
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
         validate_attention_fields(self)
@@ -296,6 +320,14 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         raise ValueError(
             f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive: scores are divided by its "
             "square root."
+        )
+    query_width = config.simulated_head_dim or config.query_head_dim
+    whole = config.qk_rope_head_dim if config.attention_type == "mla" else config.head_dim
+    if config.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
+        raise ValueError(
+            f"`rope_parameters['partial_rotary_factor']` asks for {config.rotary_dim} rotated features, but queries "
+            f"and keys have {query_width}; the factor is relative to {whole} features and must be at most "
+            f"{query_width / whole:g}."
         )
 
 

@@ -101,30 +101,6 @@ class SASGPTConfig(SASAttentionConfig):
         """How tensor parallelism splits the base model; it depends on the attention kind."""
         return tensor_parallel_plan(self)
 
-    @property
-    def projects_to_cached_heads(self) -> bool:
-        """Whether the base projection's state is `num_key_value_heads` x `head_dim` keys and as many values."""
-        return self.attention_type in ("mha", "mqa", "gqa", "optimised")
-
-    @property
-    def qk_head_dim(self) -> int | None:
-        """`None` where every cached tensor has `num_key_value_heads` x `head_dim` numbers per token, else a width.
-
-        Transformers reads this name to learn that a static cache must take its shape from the first state it sees.
-        """
-        if self.projects_to_cached_heads and not self.simulates:
-            return None
-        return self.simulated_head_dim or self.query_head_dim
-
-    @property
-    def rotary_dim(self) -> int:
-        """Number of leading query and key features that RoPE turns (0 with learned positions)."""
-        if self.rope_parameters is None:
-            return 0
-        whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
-        width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
-        return width + width % 2
-
     def rotates(self, layer_idx: int) -> bool:
         """Whether RoPE turns queries and keys of this layer."""
         if self.no_rope_layers is not None:
@@ -146,14 +122,6 @@ class SASGPTConfig(SASAttentionConfig):
                 "`use_parallel_residual` is written for `norm_position='pre'`, but it is 'post'; choose one of them."
             )
         self._validate_no_rope_layers()
-        query_width = self.simulated_head_dim or self.query_head_dim
-        whole = self.qk_rope_head_dim if self.attention_type == "mla" else self.head_dim
-        if self.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers
-            raise ValueError(
-                f"`rope_parameters['partial_rotary_factor']` asks for {self.rotary_dim} rotated features, but queries "
-                f"and keys have {query_width}; the factor is relative to {whole} features and must be at most "
-                f"{query_width / whole:g}."
-            )
 
     def _validate_no_rope_layers(self):
         layers = self.no_rope_layers

@@ -17,3 +17,15 @@ def classification_loss(model: PreTrainedModel, logits: torch.Tensor, labels: to
     if num_items is not None and model.config.problem_type != "single_label_classification":
         loss = loss * (labels.numel() / num_items)
     return loss
+
+
+def choice_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of `logits` `[B, choices]` and the right choices `[B]`.
+
+    Args:
+        num_items_in_batch: labels of all micro-batches of one optimiser step; `None`: of this call alone.
+    """
+    labels = labels.to(logits.device)
+    if num_items_in_batch is None:
+        return torch.nn.functional.cross_entropy(logits, labels)
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch

@@ -12,15 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import ContinuousBatchingConfig, GenerationMixin
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_causal_mask,
-    find_packed_sequence_indices,
-    packed_sequence_mask_function,
-)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -43,36 +36,13 @@ from .attention import SASAttention
 from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
-from .key_store import paged_key_positions, record_key_positions
-from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
+from .kinds import initialize_attention, make_attention
+from .layers import SASMLP, make_norm
 from .losses import classification_loss
-from .norm import SASRMSNorm
 from .positions import SASRotaryEmbedding
 from .registration import register
+from .sequence import check_positions, layer_inputs
 from .sharing import CodeTravelsMixin, came_with_its_checkpoint
-
-
-def make_norm(config: SASGPTConfig) -> nn.Module:
-    if config.norm_type == "layer_norm":
-        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-    return SASRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-
-class SASGPTMLP(nn.Module):
-    """Feed-forward block: `down(act(gate(x)) * up(x))` (gated) or `down(act(up(x)))` (plain)."""
-
-    def __init__(self, config: SASGPTConfig):
-        super().__init__()
-        hidden_size, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden_size, width, bias=bias) if config.mlp_type == "gated" else None
-        self.up_proj = nn.Linear(hidden_size, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden_size, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
 class SASGPTDecoderLayer(GradientCheckpointingLayer):
@@ -85,7 +55,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SASGPTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = make_attention(config, layer_idx)
-        self.mlp = SASGPTMLP(config)
+        self.mlp = SASMLP(config)
         self.post_norm, self.parallel = config.norm_position == "post", config.use_parallel_residual
         self.rotates = config.rotates(layer_idx)  # kept here, so that a copy of the layer does, wherever it stands
         if not self.post_norm:
@@ -194,7 +164,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        batch_size, length = inputs_embeds.shape[:2]
+        length = inputs_embeds.shape[1]
 
         require_choice(self.config, "simulation_cache", "expanded", "base")  # meant to be changed on a live model
         # Under pipeline parallelism a stage holds some of the layers, the first one also the embeddings.
@@ -209,46 +179,30 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 # Count real tokens only, so that padding on the left does not move them.
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         if absolute:
-            self._check_positions(position_ids)
+            check_positions(self.config, position_ids)
 
-        mask_inputs = (inputs_embeds, attention_mask, given_position_ids, cache)
-        mask, mixing_mask = self._make_mask(self.config, *mask_inputs), None
-        if attention.mixes_tokens:
-            # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
-            mixing_mask = as_boolean(self._make_mask(with_boolean_masks(self.config), *mask_inputs, skip=False))
-        # After the masks: beside a cache, Transformers would not look for packed documents.
-        if use_cache and cache is None and self.config.is_causal:
-            cache = DynamicCache(config=self.config)
-
-        key_positions = position_ids
-        rotates_at_use = attention.rotates_at_use and self.rotary_emb is not None
-        if rotates_at_use or attention.mixes_tokens:
-            if isinstance(cache, Cache):
-                key_positions = record_key_positions(cache, position_ids.expand(batch_size, -1))
-            elif cache is not None:  # the pool of continuous batching
-                key_positions = paged_key_positions(position_ids, **kwargs)
-        token_mixing = None if mixing_mask is None else (position_ids, key_positions, mixing_mask)
-
-        position_embeddings = key_position_embeddings = None
-        if self.embed_positions is not None:
-            if isinstance(self.layers[0], SASGPTDecoderLayer):
-                inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
-        else:
-            position_embeddings = key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-            if key_positions is not position_ids:
-                key_position_embeddings = self.rotary_emb(inputs_embeds, position_ids=key_positions)
+        cache, for_layers = layer_inputs(
+            attention,
+            self.rotary_emb,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            given_position_ids,
+            cache,
+            (lambda: DynamicCache(config=self.config)) if use_cache and self.config.is_causal else None,
+            **kwargs,
+        )
+        if self.embed_positions is not None and isinstance(self.layers[0], SASGPTDecoderLayer):
+            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
 
         hidden_states = self.dropout(inputs_embeds)
         for index, decoder_layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             hidden_states = decoder_layer(
                 hidden_states,
-                attention_mask=mask,
-                position_embeddings=position_embeddings,
-                key_position_embeddings=key_position_embeddings,
-                token_mixing=token_mixing,
                 layer_idx=index,  # a layer that was copied still bears another's
                 position_ids=position_ids,
                 use_cache=use_cache,
+                **for_layers,
                 **{CACHE_NAME: cache},
                 **kwargs,
             )
@@ -264,39 +218,6 @@ class SASGPTModel(SASGPTPreTrainedModel):
             f"This pipeline stage holds none of the `num_hidden_layers` ({self.config.num_hidden_layers}) layers; use "
             "at most as many stages as layers."
         )
-
-    def _make_mask(self, config, inputs_embeds, attention_mask, position_ids, cache, skip=True):
-        """The mask for the attention implementation of `config`; without `skip`, never `None`."""
-        if config.is_causal:
-            return create_causal_mask(
-                config,
-                inputs_embeds,
-                attention_mask,
-                cache if isinstance(cache, Cache) else None,  # the pool of continuous batching comes with its masks
-                position_ids=position_ids,
-                allow_is_causal_skip=skip,
-            )
-        # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
-        documents = None
-        if attention_mask is None and position_ids is not None:
-            documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
-        return create_bidirectional_mask(
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
-            allow_is_bidirectional_skip=skip,
-        )
-
-    def _check_positions(self, position_ids: torch.Tensor) -> None:
-        """Refuse positions that learned positions or token mixing have no parameters for."""
-        limit = self.config.max_position_embeddings
-        if not torch.compiler.is_compiling() and position_ids.max() >= limit:
-            raise ValueError(
-                f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
-                f"`max_position_embeddings` = {limit} positions. Shorten or truncate the input to {limit} tokens, "
-                "or train a model with a larger `max_position_embeddings`."
-            )
 
 
 class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):

@@ -1,4 +1,4 @@
-"""How a SAS GPT is spread over devices: its tensor-parallel and pipeline-parallel plan, as Transformers reads them.
+"""How text models are spread over devices: their tensor- and pipeline-parallel plans, as Transformers reads them.
 
 A plan names modules of the base model and how each is split (`transformers.distributed.tensor_parallel`).
 """
@@ -24,8 +24,24 @@ PIPELINE_PARALLEL_PLAN = {
 
 
 def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """The way to split each module of the base model of a SAS GPT or SAS encoder, by the module's name."""
+    return attention_plan(config, "layers.*.self_attn") | feed_forward_plan(config, "layers.*.mlp")
+
+
+def seq2seq_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """The same of a SAS encoder–decoder's; each place has its own attention."""
+    return (
+        attention_plan(config.place("encoder"), "encoder.layers.*.self_attn")
+        | attention_plan(config.place("decoder"), "decoder.layers.*.self_attn")
+        | attention_plan(config.place("cross"), "decoder.layers.*.encoder_attn")
+        | feed_forward_plan(config, "encoder.layers.*.mlp")
+        | feed_forward_plan(config, "decoder.layers.*.mlp")
+    )
+
+
+def attention_plan(config: PreTrainedConfig, name: str) -> dict[str, str]:
     """
-    The way to split each module of a base model with this configuration, by the module's name.
+    Of the attention layers that `name` matches.
 
     Where heads have nothing in common (MHA and GQA without simulation and norm), each device computes its own heads
     from projection to output, as in Llama; their number must then be a multiple of the devices'. Everything else mixes
@@ -40,9 +56,11 @@ def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
         and config.qk_norm is None
     )
     names = _HEAD_PROJECTIONS.get(config.attention_type, ("q_proj", "k_proj", "v_proj"))
-    plan = {f"layers.*.self_attn.{name}": "colwise" if apart else "colwise_gather_output" for name in names}
-    plan["layers.*.self_attn.o_proj"] = "rowwise" if apart else "rowwise_split_input"
-    for name in ("gate_proj", "up_proj") if config.mlp_type == "gated" else ("up_proj",):
-        plan[f"layers.*.mlp.{name}"] = "colwise"
-    plan["layers.*.mlp.down_proj"] = "rowwise"
-    return plan
+    plan = {f"{name}.{projection}": "colwise" if apart else "colwise_gather_output" for projection in names}
+    return plan | {f"{name}.o_proj": "rowwise" if apart else "rowwise_split_input"}
+
+
+def feed_forward_plan(config: PreTrainedConfig, name: str) -> dict[str, str]:
+    """Of the feed-forward blocks that `name` matches."""
+    inner = ("gate_proj", "up_proj") if config.mlp_type == "gated" else ("up_proj",)
+    return {f"{name}.{projection}": "colwise" for projection in inner} | {f"{name}.down_proj": "rowwise"}

@@ -1,0 +1,136 @@
+"""What every layer is told about the sequence: who sees whom, where each token stands, and how far it is turned."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+
+from .attention import SASAttention
+from .key_store import paged_key_positions, record_key_positions
+from .kinds import as_boolean, with_boolean_masks
+
+
+def layer_inputs(
+    attention: SASAttention,
+    rotary_emb: nn.Module | None,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    given_position_ids: torch.Tensor | None,
+    cache: Cache | None = None,
+    new_cache: Callable[[], Cache] | None = None,
+    **kwargs,
+) -> tuple[Cache | None, dict]:
+    """
+    Args:
+        attention: one of the layers' own attention, whose kind and configuration are all the layers'.
+        rotary_emb: `None` without RoPE.
+        inputs_embeds: `[B, T, C]`.
+        attention_mask: `[B, S]`, 0 for padding; or a prepared 4-D mask.
+        position_ids: `[B, T]` or `[1, T]`.
+        given_position_ids: those that the caller gave: packed documents show in them.
+        cache: to read and extend.
+        new_cache: makes one where there is none.
+        kwargs: of the model's forward: the pool of continuous batching finds in it what it needs.
+
+    Returns:
+        The cache, and the arguments of every layer's self-attention.
+    """
+    config = attention.config
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    mask_inputs = (inputs_embeds, attention_mask, given_position_ids, own)
+    mask, mixing_mask = make_mask(config, *mask_inputs), None
+    if attention.mixes_tokens:
+        # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
+        mixing_mask = as_boolean(make_mask(with_boolean_masks(config), *mask_inputs, skip=False))
+    # After the masks: beside a cache, Transformers would not look for packed documents.
+    if cache is None and new_cache is not None:
+        cache = new_cache()
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+    key_positions = position_ids
+    rotates_at_use = attention.rotates_at_use and rotary_emb is not None
+    if rotates_at_use or attention.mixes_tokens:
+        if isinstance(own, Cache):
+            key_positions = record_key_positions(own, position_ids.expand(inputs_embeds.shape[0], -1))
+        elif own is not None:  # the pool of continuous batching
+            key_positions = paged_key_positions(position_ids, **kwargs)
+
+    position_embeddings = key_position_embeddings = None
+    if rotary_emb is not None:
+        position_embeddings = key_position_embeddings = rotary_emb(inputs_embeds, position_ids=position_ids)
+        if key_positions is not position_ids:
+            key_position_embeddings = rotary_emb(inputs_embeds, position_ids=key_positions)
+    return cache, {
+        "attention_mask": mask,
+        "position_embeddings": position_embeddings,
+        "key_position_embeddings": key_position_embeddings,
+        "token_mixing": None if mixing_mask is None else (position_ids, key_positions, mixing_mask),
+    }
+
+
+def make_mask(
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+    skip: bool = True,
+):
+    """The mask for the attention implementation of `config`; without `skip`, never `None`."""
+    if config.is_causal:
+        return create_causal_mask(
+            config,
+            inputs_embeds,
+            attention_mask,
+            cache if isinstance(cache, Cache) else None,  # the pool of continuous batching comes with its masks
+            position_ids=position_ids,
+            allow_is_causal_skip=skip,
+        )
+    # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
+    documents = None
+    if attention_mask is None and position_ids is not None:
+        documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+    return create_bidirectional_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
+        allow_is_bidirectional_skip=skip,
+    )
+
+
+def row_positions(
+    config: PreTrainedConfig, embeds: torch.Tensor, attention_mask: torch.Tensor | None, past: int = 0
+) -> torch.Tensor:
+    """Positions `[B, T]` or `[1, T]` of the tokens `[B, T, C]`, `past` of which came before.
+
+    A row begins at its first real token; with `padding_takes_positions`, at its first slot.
+
+    Args:
+        attention_mask: `[B, past + T]`, 0 for padding; others are not looked at.
+    """
+    positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + past
+    if config.padding_takes_positions or attention_mask is None or attention_mask.ndim != 2:
+        return positions
+    leading = (attention_mask.to(positions.device).cumsum(-1) == 0).sum(-1, keepdim=True)
+    return (positions - leading).clamp(min=0)
+
+
+def check_positions(config: PreTrainedConfig, position_ids: torch.Tensor) -> None:
+    """Raise a `ValueError` for positions that learned positions or token mixing have no parameters for."""
+    limit = config.max_position_embeddings
+    if not torch.compiler.is_compiling() and position_ids.max() >= limit:
+        raise ValueError(
+            f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
+            f"`max_position_embeddings` = {limit} positions. Shorten or truncate the input to {limit} tokens, "
+            "or train a model with a larger `max_position_embeddings`."
+        )
