@@ -5,9 +5,11 @@ from transformers.utils import is_vision_available
 
 from .configuration_sas_encoder import *
 from .configuration_sas_gpt import *
+from .configuration_sas_seq2seq import *
 from .configuration_sas_vit import *
 from .modeling_sas_encoder import *
 from .modeling_sas_gpt import *
+from .modeling_sas_seq2seq import *
 from .modeling_sas_vit import *
 
 

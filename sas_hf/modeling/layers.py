@@ -101,9 +101,11 @@ class SASDecoderLayer(SASEncoderLayer):
         key_position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        position_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         own = {
+            "position_ids": position_ids,
             "position_embeddings": position_embeddings,
             "key_position_embeddings": key_position_embeddings,
             "attention_mask": attention_mask,

@@ -9,7 +9,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedConfig,
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
@@ -28,58 +27,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
 from .configuration_sas_encoder import SASEncoderConfig
-from .embeddings import SASTextEmbeddings
+from .encoder_stack import SASEncoderStack
 from .kinds import initialize_attention
-from .layers import SASEncoderLayer, final_norm
+from .layers import SASEncoderLayer
 from .losses import choice_loss, classification_loss
-from .positions import SASRotaryEmbedding
 from .registration import register
-from .sequence import check_positions, layer_inputs, row_positions
 from .sharing import CodeTravelsMixin
-
-
-class SASEncoderStack(PreTrainedModel):
-    """Embeddings, layers and norm of an encoder: a model of its own, and one half of an encoder–decoder."""
-
-    def build_stack(self, config: PreTrainedConfig, num_layers: int, type_vocab_size: int = 0) -> None:
-        """
-        Args:
-            config: of the layers and their attention.
-        """
-        self.embeddings = SASTextEmbeddings(config, config.vocab_size, type_vocab_size)
-        self.rotary_emb = SASRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
-        self.layers = nn.ModuleList([SASEncoderLayer(config, index) for index in range(num_layers)])
-        self.norm = final_norm(config)
-        self.gradient_checkpointing = False
-
-    def run_stack(
-        self,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Hidden states `[B, T, C]`; arguments as in [`SASEncoderModel.forward`]."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self.embeddings.embed_tokens(input_ids)
-        attention = self.layers[0].self_attn
-        given_position_ids = position_ids
-        if position_ids is None:
-            position_ids = row_positions(attention.config, inputs_embeds, attention_mask)
-        if self.embeddings.embed_positions is not None or attention.mixes_tokens:
-            check_positions(self.config, position_ids)
-
-        _, for_layers = layer_inputs(
-            attention, self.rotary_emb, inputs_embeds, attention_mask, position_ids, given_position_ids
-        )
-        hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, position_ids=position_ids, **for_layers, **kwargs)
-        return hidden_states if self.norm is None else self.norm(hidden_states)
 
 
 class SASEncoderPooler(nn.Module):

@@ -113,16 +113,18 @@ def row_positions(
 ) -> torch.Tensor:
     """Positions `[B, T]` or `[1, T]` of the tokens `[B, T, C]`, `past` of which came before.
 
-    A row begins at its first real token; with `padding_takes_positions`, at its first slot.
+    Padding before or between real tokens takes none, unless `padding_takes_positions`.
 
     Args:
         attention_mask: `[B, past + T]`, 0 for padding; others are not looked at.
     """
-    positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + past
+    length = embeds.shape[1]
     if config.padding_takes_positions or attention_mask is None or attention_mask.ndim != 2:
-        return positions
-    leading = (attention_mask.to(positions.device).cumsum(-1) == 0).sum(-1, keepdim=True)
-    return (positions - leading).clamp(min=0)
+        return torch.arange(length, device=embeds.device)[None] + past
+    real = attention_mask.to(embeds.device) != 0
+    slots = torch.arange(real.shape[1], device=embeds.device)
+    passed_over = ~real & (slots < (slots * real).amax(-1, keepdim=True))
+    return (slots - passed_over.cumsum(-1)).clamp(min=0)[:, -length:]
 
 
 def check_positions(config: PreTrainedConfig, position_ids: torch.Tensor) -> None:
