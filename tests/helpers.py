@@ -17,7 +17,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sas_hf import SASGPTConfig, SASGPTForCausalLM, SASViTConfig, SASViTForImageClassification
+from sas_hf import (
+    SASEncoderConfig,
+    SASEncoderForMaskedLM,
+    SASGPTConfig,
+    SASGPTForCausalLM,
+    SASSeq2SeqConfig,
+    SASSeq2SeqForConditionalGeneration,
+    SASViTConfig,
+    SASViTForImageClassification,
+)
 from sas_hf.modeling.cache_name import CACHE_NAME
 
 
@@ -132,6 +141,46 @@ VIT_VARIANTS = {
     "super_mean": {"attention_type": "super", "token_mixing_init": "normal"} | WITHOUT_CLASS_TOKEN,
 }
 
+# Encoders, and encoder–decoders: the kinds alone and simulated, and other backbones.
+ROPE_LLAMA = {"position_embedding_type": "rope", "norm_type": "rms_norm", "norm_position": "pre", "mlp_type": "gated"}
+MARIAN = {"position_embedding_type": "sinusoidal", "scale_embedding": True, "embedding_norm": False}
+ENCODER_BASE = GPT_BASE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SUPER = {"attention_type": "super", "token_mixing_init": "normal"}
+TEXT_VARIANTS = {
+    "mha": {},
+    "gqa": {"num_key_value_heads": 2},
+    "rope": ROPE_LLAMA | {"attention_bias": False, "attention_output_bias": False},
+    "sinusoidal": MARIAN,
+    "olmo": ROPE_LLAMA | {"norm_position": "post", "qk_norm": "all_heads"},
+    "mla": MLA,
+    "tpa": TPA,
+    "optimised": {"attention_type": "optimised"},
+    "efficient": {"attention_type": "efficient"},
+    "super": SUPER,
+    "sas": SAS,
+    "sas_k5_gqa": SAS | {"num_key_value_heads": 2, "simulation_kernel_size": 5},
+    "sas_rope": SAS | ROPE_LLAMA,
+    "mla_sas": MLA | SAS | ROPE_LLAMA,
+    "tpa_sas": TPA | SAS,
+    "optimised_sas": {"attention_type": "optimised"} | SAS,
+    "efficient_sas": {"attention_type": "efficient"} | SAS | ROPE_LLAMA,
+}
+ENCODER_VARIANTS = TEXT_VARIANTS | {
+    "mean": {"classifier_pooling": "mean", "pooler_act": None, "type_vocab_size": 0},
+    "untied": {"tie_word_embeddings": False, "lm_head_act": "relu"},
+}
+SEQ2SEQ_BASE = {name: value for name, value in GPT_BASE.items() if name != "num_hidden_layers"}
+SEQ2SEQ_BASE |= {"encoder_layers": 2, "hidden_dropout": 0.0}
+SEQ2SEQ_VARIANTS = TEXT_VARIANTS | {
+    "two_vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 43, "lm_head_bias": True},
+    "untied": {"tie_word_embeddings": False},
+    "places": {
+        "encoder_attention": {"attention_type": "efficient"},
+        "decoder_attention": SAS | {"num_key_value_heads": 2},
+        "cross_attention": SAS | {"num_attention_heads": 2, "simulated_head_dim": 20},
+    },
+}
+
 
 def returned_cache(output):
     """The cache in a model's output, under the name that the installed version of Transformers gives it."""
@@ -150,6 +199,16 @@ def gpt(variant: str = "sas_k5_gqa", model_class=SASGPTForCausalLM, **overrides)
 def vit(variant: str = "sas_k5_gqa", model_class=SASViTForImageClassification, **overrides):
     """A small random model of images in evaluation mode."""
     return scramble(model_class(SASViTConfig(**(VIT_BASE | VIT_VARIANTS[variant] | overrides))))
+
+
+def encoder(variant: str = "sas_k5_gqa", model_class=SASEncoderForMaskedLM, **overrides):
+    """A small random encoder in evaluation mode."""
+    return scramble(model_class(SASEncoderConfig(**(ENCODER_BASE | ENCODER_VARIANTS[variant] | overrides))))
+
+
+def seq2seq(variant: str = "sas_k5_gqa", model_class=SASSeq2SeqForConditionalGeneration, **overrides):
+    """A small random encoder–decoder in evaluation mode."""
+    return scramble(model_class(SASSeq2SeqConfig(**(SEQ2SEQ_BASE | SEQ2SEQ_VARIANTS[variant] | overrides))))
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ class SASEncoderConfig(SASTextConfig):
         require_choice(self, "classifier_pooling", "first", "mean")
         for name in ("pooler_act", "lm_head_act"):
             if getattr(self, name) is not None and getattr(self, name) not in ACT2FN:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; or None, one of {', '.join(ACT2FN)}.")
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it may be None or one of {', '.join(ACT2FN)}.")
         if self.type_vocab_size < 0:
             raise ValueError(f"`type_vocab_size` is {self.type_vocab_size}; it must be 0 (no token types) or more.")
 

@@ -38,6 +38,13 @@ class AttentionPlace:
         name: "encoder", "decoder" or "cross".
     """
 
+    # What is computed of fields is computed of this place's.
+    query_head_dim = SASAttentionConfig.query_head_dim
+    simulates = SASAttentionConfig.simulates
+    projects_to_cached_heads = SASAttentionConfig.projects_to_cached_heads
+    qk_head_dim = SASAttentionConfig.qk_head_dim
+    rotary_dim = SASAttentionConfig.rotary_dim
+
     def __init__(self, whole: SASTextConfig, name: str):
         self.whole, self.name = whole, name
         self.is_causal = name == "decoder"
@@ -55,8 +62,7 @@ class AttentionPlace:
     def __getattr__(self, name: str) -> Any:
         if name == "whole" or name.startswith("__"):  # while it is being copied
             raise AttributeError(name)
-        computed = getattr(SASAttentionConfig, name, None)  # from fields, which may be this place's own
-        return computed.fget(self) if isinstance(computed, property) else getattr(self.whole, name)
+        return getattr(self.whole, name)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -9,19 +9,28 @@ import json
 import pytest
 import torch
 from helpers import (
+    ENCODER_VARIANTS,
     GPT_VARIANTS,
+    SEQ2SEQ_VARIANTS,
     VIT_VARIANTS,
     all_tensors,
     assert_all_close,
     assert_identical,
+    encoder,
     gpt,
     gradients,
     images,
+    seq2seq,
     token_ids,
     vit,
 )
 
-from sas_hf import SASGPTForCausalLM, SASViTForImageClassification
+from sas_hf import (
+    SASEncoderForMaskedLM,
+    SASGPTForCausalLM,
+    SASSeq2SeqForConditionalGeneration,
+    SASViTForImageClassification,
+)
 from sas_hf.modeling import fused_simulation
 
 
@@ -70,6 +79,39 @@ class SASViT(Architecture):
         return {"pixel_values": images(model.config, batch)}
 
 
+class SASEncoder(Architecture):
+    variants = ENCODER_VARIANTS
+    compiled_variants = ("mha", "sas_rope", "super")
+    layer_class = "SASEncoderLayer"
+    model_class = SASEncoderForMaskedLM
+
+    def make(self, variant: str, **overrides):
+        return encoder(variant, **overrides)
+
+    def inputs(self, model, batch: int = 2) -> dict[str, torch.Tensor]:
+        mask = torch.ones(batch, 14, dtype=torch.long)
+        mask[-1, 9:] = 0
+        inputs = {"input_ids": token_ids(batch, 14), "attention_mask": mask}
+        types = model.config.type_vocab_size
+        return inputs | ({"token_type_ids": torch.randint(types, (batch, 14))} if types else {})
+
+
+class SASSeq2Seq(Architecture):
+    variants = SEQ2SEQ_VARIANTS
+    compiled_variants = ("mha", "sas_rope", "super", "places")
+    layer_class = "SASDecoderLayer"
+    model_class = SASSeq2SeqForConditionalGeneration
+
+    def make(self, variant: str, **overrides):
+        return seq2seq(variant, **overrides)
+
+    def inputs(self, model, batch: int = 2) -> dict[str, torch.Tensor]:
+        mask = torch.ones(batch, 11, dtype=torch.long)
+        mask[-1, 7:] = 0
+        target = token_ids(batch, 8, vocab_size=model.config.decoder_vocab_size)
+        return {"input_ids": token_ids(batch, 11), "attention_mask": mask, "decoder_input_ids": target}
+
+
 def train_step(model, inputs: dict, direction: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits and all gradients of their product with `direction`."""
     model.zero_grad()
@@ -101,6 +143,8 @@ class BackendTests:
         with torch.no_grad():
             output = model(**inputs, output_attentions=True, output_hidden_states=True)
         config = model.config
+        if config.is_encoder_decoder:
+            return check_attention_weights_of_all_places(config, output)
         heads = config.num_simulated_heads or config.num_attention_heads
         assert len(output.attentions) == config.num_hidden_layers
         assert len(output.hidden_states) == config.num_hidden_layers + 1
@@ -135,6 +179,26 @@ class BackendTests:
         # Not to the bit: without gradients, PyTorch may choose another kernel for a product that broadcasts.
         torch.testing.assert_close(checkpointed, logits, atol=1e-5, rtol=0)
         assert_all_close(found, expected, 1e-6)
+
+
+def check_attention_weights_of_all_places(config, output) -> None:
+    source, target = output.encoder_last_hidden_state.shape[1], output.logits.shape[1]
+    places = {
+        "encoder": (output.encoder_attentions, config.encoder_layers, source, source),
+        "decoder": (output.decoder_attentions, config.decoder_layers, target, target),
+        "cross": (output.cross_attentions, config.decoder_layers, target, source),
+    }
+    for name, (attentions, layers, queries, keys) in places.items():
+        place = config.place(name)
+        heads = place.num_simulated_heads or place.num_attention_heads
+        assert len(attentions) == layers, name
+        for weights in attentions:
+            assert weights.shape == (2, heads, queries, keys), name
+            torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, queries))
+            assert name != "decoder" or not weights.triu(1).any()
+            assert name == "decoder" or not weights[-1, :, :, 7:].any()  # padding
+    assert len(output.encoder_hidden_states) == config.encoder_layers + 1
+    assert len(output.decoder_hidden_states) == config.decoder_layers + 1
 
 
 class LoadingTests:

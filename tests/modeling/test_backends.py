@@ -3,10 +3,18 @@
 import pytest
 import torch
 from helpers import SAS_VARIANTS, gpt, left_padded, token_ids
-from model_mixin import SASGPT, BackendTests, SASViT
+from model_mixin import SASGPT, BackendTests, SASEncoder, SASSeq2Seq, SASViT
 
 
 class TestSASGPT(SASGPT, BackendTests):
+    pass
+
+
+class TestSASEncoder(SASEncoder, BackendTests):
+    pass
+
+
+class TestSASSeq2Seq(SASSeq2Seq, BackendTests):
     pass
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import all_tensors, assert_identical, gpt, gpt_config, python_environment, token_ids, train_tokenizer
-from model_mixin import SASGPT, LoadingTests, SASViT
+from model_mixin import SASGPT, LoadingTests, SASEncoder, SASSeq2Seq, SASViT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -40,6 +40,14 @@ AUTO_CLASSES = {
 
 
 class TestSASGPT(SASGPT, LoadingTests):
+    pass
+
+
+class TestSASEncoder(SASEncoder, LoadingTests):
+    pass
+
+
+class TestSASSeq2Seq(SASSeq2Seq, LoadingTests):
     pass
 
 
@@ -147,12 +155,22 @@ def test_pipeline_from_a_saved_folder(tmp_path):
 
 
 PUBLIC_NAMES = [
+    "SASEncoderConfig",
+    "SASEncoderForMaskedLM",
+    "SASEncoderForMultipleChoice",
+    "SASEncoderForQuestionAnswering",
+    "SASEncoderForSequenceClassification",
+    "SASEncoderForTokenClassification",
+    "SASEncoderModel",
     "SASGPTConfig",
     "SASGPTForCausalLM",
     "SASGPTForQuestionAnswering",
     "SASGPTForSequenceClassification",
     "SASGPTForTokenClassification",
     "SASGPTModel",
+    "SASSeq2SeqConfig",
+    "SASSeq2SeqForConditionalGeneration",
+    "SASSeq2SeqModel",
     "SASViTConfig",
     "SASViTForImageClassification",
     "SASViTForMaskedImageModeling",
