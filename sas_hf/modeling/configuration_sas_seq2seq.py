@@ -181,7 +181,8 @@ class SASSeq2SeqConfig(SASTextConfig):
         for key in own:
             if key not in OWN_FIELDS:
                 raise ValueError(
-                    f"`{field}` has {key!r}, which is no field of attention; it may have {', '.join(OWN_FIELDS)}."
+                    f"`{field}` ({own}) has {key!r}, which is no field of attention; it may have "
+                    f"{', '.join(OWN_FIELDS)}."
                 )
         try:
             validate_attention_fields(self.place(name))

@@ -15,11 +15,19 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from helpers import VIT_BASE, VIT_VARIANTS, gpt_config
+from helpers import (
+    ENCODER_BASE,
+    ENCODER_VARIANTS,
+    SEQ2SEQ_BASE,
+    SEQ2SEQ_VARIANTS,
+    VIT_BASE,
+    VIT_VARIANTS,
+    gpt_config,
+)
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import sas_hf
-from sas_hf import SASViTConfig
+from sas_hf import SASEncoderConfig, SASSeq2SeqConfig, SASViTConfig
 
 
 FILE = Path(__file__).with_name("contract.json")
@@ -46,6 +54,18 @@ IMAGE_KINDS = (
 )
 IMAGE_MODELS = {f"SASViTForImageClassification/{kind}": kind for kind in IMAGE_KINDS}
 IMAGE_MODELS |= {"SASViTModel/vit": "vit", "SASViTForMaskedImageModeling/sas": "sas"}
+ENCODER_HEADS = (
+    "Model",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+ENCODER_MODELS = {f"SASEncoderForMaskedLM/{kind}": kind for kind in ENCODER_VARIANTS}
+ENCODER_MODELS |= {f"SASEncoder{head}/sas_k5_gqa": "sas_k5_gqa" for head in ENCODER_HEADS}
+ENCODER_MODELS |= {"SASEncoderForSequenceClassification/mean": "mean"}
+SEQ2SEQ_MODELS = {f"SASSeq2SeqForConditionalGeneration/{kind}": kind for kind in SEQ2SEQ_VARIANTS}
+SEQ2SEQ_MODELS |= {"SASSeq2SeqModel/sas_k5_gqa": "sas_k5_gqa"}
 SAVED_BY_TRANSFORMERS = ("transformers_version", "dtype", "architectures")
 
 
@@ -58,6 +78,10 @@ def checkpoints() -> dict[str, PreTrainedConfig]:
         for kind in KINDS
     }
     kinds |= {f"{head}/sas_k5_gqa": gpt_config("sas_k5_gqa", **small, num_labels=3) for head in HEADS}
+    for name, variant in ENCODER_MODELS.items():
+        kinds[name] = SASEncoderConfig(**ENCODER_BASE | ENCODER_VARIANTS[variant] | small)
+    for name, variant in SEQ2SEQ_MODELS.items():
+        kinds[name] = SASSeq2SeqConfig(**SEQ2SEQ_BASE | SEQ2SEQ_VARIANTS[variant] | small | {"decoder_layers": 1})
     for name, variant in IMAGE_MODELS.items():
         kinds[name] = SASViTConfig(**VIT_BASE | VIT_VARIANTS[variant] | {"num_hidden_layers": 1})
     return kinds
@@ -97,6 +121,8 @@ def example_output(model: PreTrainedModel) -> list[float]:
         inputs = torch.sin(torch.arange(torch.Size(size).numel(), dtype=torch.float64)).view(size)
     else:
         inputs = torch.arange(1, 13).view(2, 6)
+        if type(model).__name__.endswith("MultipleChoice"):
+            inputs = inputs[None]
     output = model.double().eval()(inputs)[0].flatten()
     return [round(number, 6) for number in output[torch.linspace(0, len(output) - 1, 9).long()].tolist()]
 
