@@ -3,13 +3,14 @@ checks and a first training need neither files nor a network.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import TextIO
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -81,3 +82,45 @@ def train_tokenizer(text: str, vocab_size: int = 2048) -> PreTrainedTokenizerFas
     )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def train_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """
+    A tokenizer as BERT's: words in lower case, rare ones in pieces; `[CLS] text [SEP]`, or `[CLS] text [SEP] second
+    [SEP]`. The same texts, the same tokenizer.
+
+    Args:
+        vocab_size: tokens at most, unless the letters of the texts are more; of few texts there are fewer.
+    """
+    texts, special = list(texts), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+    def wordpiece(model: models.WordPiece) -> Tokenizer:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    trained = wordpiece(models.WordPiece(unk_token="[UNK]"))
+    letters = Counter(letter for text in texts for letter in trained.normalizer.normalize_str(text))
+    common = sorted(letters, key=lambda letter: (-letters[letter], letter))[:1000]
+    # The trainer numbers what goes on within words in another order each time, and by numbers it decides between pieces
+    # that are equally frequent, unless it is given them.
+    inside = [f"##{letter}" for letter in sorted(common) if not letter.isspace()]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*special, *inside], show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    tokenizer = wordpiece(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )

@@ -95,7 +95,8 @@ def check_file(path: Path, column: str, field: str, column_field: str) -> None:
     if path.stat().st_size == 0:
         raise ValueError(f"`{field}` names {path}, which is empty.")
     if kind_of(path) == "parquet":
-        with _open_parquet(path, column, column_field) as file:
+        with open_parquet(path) as file:
+            check_text_column(file, path, column, column_field)
             empty = file.metadata.num_rows == 0
     else:
         check_text(path, size=2**20)
@@ -119,10 +120,37 @@ def documents_in(
     Raises:
         ValueError: as [`check_file`], wherever in the file it is.
     """
-    kind = kind_of(path)
-    if kind == "text":
+    if kind_of(path) == "text":
         return _read_text(path, separator)
-    return {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[kind](path, column, column_field)
+    rows = rows_in(path, {column: column_field})
+    return (as_text(row[0], column, column_field, f"{place} of {path}") for place, row in rows)
+
+
+def rows_in(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, list[Any]]]:
+    """
+    The rows of a table: the place of each, such as "line 3", and what it has in these columns. CSV holds text alone;
+    JSON and parquet whatever they hold, `None` where a cell is empty.
+
+    Args:
+        columns: by name, what each is called in errors.
+
+    Raises:
+        ValueError: for a file that is not what its suffix says, or a column that is not there.
+    """
+    return {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[kind_of(path)](path, columns)
+
+
+def as_text(value: Any, column: str, column_field: str, place: str) -> str | None:
+    """The value of a cell, if it is text or nothing; a ValueError that names the place (such as "line 3 of FILE") if
+    it is anything else."""
+    if not (value is None or isinstance(value, str)):
+        raise ValueError(f"`{column_field}` is {column!r}, but in {place} that holds {str(value)[:40]}, not text.")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        where, _, path = place.partition(" of ")
+        raise ValueError(f"{path} is not text in UTF-8: in {where} it has half a surrogate pair.") from error
+    return value
 
 
 def read_whole(path: Path) -> str:
@@ -161,7 +189,7 @@ def _read_text(path: Path, separator: str | None) -> Iterator[str]:
             lines = []
 
 
-def _read_csv(path: Path, column: str, column_field: str) -> Iterator[str]:
+def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     # Not by pandas, which makes numbers of texts, takes "NA" and "null" for nothing, and the first field of a row for
     # its index where an unquoted comma in a text makes one too many.
     csv.field_size_limit(2**31 - 1)  # a field may be a book
@@ -169,34 +197,28 @@ def _read_csv(path: Path, column: str, column_field: str) -> Iterator[str]:
         rows = csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t", strict=True)
         try:
             header = next(rows, [])
-            check_column(column, header, str(path), column_field)
-            place = header.index(column)
+            for column, field in columns.items():
+                check_column(column, header, str(path), field)
+            places = [header.index(column) for column in columns]
             for row in filter(None, rows):
                 if len(row) != len(header):
                     raise ValueError(
                         f"{path} has {len(row)} fields in the row that ends in line {rows.line_num}, but "
                         f"{len(header)} columns; put texts with {rows.dialect.delimiter!r} into quotation marks."
                     )
-                yield row[place]
+                yield f"line {rows.line_num}", [row[place] for place in places]
         except csv.Error as error:
             raise ValueError(f"{path} is no {path.suffix[1:]} table: line {rows.line_num}: {error}.") from error
 
 
-def _read_json(path: Path, column: str, column_field: str) -> Iterator[str | None]:
+def _read_json(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, list[Any]]]:
     for place, row in _json_rows(path):
         if not isinstance(row, dict):
-            raise ValueError(f"{path} must hold objects with a column {column!r}, but {place} is {str(row)[:40]!r}.")
-        check_column(column, row, f"{place} of {path}", column_field)
-        text = row[column]
-        if not (text is None or isinstance(text, str)):
-            raise ValueError(
-                f"`{column_field}` is {column!r}, but in {place} of {path} that holds {str(text)[:40]}, not text."
-            )
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8: in {place} it has half a surrogate pair.") from error
-        yield text
+            named = " and ".join(map(repr, columns))
+            raise ValueError(f"{path} must hold objects with a column {named}, but {place} is {str(row)[:40]!r}.")
+        for column, field in columns.items():
+            check_column(column, row, f"{place} of {path}", field)
+        yield place, [row[column] for column in columns]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -217,24 +239,34 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{path} is no JSON with an object on each line: {place} is not ({error}).") from error
 
 
-def _read_parquet(path: Path, column: str, column_field: str) -> Iterator[str | None]:
-    with _open_parquet(path, column, column_field) as file:
-        for batch in file.iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, list[Any]]]:
+    number = 0
+    with open_parquet(path) as file:
+        for column, field in columns.items():
+            check_column(column, file.schema_arrow.names, str(path), field)
+        for batch in file.iter_batches(columns=list(columns)):
+            for row in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                number += 1
+                yield f"row {number}", list(row)
 
 
-def _open_parquet(path: Path, column: str, column_field: str):
-    """A `pyarrow.parquet.ParquetFile` with text in the column."""
+def check_text_column(file: Any, path: Path, column: str, column_field: str) -> None:
+    """Raise a ValueError unless the open parquet file has text in the column."""
     import pyarrow
-    import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}, a damaged parquet file ({reason}), cannot be read; fetch it again.") from error
     check_column(column, file.schema_arrow.names, str(path), column_field)
     kind = file.schema_arrow.field(column).type
     if not any(test(kind) for test in (pyarrow.types.is_string, pyarrow.types.is_large_string)):
         raise ValueError(f"`{column_field}` is {column!r}, but in {path} that holds {kind}, not text (string).")
-    return file
+
+
+def open_parquet(path: Path):
+    """A `pyarrow.parquet.ParquetFile`; a ValueError for a damaged one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}, a damaged parquet file ({reason}), cannot be read; fetch it again.") from error
