@@ -5,18 +5,30 @@ from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from ..configurations import NAMED_CONFIGS, named_config
-from ..modeling import SASGPTConfig, SASViTConfig
+from ..modeling import SASEncoderConfig, SASGPTConfig, SASViTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
+from ..modeling.layers import SASEncoderLayer
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
 from .checkpoints import read_settings
 
 
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more
+# Whose parameters are counted, by `model_type`.
+COUNTED = {
+    SASGPTConfig.model_type: AutoModelForCausalLM,
+    SASEncoderConfig.model_type: AutoModelForSequenceClassification,
+    SASViTConfig.model_type: AutoModelForImageClassification,
+}
 # Constant of equation 24 of "You Need to Pay Better Attention", by attention type.
 EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
 
@@ -25,7 +37,7 @@ EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
 class ModelInfo:
     """
     Attributes:
-        parameters: of the causal language model (tied weights counted once) or the image classifier.
+        parameters: of the causal language model (tied weights counted once), or the classifier of texts or images.
         attention_parameters, simulation_parameters: of all layers; the second are part of the first.
         simulation_overhead: simulation's share of all other parameters.
         cache_numbers: cached per token and layer.
@@ -47,7 +59,7 @@ class ModelInfo:
     equation_24: int | None
 
 
-def find_config(name: str) -> SASGPTConfig | SASViTConfig:
+def find_config(name: str) -> SASGPTConfig | SASEncoderConfig | SASViTConfig:
     """The configuration of that name, or of the checkpoint in that folder or at that Hub id.
 
     Raises:
@@ -57,13 +69,15 @@ def find_config(name: str) -> SASGPTConfig | SASViTConfig:
     if name in NAMED_CONFIGS or not (Path(name).exists() or "/" in name):
         return named_config(name)
     model_type = read_settings(name).get("model_type")
-    if model_type not in (SASGPTConfig.model_type, SASViTConfig.model_type):
+    if model_type not in COUNTED:
         raise ValueError(f"{name} has `model_type` {model_type!r}; only SAS models are described.")
     return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def describe(
-    config: SASGPTConfig | SASViTConfig, context: int | None = None, dtype: torch.dtype = torch.float32
+    config: SASGPTConfig | SASEncoderConfig | SASViTConfig,
+    context: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ModelInfo:
     """Count what a model of this configuration costs, on the meta device.
 
@@ -85,7 +99,7 @@ def describe(
     if not 1 <= context <= longest:
         raise ValueError(f"`context` is {context}; it must be a number of tokens from 1 to {longest:,}.")
     with torch.device("meta"):
-        model = (AutoModelForImageClassification if images else AutoModelForCausalLM).from_config(config)
+        model = COUNTED[config.model_type].from_config(config)
     named = list(model.named_parameters())
     total = sum(parameter.numel() for _, parameter in named)
     layers = [module for module in model.modules() if isinstance(module, SASAttention)]
@@ -130,9 +144,10 @@ def equation_24(config: SASGPTConfig, context: int) -> int | None:
     return constant * context * config.hidden_size + 15 * heads * context**2
 
 
-def _forward_flops(config: SASGPTConfig, context: int) -> int:
+def _forward_flops(config: SASGPTConfig | SASEncoderConfig, context: int) -> int:
+    encoder = isinstance(config, SASEncoderConfig)
     with torch.device("meta"):
-        layer = SASGPTDecoderLayer(config, layer_idx=0)
+        layer = (SASEncoderLayer if encoder else SASGPTDecoderLayer)(config, layer_idx=0)
         layer.self_attn.config._attn_implementation = "sdpa"
         hidden_states = torch.empty(1, context, config.hidden_size)
         rotary = tuple(torch.empty(1, context, config.rotary_dim) for _ in range(2)) if config.rotary_dim else None
@@ -140,7 +155,10 @@ def _forward_flops(config: SASGPTConfig, context: int) -> int:
         mixing = (positions, positions, torch.empty(1, 1, context, context, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter:
             layer(hidden_states, position_embeddings=rotary, token_mixing=mixing)
-    return config.num_hidden_layers * counter.get_total_flops() + 2 * context * config.hidden_size * config.vocab_size
+    head = context * config.vocab_size
+    if encoder:  # of the text as a whole
+        head = config.num_labels + (0 if config.pooler_act is None else config.hidden_size)
+    return config.num_hidden_layers * counter.get_total_flops() + 2 * config.hidden_size * head
 
 
 def _image_flops(model: torch.nn.Module) -> int:

@@ -6,6 +6,7 @@ from helpers import gpt, left_padded, scramble, token_ids
 from torch.nn import functional as F
 
 from sas_hf import (
+    SASEncoderForSequenceClassification,
     SASGPTForQuestionAnswering,
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
@@ -94,11 +95,11 @@ def test_question_answering():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", ["standard", "optimised", "efficient", "super"])
+@pytest.mark.parametrize("kind", ["standard", "optimised", "efficient", "super", "sas"])
 def test_the_second_papers_text_classifiers(kind, side):
     """IMDB's configuration: an encoder that averages its tokens; padding counts for nothing, and it trains."""
     config = named_config(f"imdb-{kind}", vocab_size=67, initializer_range=0.3, token_mixing_init="normal")
-    model = scramble(SASGPTForSequenceClassification(config))
+    model = scramble(SASEncoderForSequenceClassification(config))
     ids = token_ids(1, 12)
     padding = torch.zeros(1, 5, dtype=torch.long)
     padded = torch.cat((padding, ids) if side == "left" else (ids, padding), dim=1)
@@ -106,6 +107,6 @@ def test_the_second_papers_text_classifiers(kind, side):
     torch.testing.assert_close(logits, model(ids).logits, atol=1e-4, rtol=0)
 
     hidden_states = model.model(ids).last_hidden_state
-    torch.testing.assert_close(logits, model.score(hidden_states.mean(dim=1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, model.classifier(hidden_states.mean(dim=1)), atol=1e-4, rtol=0)
     model(ids, labels=torch.tensor([1])).loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

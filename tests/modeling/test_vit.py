@@ -375,7 +375,7 @@ def test_a_reconstruction_of_another_size_is_refused():
 def test_a_text_model_is_no_image_classifier(tmp_path):
     train_tokenizer().save_pretrained(tmp_path)
     named_config("imdb-super").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="SASGPTConfig"):
+    with pytest.raises(ValueError, match="SASEncoderConfig"):
         AutoModelForImageClassification.from_pretrained(tmp_path)
 
 

@@ -170,7 +170,7 @@ def test_a_classifier_of_other_classes_begins_anew_and_that_is_said(squares, tmp
     ("model", "data", "message"),
     [
         ({"config": "mnist-sa"}, {}, "There is no configuration named 'mnist-sa'"),
-        ({"config": "imdb-super"}, {}, "imdb-super is a sas_gpt that is no image classifier; the task needs one."),
+        ({"config": "imdb-super"}, {}, "imdb-super is a sas_encoder that is no image classifier; the task needs one."),
         ({"config": "mnist-sas", "overrides": {"hiden_size": 64}}, {}, "did you mean `model.overrides.hidden_size`?"),
         ({"config": "mnist-sas"}, {"train": None}, "`data.train` is None; for images it must be one folder or Hub id"),
         ({"config": "mnist-sas"}, {"split": "training"}, "no split 'training'; it has train, test"),

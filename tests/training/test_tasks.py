@@ -18,7 +18,7 @@ from peft import AutoPeftModel
 from transformers import AutoModelForSequenceClassification
 
 import sas_hf
-from sas_hf import SASGPTForSequenceClassification
+from sas_hf import SASEncoderForSequenceClassification
 from sas_hf.configurations import named_config
 from sas_hf.training.arguments import training_arguments
 from sas_hf.training.optimizer import RecipeTrainer
@@ -239,7 +239,7 @@ def test_the_task_of_the_contributors_page_runs(monkeypatch, tmp_path):
         "data": {name: str(tmp_path / f"{name}.txt") for name in ("train", "validation")} | {"cache": str(tmp_path)},
         "training": {"save_strategy": "no", "logging_steps": 50},
     }
-    lora = {"lora": {"r": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["score"]}}
+    lora = {"lora": {"r": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}}
     variants = {"standard": {}, "adapters": {"model": lora, "training": {"learning_rate": 1e-2}}}
     report = run_study(Study(recipe=recipe, variants=variants, seeds=[0], output=str(tmp_path / "out"), figure="bars"))
     for run in report.runs:
@@ -248,7 +248,7 @@ def test_the_task_of_the_contributors_page_runs(monkeypatch, tmp_path):
     adapted = tmp_path / "out" / "adapters" / "seed-0"
     assert "peft import AutoPeftModel\n" in (adapted / "README.md").read_text()
     loaded = AutoPeftModel.from_pretrained(adapted, import_allowlist=["sas_hf"])
-    assert type(loaded.get_base_model()) is SASGPTForSequenceClassification
+    assert type(loaded.get_base_model()) is SASEncoderForSequenceClassification
     with pytest.raises(ValueError, match="`data.config` is 'x', but `task: capitals` does not look at it"):
         load_recipe(recipe, ["data.config=x"])
     with pytest.raises(
