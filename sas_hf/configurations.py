@@ -39,10 +39,10 @@ BASELINES = {
 }
 MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
 
-# IMDB and Amazon reviews, after the text classifier of Keras's examples, which the paper names: post-norm, ReLU, learned
-# positions, the mean of the tokens, dropout 0.1 but inside of the attention. Vocabulary sizes and the feed-forward width
-# are inferred from the printed totals. The example's hidden layer of 20 before the classes is left out, and what it does
-# not have comes with BERT's architecture: dropout of the embeddings, and padding that is not looked at.
+# IMDB and Amazon reviews, after the text classifier of Keras's examples, which the paper names: post-norm, ReLU,
+# learned positions, the mean of the tokens, dropout 0.1 but inside of the attention. Vocabulary sizes and the
+# feed-forward width are inferred from the printed totals. The example's hidden layer of 20 before the classes is left
+# out, and what it does not have comes with BERT's architecture: dropout of the embeddings, padding that is not seen.
 TEXT_CLASSIFIERS = {
     "imdb": {
         "hidden_size": 32,

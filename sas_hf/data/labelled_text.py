@@ -189,9 +189,7 @@ def _checked(
     )
 
 
-def find_labels(
-    rows: LabelledTexts, class_names: list[str] | None = None, problem_type: str | None = None
-) -> Labels:
+def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, problem_type: str | None = None) -> Labels:
     """
     What the labels of texts to train on mean: numbers with a point are to be predicted as such, lists and several
     columns tell which of several labels a text has, all else is the name of its class.
@@ -212,9 +210,7 @@ def find_labels(
     else:
         kind = CLASSES
     if problem_type not in (None, CLASSES, REGRESSION, SEVERAL):
-        raise ValueError(
-            f"`problem_type` is {problem_type!r}; it must be {CLASSES!r}, {REGRESSION!r} or {SEVERAL!r}."
-        )
+        raise ValueError(f"`problem_type` is {problem_type!r}; it must be {CLASSES!r}, {REGRESSION!r} or {SEVERAL!r}.")
     if kind == REGRESSION and problem_type is None and all(float(label).is_integer() for label in rows.labels):
         raise ValueError(
             f"`{rows.field}` holds numbers with a point that are whole, such as {first}; say by "
@@ -227,7 +223,9 @@ def find_labels(
         number_labels(rows, Labels(REGRESSION, []))
         return Labels(REGRESSION, [])
     if (wanted == SEVERAL) != (kind == SEVERAL):
-        raise ValueError(f"`problem_type` is {problem_type!r}, but `{rows.field}` holds {first!r} in {rows.places[0]}.")
+        raise ValueError(
+            f"`problem_type` is {problem_type!r}, but `{rows.field}` holds {first!r} in {rows.places[0]}."
+        )
     names = _names_of_several(rows, class_names) if wanted == SEVERAL else _class_names(rows, class_names)
     labels = Labels(wanted, names)
     numbers = number_labels(rows, labels)
@@ -299,8 +297,8 @@ def _class_names(rows: LabelledTexts, class_names: list[str] | None) -> list[str
     numerals = all(WHOLE.fullmatch(name) for name in found)
     if lists := sorted(name for name in found if name.startswith("[") and name.endswith("]")):
         raise ValueError(
-            f"`{rows.field}` holds {lists[0]!r}, a list as text; give several labels as columns of 0 and 1, or as lists "
-            "in JSON lines or parquet."
+            f"`{rows.field}` holds {lists[0]!r}, a list as text; give several labels as columns of 0 and 1, or as "
+            "lists in JSON lines or parquet."
         )
     if class_names is not None:
         if len(set(class_names)) < len(class_names):
@@ -308,8 +306,7 @@ def _class_names(rows: LabelledTexts, class_names: list[str] | None) -> list[str
         numbered = numerals and all(0 <= int(name) < len(class_names) for name in found)
         if not numbered and (unknown := sorted(found - set(class_names))):
             raise ValueError(
-                f"`data.class_names` is {class_names}, but {rows.source} has "
-                f"{', '.join(map(repr, unknown[:5]))}, too."
+                f"`data.class_names` is {class_names}, but {rows.source} has {', '.join(map(repr, unknown[:5]))}, too."
             )
         return list(class_names)
     return rows.names or sorted(found, key=int if numerals else str)

@@ -103,8 +103,8 @@ def train_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     trained = wordpiece(models.WordPiece(unk_token="[UNK]"))
     letters = Counter(letter for text in texts for letter in trained.normalizer.normalize_str(text))
     common = sorted(letters, key=lambda letter: (-letters[letter], letter))[:1000]
-    # The trainer numbers what goes on within words in another order each time, and by numbers it decides between pieces
-    # that are equally frequent, unless it is given them.
+    # The trainer numbers what goes on within words in another order each time, and by numbers it decides between
+    # pieces that are as frequent, unless it is given them.
     inside = [f"##{letter}" for letter in sorted(common) if not letter.isspace()]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*special, *inside], show_progress=False)
     trained.train_from_iterator(texts, trainer)

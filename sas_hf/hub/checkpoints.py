@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,7 +182,8 @@ def load_model(
 
     Args:
         model_class: or an Auto class.
-        new_head: weights outside the base model that are missing or of another shape begin anew.
+        new_head: weights outside the base model that are missing or of another shape begin anew; so does the pooler,
+            which encoders without a classifier may lack, with a warning.
         options: of `from_pretrained`, such as `config`; by default the checkpoint's own dtype, safetensors alone, and
             no code of the checkpoint.
 
@@ -207,6 +209,9 @@ def load_model(
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
     inside = f"{model.base_model_prefix}."
     absent = sorted(name for name in loading["missing_keys"] if name.startswith(inside) or not new_head)
+    if new_head and any(name.startswith(f"{inside}pooler.") for name in absent):
+        absent = [name for name in absent if not name.startswith(f"{inside}pooler.")]
+        warnings.warn(f"{source} has no pooler; it begins anew and must be trained, too.", stacklevel=2)
     if absent:
         raise error_class(f"{source} lacks weights of {type(model).__name__}: {', '.join(absent[:5])}.")
     misshapen = [weight for weight in loading["mismatched_keys"] if weight[0].startswith(inside) or not new_head]

@@ -19,6 +19,13 @@ from .fields import build, check_names
 from .recipe_fields import ModelRecipe, TrainingRecipe
 
 
+# RoBERTa and what is made of it, whose positions begin behind the number of the padding token.
+COUNT_FROM_PADDING = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
+
 def load_config(recipe: ModelRecipe, auto_class: type = AutoModelForCausalLM) -> PreTrainedConfig:
     """
     The configuration of the model that is trained; of a checkpoint that is to be converted, after it.
@@ -88,8 +95,11 @@ def check_overrides(overrides: dict[str, Any], config: PreTrainedConfig) -> None
     check_names(overrides, known, "model.overrides.", "no field of the model")
 
 
-def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: ModelRecipe, parts_documents: bool = True) -> PreTrainedTokenizerBase:
     """
+    Args:
+        parts_documents: it must have a token that begins or ends a text.
+
     Raises:
         ValueError: where there is no tokenizer, or one that marks neither the beginning nor the end of a text.
     """
@@ -102,13 +112,33 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
         raise ValueError(f"`model.tokenizer` is {place!r}, where none can be loaded: {error}") from error
     if tokenizer is None:
         raise ValueError(f"`model.tokenizer` is {recipe.tokenizer!r}, and there is none at {place}; name another.")
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+    if parts_documents and tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {place} has neither a bos nor an eos token to part documents with.")
     return tokenizer
 
 
 def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise a ValueError where model, tokenizer and sequences do not fit together."""
+    check_tokenizer(recipe, config, tokenizer)
+    length, longest = recipe.data.sequence_length, longest_text(config)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"`data.sequence_length` is {length}, but the model's `max_position_embeddings` is {longest}; shorten the "
+            "one, or for a new model raise `model.overrides.max_position_embeddings`."
+        )
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model has positions for; `None` where it says nothing of them."""
+    text_config = config.get_text_config()
+    longest = getattr(text_config, "max_position_embeddings", None)
+    if longest is not None and config.model_type in COUNT_FROM_PADDING:
+        return longest - text_config.pad_token_id - 1
+    return longest
+
+
+def check_tokenizer(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError where model and tokenizer do not fit together."""
     text_config = config.get_text_config()
     if recipe.training.get("use_liger_kernel") and config.model_type.startswith("sas_"):
         raise ValueError("`training.use_liger_kernel` is true, but Liger has no kernels for SAS models; leave it out.")
@@ -125,12 +155,6 @@ def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: Pre
                 f"`model.overrides.{name}` is {wanted}, but the tokenizer trains the model with {token} "
                 f"({tokenizer.convert_ids_to_tokens(token)!r}) there; drop it."
             )
-    length, longest = recipe.data.sequence_length, getattr(text_config, "max_position_embeddings", None)
-    if longest is not None and length > longest:
-        raise ValueError(
-            f"`data.sequence_length` is {length}, but the model's `max_position_embeddings` is {longest}; shorten the "
-            "one, or for a new model raise `model.overrides.max_position_embeddings`."
-        )
 
 
 def take_special_tokens(recipe: ModelRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

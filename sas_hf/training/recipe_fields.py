@@ -23,7 +23,8 @@ class ModelRecipe:
             `None`: trained as it is.
         overrides: configuration fields to change (of a checkpoint that is converted: after it is).
         tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
-            is trained on that text.
+            is trained on that text. Where `None`, a new classifier of texts or masked language model gets one that is
+            trained on its data.
         chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.
         lora: fields of peft's `LoraConfig`, such as `{r: 8, target_modules: [q_proj, v_proj]}`.
         trainable: regular expressions; only parameters whose names one of them matches are trained.
@@ -48,20 +49,25 @@ class DataRecipe:
     Args:
         train: text files or tables (CSV, TSV, JSON lines, parquet; names or patterns), a Hub id, or
             `"python-reference"`, the text that CPython brings along; for chats JSONL files, parquet files or a Hub id,
-            with a column `messages`; for images what `load_image_dataset` takes.
+            with a column `messages`; for images what `load_image_dataset` takes; for labelled texts tables or a Hub
+            id.
         validation: the same, but not what is trained on; or one of the next two; or nothing is validated.
         validation_split: of the Hub dataset `train`.
-        validation_documents: so many documents from the start of `train`, which are then not trained on.
+        validation_documents: so many documents from the start of `train`, which are then not trained on; of labelled
+            texts, which may be sorted, so many at random.
         config: configuration of a Hub dataset.
         split: of Hub datasets.
         text_column: of tables and Hub datasets.
+        second_text_column: of labelled texts that are pairs.
+        label_column: of labelled texts: the name or number of a class, a number with a point that is to be predicted,
+            or a list of labels; or several columns that hold 0 or 1.
         document_separator: line that parts the documents of a text file, such as `<|endoftext|>`; `None`: each file is
             one document.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
-        sequence_length: tokens per packed sequence; of a chat, those beyond are cut off.
+        sequence_length: tokens per packed sequence; of a chat or a labelled text, those beyond are cut off.
         max_validation_sequences: of the validation text or chats, from their start.
-        class_names: of the classes of images, in their order; by default the dataset's own.
+        class_names: of the classes of images or labelled texts, in their order; by default the dataset's own.
         augment: flip and shift the training images at random.
         cache: folder for tokenised and packed text; `None`: that of `datasets`.
     """
@@ -73,6 +79,8 @@ class DataRecipe:
     config: str | None = None
     split: str = "train"
     text_column: str = "text"
+    second_text_column: str | None = None
+    label_column: str | list[str] = "label"
     document_separator: str | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000

@@ -163,7 +163,7 @@ def _check_task(study: Study, runs: list[Run]) -> None:
         raise ValueError(f"The runs have the tasks {', '.join(sorted(tasks))}; only runs of one task can be compared.")
     task = find_task(runs[0].recipe.task)
     if study.metric is not None:
-        names = [metric.name for metric in task.metrics]
+        names = [metric.name for metric in task.metrics_of(runs[0].recipe)]
         check_names([study.metric], names, kind=f"no `metric` of the task {task.name}")
     if study.figure == "curves-over-time" and task.tokens_per_sequence(runs[0].recipe) is None:
         raise ValueError(
@@ -209,11 +209,12 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     task, finished = find_task(runs[0].recipe.task), []
+    metrics = task.metrics_of(runs[0].recipe)
     for number, run in enumerate(runs, 1):
         kept = " (has ended, kept)" if (run.folder / METRICS_NAME).is_file() else ""
         progress(f"run {number} of {len(runs)}: {run.name}{kept}")
         results = train(run.recipe)
-        finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, task.metrics))
+        finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))
     variables = None
     if study.figure == "sweep":
         variables = {name: flat(fields)[study.variable] for name, fields in study.variants.items()}
@@ -222,8 +223,8 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         declared,
         study.figure,
         variables,
-        metrics=task.metrics,
-        metric=next((metric for metric in task.metrics if metric.name == study.metric), None),
+        metrics=metrics,
+        metric=next((metric for metric in metrics if metric.name == study.metric), None),
         across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
     )
     if PartialState().is_main_process:

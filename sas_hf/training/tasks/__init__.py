@@ -5,9 +5,18 @@ from .chat import Chat
 from .image_classification import ImageClassification
 from .language_modeling import LanguageModeling
 from .task import Metric, Task
+from .text_classification import TextClassification
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (LanguageModeling(), Chat(), ImageClassification())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        LanguageModeling(),
+        Chat(),
+        ImageClassification(),
+        TextClassification(),
+    )
+}
 
 __all__ = ["TASKS", "Metric", "Task", "find_task"]
 

@@ -1,13 +1,11 @@
 """Training or fine-tuning an image classifier: any attention of the package, any labelled images."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -15,20 +13,18 @@ from transformers import (
     BaseImageProcessor,
     EvalPrediction,
     PreTrainedConfig,
-    PreTrainedModel,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ...data.image_files import open_image
 from ...data.images import find_split, load_image_dataset, undecoded
 from ...modeling.image_processing_sas_vit import SASViTImageProcessor
 from ..adapters import prepare_parameters
 from ..base import starting_model
-from ..models import check_overrides, config_loader
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, ModelRecipe, TrainingRecipe
+from .classification import check_classifier_recipe, check_head_trains, classifier_config
 from .task import LOSS, Metric, Task
 
 
@@ -43,18 +39,10 @@ class ImageClassification(Task):
     reads = ("data.validation_split", "data.split", "data.class_names", "data.augment")
 
     def check_recipe(self, recipe: TrainingRecipe) -> None:
-        training, conversion = recipe.training, recipe.model.conversion
-        if conversion is not None:
-            raise ValueError(
-                f"`model.conversion` is {conversion!r}, for language models; run `sas-hf convert` before."
-            )
-        if training.get("remove_unused_columns"):
+        check_classifier_recipe(recipe)
+        if recipe.training.get("remove_unused_columns"):
             raise ValueError(
                 "`training.remove_unused_columns` is true, but the inputs are made of them; leave it out."
-            )
-        if not training.get("eval_do_concat_batches", True):
-            raise ValueError(
-                "`training.eval_do_concat_batches` is false, but accuracy is of all batches; leave it out."
             )
 
     def is_validated(self, recipe: TrainingRecipe) -> bool:
@@ -85,12 +73,15 @@ def make_image_trainer(
     """
     train, validation = load_splits(recipe.data)
     labels = train.features["label"].names
-    config, new_head = classifier_config(recipe.model, labels)
+    config, new_head = classifier_config(recipe.model, labels, AutoModelForImageClassification, "images")
+    if (ours := list(config.id2label.values())) != labels and sorted(ours) == sorted(labels):
+        train = train.align_labels_with_mapping(config.label2id, "label")
+        validation = validation.align_labels_with_mapping(config.label2id, "label")
     processor = classifier_processor(recipe.model, config)
     model = starting_model(AutoModelForImageClassification, recipe.model, config, arguments, processor, new_head)
     model = prepare_parameters(model, recipe.model)
     if new_head:
-        _check_head_trains(model, recipe.model)
+        check_head_trains(model, recipe.model)
     channels = getattr(model.config, "num_channels", 3)
     arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
     return RecipeTrainer(
@@ -131,55 +122,12 @@ def _same_source(first: str, second: str) -> bool:
     return first == second or (all(map(Path.is_dir, folders)) and folders[0].samefile(folders[1]))
 
 
-def classifier_config(recipe: ModelRecipe, labels: list[str]) -> tuple[PreTrainedConfig, bool]:
-    """
-    The configuration of a model for these classes, and whether the checkpoint has no classifier of as many, so that
-    it begins anew; warned of, as are other classes of the same number.
-    """
-    load = config_loader(recipe)
-    config = load()
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        name = recipe.config or recipe.checkpoint
-        raise ValueError(f"{name} is a {config.model_type} that is no image classifier; the task needs one.")
-    check_overrides(recipe.overrides, config)
-    classes = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
-    found = load(**{"num_labels": len(labels)} | classes | recipe.overrides)
-    if recipe.checkpoint is None:
-        return found, False
-    names = list(config.id2label.values())
-    class_name = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)].__name__
-    new_head = config.num_labels != found.num_labels or (config.architectures or [class_name])[0] != class_name
-    if new_head:
-        warnings.warn(
-            f"The classifier begins anew: {recipe.checkpoint} is a {(config.architectures or [class_name])[0]} of "
-            f"{config.num_labels} classes, the images have {len(labels)}.",
-            stacklevel=2,
-        )
-    elif names != labels and names != [f"LABEL_{number}" for number in range(len(names))]:
-        warnings.warn(
-            f"The classifier of {recipe.checkpoint} was trained on the classes {', '.join(names[:5])}, ...; it goes "
-            f"on with {', '.join(labels[:5])}, ... in their order.",
-            stacklevel=2,
-        )
-    return found, new_head
-
-
 def classifier_processor(recipe: ModelRecipe, config: PreTrainedConfig) -> BaseImageProcessor:
     """The image processor of the checkpoint, or one that belongs to a new model of this configuration."""
     if recipe.checkpoint is not None:
         return AutoImageProcessor.from_pretrained(recipe.checkpoint, revision=recipe.revision, trust_remote_code=False)
     height, width = config.image_shape
     return SASViTImageProcessor(num_channels=config.num_channels, size={"height": height, "width": width})
-
-
-def _check_head_trains(model: PreTrainedModel | PeftModel, recipe: ModelRecipe) -> None:
-    inside = f".{model.base_model_prefix}."
-    if not any(weight.requires_grad for name, weight in model.named_parameters() if inside not in f".{name}"):
-        remedy = "add it to `model.lora.modules_to_save`" if recipe.lora else "let `model.trainable` match it"
-        raise ValueError(
-            f"The classifier begins anew, as {recipe.checkpoint} has none of this many classes, but it is not "
-            f"trained: {remedy}."
-        )
 
 
 def inputs_of(processor: BaseImageProcessor, num_channels: int, augment: bool) -> Callable[[dict], dict]:

@@ -54,7 +54,7 @@ class Task(ABC):
     Attributes:
         name: as recipes write it.
         auto_class: that loads what is trained, such as `AutoModelForCausalLM`.
-        metrics: of its evaluations; studies compare by the first, unless told otherwise.
+        metrics: that its evaluations can have; studies compare by the first, unless told otherwise.
         reads: the fields of `model` and `data` that it looks at beside [`COMMON`], such as "data.text_column"; a
             recipe that sets another is refused.
         needs_tokenizer: its models read text, and a new one must be given a tokenizer.
@@ -73,6 +73,10 @@ class Task(ABC):
     def evaluated(self) -> dict[str, Metric]:
         """By name, the metrics that the Trainer itself knows: by them it can choose the best model."""
         return {metric.name: metric for metric in (LOSS, *self.metrics) if metric.from_loss is None}
+
+    def metrics_of(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
+        """Those that the evaluations of this recipe have, where the data decide."""
+        return self.metrics
 
     @abstractmethod
     def make_trainer(

@@ -1,0 +1,349 @@
+"""Training or fine-tuning a classifier of texts or pairs of texts: one class, several labels, or a rating each."""
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import rankdata
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ...data.labelled_text import (
+    CLASSES,
+    REGRESSION,
+    SEVERAL,
+    Columns,
+    LabelledTexts,
+    Labels,
+    find_labels,
+    number_labels,
+    read_labelled_texts,
+)
+from ...data.text import train_word_tokenizer
+from ...data.text_files import find_files
+from ..adapters import lora_config, prepare_parameters
+from ..base import starting_model
+from ..held_out import check_apart, compare_with_training, digests
+from ..models import check_tokenizer, load_tokenizer, longest_text, take_special_tokens
+from ..optimizer import RecipeTrainer
+from ..recipe_fields import DataRecipe, TrainingRecipe
+from .classification import check_classifier_recipe, check_head_trains, classifier_config
+from .task import LOSS, Metric, Task
+
+
+# By what the labels are; studies compare by the first.
+METRICS = {
+    CLASSES: (
+        Metric("accuracy", "validation accuracy", higher_is_better=True),
+        Metric("f1", "macro F1", higher_is_better=True),
+        LOSS,
+    ),
+    REGRESSION: (
+        Metric("pearson", "Pearson's r", higher_is_better=True),
+        Metric("spearman", "Spearman's rank correlation", higher_is_better=True),
+        Metric("mse", "mean squared error"),
+        LOSS,
+    ),
+    SEVERAL: (
+        Metric("micro_f1", "micro F1", higher_is_better=True),
+        Metric("exact_match", "all labels right", higher_is_better=True),
+        LOSS,
+    ),
+}
+BATCH = 1000  # texts that the tokenizer gets at once
+
+
+class TextClassification(Task):
+    name = "text_classification"
+    auto_class = AutoModelForSequenceClassification
+    metrics = tuple(dict.fromkeys(metric for kind in METRICS.values() for metric in kind))
+    reads = (
+        "data.validation_split",
+        "data.validation_documents",
+        "data.config",
+        "data.split",
+        "data.text_column",
+        "data.second_text_column",
+        "data.label_column",
+        "data.class_names",
+        "data.sequence_length",
+    )
+    varied_lengths = True
+
+    def check_recipe(self, recipe: TrainingRecipe) -> None:
+        check_classifier_recipe(recipe)
+
+    def check_sources(self, recipe: TrainingRecipe) -> None:
+        _load(recipe)
+
+    def metrics_of(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
+        return METRICS[load_texts(recipe)[2].problem_type]
+
+    def make_trainer(
+        self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    ) -> RecipeTrainer:
+        train, validation, labels, config, tokenizer, new_head = _load(recipe)
+        if tokenizer is None:
+            tokenizer = new_tokenizer(train, config)
+        prepare_padding(recipe, config, tokenizer)
+        longest, limit = _longest(recipe, config, tokenizer)
+        datasets = [
+            None if rows is None else encode(rows, labels, tokenizer, longest, limit) for rows in (train, validation)
+        ]
+        model = starting_model(self.auto_class, recipe.model, config, arguments, tokenizer, new_head)
+        model = prepare_parameters(model, recipe.model)
+        if new_head:
+            check_head_trains(model, recipe.model)
+        return RecipeTrainer(
+            model,
+            arguments,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+            compute_metrics=MEASURES[labels.problem_type],
+            preprocess_logits_for_metrics=_logits,
+            callbacks=list(callbacks),
+        )
+
+
+def _load(recipe: TrainingRecipe) -> tuple:
+    """Everything but the model, once nothing in it is left to refuse."""
+    train, validation, labels = load_texts(recipe)
+    _check_training(recipe, labels)
+    config, new_head = classifier_config(
+        recipe.model, labels.names, AutoModelForSequenceClassification, "texts", labels.problem_type
+    )
+    if labels.names:  # of a checkpoint they may be in another order
+        labels = replace(labels, names=[config.id2label[number] for number in range(config.num_labels)])
+    tokenizer = None
+    if recipe.model.checkpoint is not None or recipe.model.tokenizer is not None:
+        tokenizer = load_tokenizer(recipe.model, parts_documents=False)
+        check_tokenizer(recipe, config, tokenizer)
+    longest_chosen(recipe, config)
+    if recipe.model.lora is not None:
+        lora_config(recipe.model.lora)
+    return train, validation, labels, config, tokenizer, new_head
+
+
+def load_texts(recipe: TrainingRecipe) -> tuple[LabelledTexts, LabelledTexts | None, Labels]:
+    """
+    Texts to train and to validate on, and what their labels mean.
+
+    Raises:
+        ValueError, FileNotFoundError: for what is no labelled text, or what is both trained and validated on.
+    """
+    data = recipe.data
+    given = [name for name in ("validation", "validation_split", "validation_documents") if getattr(data, name)]
+    if len(given) > 1:
+        raise ValueError(f"`data.{given[0]}` and `data.{given[1]}` are both given; set one of them to null.")
+    files = find_files(data.train, "data.train")
+    held_out = find_files(data.validation, "data.validation") if data.validation else None
+    if data.validation_split and files:
+        raise ValueError(
+            f"`data.validation_split` is {data.validation_split!r}, but only a dataset of the Hub has splits; name "
+            "files in `data.validation`, or hold some texts out with `data.validation_documents`."
+        )
+    check_apart(data, files, held_out)
+    columns = Columns(data.text_column, data.second_text_column, _one(data.label_column), "data.")
+    train = read_labelled_texts(data.train, columns, "data.train", data.config, data.split, data.cache)
+    validation = None
+    if data.validation:
+        options = ("data.validation", data.config, data.split, data.cache)
+        validation = read_labelled_texts(data.validation, columns, *options)
+    elif data.validation_split:
+        options = ("data.train", data.config, data.validation_split, data.cache)
+        validation = read_labelled_texts(data.train, columns, *options)
+    elif data.validation_documents:
+        train, validation = _held_out(data, train)
+    labels = find_labels(train, data.class_names, recipe.model.overrides.get("problem_type"))
+    if validation is not None:
+        number_labels(validation, labels)
+        known = np.array([digest for text in _lines(train) for digest in digests(text)], dtype=np.int64)
+        compare_with_training(_lines(validation), [known], "texts")
+    return train, validation, labels
+
+
+def _one(column: str | list[str]) -> str | list[str]:
+    return column[0] if isinstance(column, list) and len(column) == 1 else column
+
+
+def _lines(rows: LabelledTexts) -> list[str]:
+    """Each text, or pair, as one."""
+    pairs = zip(rows.texts, rows.seconds or [""] * len(rows), strict=True)
+    return [" ".join(f"{first} {second}".split()) for first, second in pairs]
+
+
+def _held_out(data: DataRecipe, rows: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
+    count = data.validation_documents
+    if not 1 <= count < len(rows):
+        raise ValueError(
+            f"`data.validation_documents` is {count}; it must be at least 1 and less than the {len(rows)} texts."
+        )
+    numbers = list(range(len(rows)))
+    random.Random(0).shuffle(numbers)  # whatever the run's seed: runs of several seeds validate on the same
+    return rows.select(sorted(numbers[count:])), rows.select(sorted(numbers[:count]))
+
+
+def _check_training(recipe: TrainingRecipe, labels: Labels) -> None:
+    training = recipe.training
+    smoothing = training.get("label_smoothing_factor")
+    if smoothing and labels.problem_type != CLASSES:
+        raise ValueError(
+            f"`training.label_smoothing_factor` is {smoothing}, which is of classes, but the labels are of the kind "
+            f"{labels.problem_type!r}; leave it out."
+        )
+    metric, known = training.get("metric_for_best_model"), METRICS[labels.problem_type]
+    if metric is not None and metric.removeprefix("eval_") not in [each.name for each in known]:
+        raise ValueError(
+            f"`training.metric_for_best_model` is {metric!r}; with labels of the kind {labels.problem_type!r} an "
+            f"evaluation has {', '.join(each.name for each in known)}."
+        )
+
+
+def new_tokenizer(rows: LabelledTexts, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """One of the texts' own words, for a new model of this vocabulary."""
+    tokenizer = train_word_tokenizer([*rows.texts, *(rows.seconds or ())], config.vocab_size)
+    if not getattr(config, "type_vocab_size", 0):
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer
+
+
+def prepare_padding(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let tokenizer and model agree on what is padding: decoders are classified by their last token before it."""
+    check_tokenizer(recipe, config, tokenizer)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has neither a padding nor an eos token, by which texts of several lengths could be "
+                "put together; set its `pad_token`."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    take_special_tokens(recipe.model, config, tokenizer)
+    if recipe.model.checkpoint is None or config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def longest_chosen(recipe: TrainingRecipe, config: PreTrainedConfig) -> int:
+    """`data.sequence_length`, which must not be more than the model has positions for, unless it is the default."""
+    chosen, positions = recipe.data.sequence_length, longest_text(config)
+    if chosen < 3:
+        raise ValueError(f"`data.sequence_length` is {chosen}; a text and its ends have at least 3 tokens.")
+    if positions is not None and chosen > positions and chosen != DataRecipe.sequence_length:
+        raise ValueError(
+            f"`data.sequence_length` is {chosen}, but the model has positions for {positions} tokens; leave it out, "
+            "or for a new model raise `model.overrides.max_position_embeddings`."
+        )
+    return chosen
+
+
+def _longest(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """The most tokens that a text may have, and what says so."""
+    limits = {
+        "`data.sequence_length`": longest_chosen(recipe, config),
+        "the model's positions": longest_text(config),
+        "the tokenizer's `model_max_length`": tokenizer.model_max_length,
+    }
+    name = min((name for name in limits if limits[name] is not None), key=limits.get)
+    return limits[name], name
+
+
+def encode(
+    rows: LabelledTexts, labels: Labels, tokenizer: PreTrainedTokenizerBase, longest: int, limit: str
+) -> Dataset:
+    """
+    Rows of `input_ids` and what else the tokenizer gives, of `longest` tokens at most, with `labels`. There is a
+    warning where texts are cut.
+
+    Args:
+        limit: what says how long they may be.
+
+    Raises:
+        ValueError: for a text of which the tokenizer makes nothing.
+    """
+    columns: dict[str, list] = {}
+    cut = 0
+    for start in range(0, len(rows), BATCH):
+        part = slice(start, start + BATCH)
+        seconds = None if rows.seconds is None else rows.seconds[part]
+        tokens = tokenizer(rows.texts[part], seconds, truncation=True, max_length=longest)
+        for name, values in tokens.items():
+            columns.setdefault(name, []).extend(values)
+        if tokens.encodings is not None:
+            cut += sum(bool(encoding.overflowing) for encoding in tokens.encodings)
+        else:  # a tokenizer in Python does not say what it cut
+            cut += sum(len(ids) == longest for ids in tokens["input_ids"])
+    for ids, place in zip(columns["input_ids"], rows.places, strict=True):
+        if not ids:
+            raise ValueError(f"The tokenizer makes no token of the text in {place}; leave such rows out.")
+    if cut:
+        warnings.warn(
+            f"{cut:,} of {len(rows):,} texts of {rows.source} have more than {longest} tokens ({limit}); what is "
+            "beyond is cut off.",
+            stacklevel=2,
+        )
+    return Dataset.from_dict(columns | {"labels": number_labels(rows, labels)})
+
+
+def _logits(logits, labels):
+    return logits[0] if isinstance(logits, tuple) else logits  # an encoder-decoder gives more
+
+
+def class_measures(found: EvalPrediction) -> dict[str, float]:
+    """
+    The share of texts whose class has the highest logit, and the mean of the classes' F1, of those that texts or
+    predictions have. (The F1 of one of two classes would depend on which is called the first.)
+    """
+    predicted, labels = found.predictions.argmax(axis=-1), found.label_ids
+    scores = [
+        2
+        * ((predicted == number) & (labels == number)).sum()
+        / ((predicted == number).sum() + (labels == number).sum())
+        for number in np.union1d(predicted, labels)
+    ]
+    return {"accuracy": (predicted == labels).mean(), "f1": np.mean(scores)}
+
+
+def rating_measures(found: EvalPrediction) -> dict[str, float]:
+    """Correlations of the predicted with the given numbers, 0 where all are equal; and the mean squared error."""
+    predicted, labels = found.predictions.reshape(-1).astype(float), found.label_ids.reshape(-1).astype(float)
+    return {
+        "pearson": correlation(predicted, labels),
+        "spearman": correlation(rankdata(predicted), rankdata(labels)),
+        "mse": ((predicted - labels) ** 2).mean(),
+    }
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's; 0 where one does not vary."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def several_measures(found: EvalPrediction) -> dict[str, float]:
+    """F1 of all labels of all texts together (0 where there are none), and the share of texts with all of theirs
+    right; a label is predicted where its logit is positive."""
+    predicted, labels = found.predictions > 0, found.label_ids > 0.5
+    total = predicted.sum() + labels.sum()
+    return {
+        "micro_f1": 2 * (predicted & labels).sum() / total if total else 0.0,
+        "exact_match": (predicted == labels).all(axis=-1).mean(),
+    }
+
+
+MEASURES: dict[str, Callable[[EvalPrediction], dict[str, float]]] = {
+    CLASSES: class_measures,
+    REGRESSION: rating_measures,
+    SEVERAL: several_measures,
+}
