@@ -23,7 +23,8 @@ ImagesToVerify = Annotated[
 @explain_errors
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint folder or Hub id: Llama, GPT-2, GPT-NeoX, Mistral, Qwen2, Qwen3, ...")
+        str,
+        typer.Argument(help="Checkpoint folder or Hub id: Llama, GPT-2, Qwen3, BERT, RoBERTa, BART, Marian, ViT, ..."),
     ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     num_simulated_heads: Annotated[
@@ -87,8 +88,8 @@ def conversion_table(report: dict) -> Table:
     """The report of `convert_checkpoint` or `restore_checkpoint` as a table for the terminal."""
     fidelity, simulation = report["fidelity"], report.get("simulation")
     lossy, unrounded, own = report.get("lossy"), report["fidelity_unrounded"], report["in_saved_dtype"]
-    unknown, absent, recomputed = (
-        report.get(name) for name in ("fields_unknown", "files_left_out", "weights_recomputed")
+    unknown, absent, recomputed, left_out = (
+        report.get(name) for name in ("fields_unknown", "files_left_out", "weights_recomputed", "weights_left_out")
     )
     growth = report["parameters"] / report["parameters_source"] - 1
     amount = f"{fidelity['images']} images" if fidelity["images"] else f"{fidelity['tokens']} tokens"
@@ -100,17 +101,18 @@ def conversion_table(report: dict) -> Table:
         "lossy conversion to, fitted on": f"{lossy}, {report['fitted_on']}" if lossy else None,
         "saved in": report["dtype_saved"],
         "compared with": None if lossy else report["exact_to"],
+        "compared": ", ".join(fidelity["compared"]),
         "max |difference| of the outputs": f"{fidelity['max_abs_difference']:.2e}",
         "allowed (1e-5 of max |output|)": None if lossy else f"{fidelity['tolerance']:.2e}",
         "max |output|": f"{fidelity['max_abs_output']:.4g}",
         "source's own difference, eager against SDPA": f"{fidelity['source_eager_sdpa_difference']:.2e}",
         "mean KL divergence": "-" if fidelity["mean_kl"] is None else f"{fidelity['mean_kl']:.2e}",
-        "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
+        "arg-max agreement": _share(fidelity["argmax_agreement"]),
         "perplexity before, after": (
             f"{fidelity['perplexity_source']:.4g}, {fidelity['perplexity']:.4g}" if fidelity["perplexity"] else None
         ),
         "against the source as it is: max |difference|": (
-            f"{unrounded['max_abs_difference']:.2e}, arg-max agreement {unrounded['argmax_agreement']:.2%}"
+            f"{unrounded['max_abs_difference']:.2e}, arg-max agreement {_share(unrounded['argmax_agreement'])}"
             if unrounded
             else None
         ),
@@ -124,6 +126,7 @@ def conversion_table(report: dict) -> Table:
         ),
         "parameters": f"{report['parameters']:,} ({growth:+.2%})",
         "computed anew, not read": ", ".join(recomputed[:5]) + ", ..." * (len(recomputed) > 5) if recomputed else None,
+        "weights left out": ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5) if left_out else None,
         "fields that Transformers ignores": ", ".join(unknown) if unknown else None,
         "files left out": ", ".join(absent) if absent else None,
         "seconds": f"{report['seconds']}",
@@ -132,3 +135,7 @@ def conversion_table(report: dict) -> Table:
         if value is not None:
             table.add_row(name, escape(value))
     return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

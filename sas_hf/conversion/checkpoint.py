@@ -22,6 +22,7 @@ from ..hub.checkpoints import (
     refuse_existing,
 )
 from ..hub.dtypes import parse_dtype
+from ..hub.sentence_modules import find_sentence_modules
 from ..report.files import check_writable, one_at_a_time
 from ..version import versions
 from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
@@ -76,10 +77,10 @@ def convert_checkpoint(
     The source is held in memory once, in its own dtype; a module's weights are widened to float32 while it runs. What
     was written is read from its files as it is used.
 
-    Tokenizer, chat template, generation configuration, image processor and licence files are carried along; the folder
-    also gets a fidelity report (`fidelity.json`), which names what is left out, and a model card. It is written aside
-    and renamed when it is complete. A lossy conversion (`options.lossy`) is measured in the same way, but need not be
-    exact.
+    Tokenizer, chat template, generation configuration, image processor, the modules of sentence-transformers and
+    licence files are carried along; the folder also gets a fidelity report (`fidelity.json`), which names what is left
+    out, and a model card. It is written aside and renamed when it is complete. A lossy conversion (`options.lossy`) is
+    measured in the same way, but need not be exact.
 
     Args:
         source: a local folder or Hub id of a supported architecture, with safetensors weights.
@@ -126,6 +127,7 @@ def convert_checkpoint(
     aimed_at = sas_config(config, family, options, architecture)
     check_samples(family.architectures[architecture], text, images, windows, window_length)
     check_weights(source, revision)
+    sentence_modules = find_sentence_modules(source, revision, ConversionError)
     source_card = read_card(source, revision)
     processor = load_processor(family.architectures[architecture], source, revision)
     if hasattr(config, "vocab_size") and processor is not None:
@@ -146,15 +148,15 @@ def convert_checkpoint(
             processor, calibration, config.vocab_size, length, -(-wanted // length), options.seed
         )
     samples, verified_on = verification_samples(
-        aimed_at, processor, text, images, windows, window_length, options.seed
+        family.architectures[architecture], aimed_at, processor, text, images, windows, window_length, options.seed
     )
 
     progress(f"Loading {source}")
     stored = read_stored_weights(source, revision)
     saved_dtype = stored.widest_dtype(config) if dtype is None else parse_dtype(dtype)
     check_space(nearest, stored.numbers, saved_dtype)
-    model, recomputed = load_whole_model(
-        source_class(source, config, family, stored), source, revision, config, stored
+    model, recomputed, left_out = load_whole_model(
+        source_class(source, config, family, stored), source, revision, config, stored, family.unread
     )
     check_rounding(model, saved_dtype)
 
@@ -188,8 +190,10 @@ def convert_checkpoint(
             "source_config": _recorded(config),
             "dtypes_source": stored.count_dtypes(),
             "weights_recomputed": recomputed,
+            "weights_left_out": left_out,
             "fields_unknown": unknown_fields(source, revision, config),
             "files_left_out": files_left_out(source, revision, folder),
+            "sentence_modules": sentence_modules,
         }
         if options.lossy is not None:
             report["fidelity"]["exact"] = False  # not even by chance

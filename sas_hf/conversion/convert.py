@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .bert import BERT
 from .deit import DEIT
+from .distilbert import DISTILBERT
 from .family import ConversionError, SourceFamily
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .helium import HELIUM
-from .live import check_live_source
+from .live import check_live_source, lacks_pooler
 from .llama import LLAMA
 from .lossy import LOSSY, fit_attention, lossy_fields
 from .mistral import MISTRAL
@@ -21,13 +23,30 @@ from .olmo2 import OLMO2
 from .phi import PHI
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
+from .roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from .smollm3 import SMOLLM3
 from .start import largest_perturbation, start_as_source
 from .vit import VIT
 
 
 TEXT_FAMILIES = (GPT2, GPT_NEOX, HELIUM, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
-FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, DEIT, VIT)}
+ENCODER_FAMILIES = (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)
+FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, *ENCODER_FAMILIES, DEIT, VIT)}
+
+# Why some that are asked for often cannot be.
+RELATIVE = (
+    "its scores have a bias that depends on the distance of two tokens, for which the SAS attention has no place"
+)
+REFUSED = dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers", "mpnet"), RELATIVE) | {
+    "deberta": "its scores have terms of relative positions, for which the SAS attention has no place",
+    "deberta-v2": "its scores have terms of relative positions, for which the SAS attention has no place",
+    "albert": "its layers share their weights, but the SAS model's are each one's own",
+    "encoder-decoder": "it is two models in one folder, whose decoder is an encoder's architecture with "
+    "cross-attention added; only encoder-decoders that are one model are converted",
+    "speech-encoder-decoder": "its source is sound, but the SAS model's is text",
+    "vision-encoder-decoder": "its source is images, but the SAS model's is text",
+    "whisper": "its source is sound, but the SAS model's is text",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ def convert(
             f"{merge}"
         )
     check_live_source(source)
-    config = sas_config(source.config, family, options, type(source).__name__)
+    config = sas_config(source.config, family, options, type(source).__name__, lacks_pooler(source))
     if (options.lossy is None) != (not calibration):
         wrong = "is fitted on `calibration`, which is missing" if options.lossy else "has nothing to do with it"
         raise ValueError(f"`calibration`: a conversion with `lossy={options.lossy!r}` {wrong}.")
@@ -161,9 +180,16 @@ def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
 
 
 def sas_config(
-    config: PreTrainedConfig, family: SourceFamily, options: ConversionOptions, architecture: str
+    config: PreTrainedConfig,
+    family: SourceFamily,
+    options: ConversionOptions,
+    architecture: str,
+    without_pooler: bool = False,
 ) -> PreTrainedConfig:
     """The configuration of the model converted from a source of this class.
+
+    Args:
+        without_pooler: the source lacks the pooler that its class may have.
 
     Raises:
         ConversionError: if the source has something that no field expresses.
@@ -173,10 +199,15 @@ def sas_config(
         raise ConversionError("The source is quantised (`quantization_config`); convert the model it was made from.")
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shared = ("id2label", "label2id", "problem_type", "dtype", "classifier_dropout")
+    config_class = family.config_class
+    shared = ["id2label", "label2id", "problem_type", "dtype"]
+    shared += ["classifier_dropout"] * ("classifier_dropout" in config_class.__dataclass_fields__)
     kept = {name: getattr(config, name) for name in shared if getattr(config, name, None) is not None}
     fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
-    config_class = next(iter(family.architectures.values())).config_class
+    if without_pooler:
+        if family.without_pooler is None:
+            raise ConversionError(f"The source has no pooler (`add_pooling_layer=False`), but a {architecture} has.")
+        fields |= family.without_pooler
     fields |= lossy_fields(config_class(**fields), options)
     converted = config_class(**fields, **options.fields(heads, head_dim))
     check_options(options, converted)
@@ -215,6 +246,11 @@ def find_family(model_type: str) -> SourceFamily:
     """The source's family; a `ConversionError` if there is none."""
     if model_type.startswith("sas_"):
         raise ConversionError("The source is a SAS model already; convert its original source with other options.")
+    if model_type in REFUSED:
+        raise ConversionError(
+            f"`model_type` {model_type!r} cannot be converted: {REFUSED[model_type]}. Convertible are: "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
     if model_type not in FAMILIES:
         raise ConversionError(
             f"`model_type` {model_type!r} is not supported; convertible are: {', '.join(sorted(FAMILIES))}."

@@ -15,6 +15,6 @@ DEIT = SourceFamily(
     },
     fields=VIT_FIELDS,
     constants={"use_distillation_token": True},
-    of_architecture={"DeiTForImageClassificationWithTeacher": {"classifier_pooling": "distilled"}},
+    of_architecture={"DeiTForImageClassificationWithTeacher": lambda config: {"classifier_pooling": "distilled"}},
     names={"cls_classifier": "classifier"},
 )

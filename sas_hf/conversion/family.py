@@ -8,6 +8,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import (
+    SASEncoderForMaskedLM,
+    SASEncoderForMultipleChoice,
+    SASEncoderForQuestionAnswering,
+    SASEncoderForSequenceClassification,
+    SASEncoderForTokenClassification,
+    SASEncoderModel,
     SASGPTForCausalLM,
     SASGPTForQuestionAnswering,
     SASGPTForSequenceClassification,
@@ -40,13 +46,18 @@ class SourceFamily:
         constants: SAS fields that are the same for the whole family.
         derive: source configuration → SAS fields that must be computed; raises a [`ConversionError`] for what no
             field can express.
-        of_architecture: source class name → SAS fields that only this class needs.
+        of_architecture: source class name → source configuration → SAS fields that only this class needs.
         names: part of a weight's name (whole words between dots) → the part of its SAS name, or several for a weight
-            that becomes several. What is not listed keeps its name. The body's own prefix ("transformer." and the
-            like) is not part of it.
+            that becomes several; none for one that is computed. What is not listed keeps its name. The body's own
+            prefix ("transformer." and the like) is not part of it.
         tensors: name and weight in the source, source configuration → the SAS weights, in the order of their names.
         join: the converse of `tensors`: name in the source, SAS weights, source configuration → the source's weight;
             raises a [`ConversionError`] for weights that the source cannot have.
+        unread: pattern of the names of weights that the family's checkpoints hold for other classes than the one they
+            name (BERT's next-sentence head). They are left out where the class has no place for them; all others end
+            the conversion.
+        without_pooler: SAS fields of a source that has no pooler though its class may have one; `None`: such a source
+            is damaged.
     """
 
     model_type: str
@@ -54,15 +65,23 @@ class SourceFamily:
     fields: Mapping[str, str]
     constants: Mapping[str, object] = field(default_factory=dict)
     derive: Callable[[PreTrainedConfig], dict] = lambda config: {}
-    of_architecture: Mapping[str, dict] = field(default_factory=dict)
+    of_architecture: Mapping[str, Callable[[PreTrainedConfig], dict]] = field(default_factory=dict)
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     tensors: Callable[[str, torch.Tensor, PreTrainedConfig], Iterable[torch.Tensor]] = one_tensor
     join: Callable[[str, Sequence[torch.Tensor], PreTrainedConfig], torch.Tensor] = first_tensor
+    unread: str | None = None
+    without_pooler: Mapping[str, object] | None = None
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        """Of the SAS models."""
+        return next(iter(self.architectures.values())).config_class
 
     def sas_fields(self, config: PreTrainedConfig, architecture: str) -> dict:
         """The fields of the SAS configuration that make the source's function without simulation."""
         fields = {sas: getattr(config, name) for name, sas in self.fields.items()}
-        return fields | dict(self.constants) | self.of_architecture.get(architecture, {}) | self.derive(config)
+        own = self.of_architecture[architecture](config) if architecture in self.of_architecture else {}
+        return fields | dict(self.constants) | own | self.derive(config)
 
     def sas_weights(self, source: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The weights of `source` by their SAS names; most are the source's own tensors or views of them."""
@@ -101,8 +120,10 @@ class SourceFamily:
         if not self.names:
             return [name]
         parts = "|".join(map(re.escape, sorted(self.names, key=len, reverse=True)))
-        pieces = re.split(rf"(?:^|(?<=\.))({parts})(?=\.)", name)  # the odd ones are parts in the table
+        pieces = re.split(rf"(?:^|(?<=\.))({parts})(?=\.|$)", name)  # the odd ones are parts in the table
         choices = [self.names[piece] if index % 2 else piece for index, piece in enumerate(pieces)]
+        if () in choices:
+            return []
         width = max(len(choice) if isinstance(choice, tuple) else 1 for choice in choices)
         return [
             "".join(choice[i] if isinstance(choice, tuple) else choice for choice in choices) for i in range(width)
@@ -150,6 +171,39 @@ def text_architectures(
         "ForQuestionAnswering": SASGPTForQuestionAnswering,
     }
     return {prefix + head: sas_class for head, sas_class in heads.items() if head not in without}
+
+
+def encoder_architectures(prefix: str) -> dict[str, type[PreTrainedModel]]:
+    """`architectures` of a family of encoders whose class names begin with `prefix`."""
+    return {
+        f"{prefix}Model": SASEncoderModel,
+        f"{prefix}ForMaskedLM": SASEncoderForMaskedLM,
+        f"{prefix}ForSequenceClassification": SASEncoderForSequenceClassification,
+        f"{prefix}ForTokenClassification": SASEncoderForTokenClassification,
+        f"{prefix}ForQuestionAnswering": SASEncoderForQuestionAnswering,
+        f"{prefix}ForMultipleChoice": SASEncoderForMultipleChoice,
+    }
+
+
+def refuse_decoder(config: PreTrainedConfig) -> None:
+    """Raise a [`ConversionError`] for an encoder's architecture that is used as a decoder."""
+    for name in ("is_decoder", "add_cross_attention"):
+        if getattr(config, name, False):
+            raise ConversionError(
+                f"`{name}` is true: the source is a {config.model_type} as decoder, which looks back only"
+                f"{' and at an encoder' if name == 'add_cross_attention' else ''}, but SASEncoder looks at all of a "
+                "text; convert an encoder, or an encoder-decoder (bart, mbart, marian)."
+            )
+
+
+def refuse_relative_positions(config: PreTrainedConfig) -> None:
+    """Raise a [`ConversionError`] for scores that depend on distances, which Transformers 5 ignores in silence."""
+    kind = getattr(config, "position_embedding_type", None)
+    if kind not in (None, "absolute"):
+        raise ConversionError(
+            f"`position_embedding_type` is {kind!r}: relative positions are part of the scores, for which neither the "
+            'SAS model nor Transformers 5 has a place; only "absolute" positions are converted.'
+        )
 
 
 def refuse_sliding_window(config: PreTrainedConfig, active: bool) -> None:

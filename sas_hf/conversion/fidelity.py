@@ -1,7 +1,7 @@
 """How far a converted model is from its source: logits on text, and whether every simulated head can learn."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
 from ..modeling.attention import SASAttention
 
@@ -16,8 +17,17 @@ from ..modeling.attention import SASAttention
 MINIMUM_TOKENS = 32
 TOLERANCE = 1e-5  # of max |logit|, in float32
 ROWS_AT_ONCE = 64  # that are compared: a vocabulary may be large
-OUTPUTS = ("logits", "reconstruction", "last_hidden_state")  # of models, the telling one first
+# Of models, the telling ones first: of the first row whose first is there, all that are.
+OUTPUTS = (
+    ("logits",),
+    ("start_logits", "end_logits"),
+    ("reconstruction",),
+    ("last_hidden_state", "pooler_output", "encoder_last_hidden_state"),
+)
 WEIGHTS_AT_ONCE = 2**24  # of a linear map that are widened
+
+# A window [1, T] of token ids, a batch [B, channels, height, width] of images, or a model's inputs by name.
+Sample = torch.Tensor | Mapping[str, torch.Tensor]
 
 
 @dataclass
@@ -27,12 +37,13 @@ class Fidelity:
     max_abs_difference: float
     max_abs_output: float
     mean_kl: float | None
-    argmax_agreement: float
+    argmax_agreement: float | None
     source_eager_sdpa_difference: float
     tokens: int
     images: int
     perplexity_source: float | None = None
     perplexity: float | None = None
+    compared: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
@@ -45,7 +56,7 @@ class Fidelity:
         return self.max_abs_difference <= self.tolerance
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"tolerance": self.tolerance, "exact": self.is_exact}
+        return asdict(self) | {"compared": list(self.compared), "tolerance": self.tolerance, "exact": self.is_exact}
 
 
 def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[torch.Tensor]:
@@ -66,14 +77,15 @@ def text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, cou
 def compare_models(
     source: PreTrainedModel,
     converted: PreTrainedModel,
-    samples: Iterable[torch.Tensor],
+    samples: Iterable[Sample],
     rounded_to: torch.dtype | None = None,
 ) -> Fidelity:
-    """Run both models on every sample and measure the difference of their outputs. A sample is a window `[1, T]` of
-    token ids or a batch `[B, channels, height, width]` of images.
+    """Run both models on every sample and measure the difference of their outputs, but for padding. A sample is a
+    window `[1, T]` of token ids, a batch `[B, channels, height, width]` of images, or a model's inputs by name.
 
-    The outputs are logits, or for other models hidden states or reconstructed images (then there is no KL); of causal
-    language models the perplexity is measured too. The source's own difference between its eager and SDPA attention
+    The outputs are logits, or for other models hidden states (pooled ones too, and an encoder's) or reconstructed
+    images; of logits that stand for a distribution, the KL divergence and the agreement of their largest are measured
+    too, of causal language models the perplexity. The source's own difference between its eager and SDPA attention
     is measured on the same samples as a yardstick. Weights of less than float32 are used as they are, but computed
     with in float32.
 
@@ -85,41 +97,62 @@ def compare_models(
     """
     difference = largest = yardstick = divergence = loss_source = loss = 0.0
     agreements = positions = tokens = images = followed = 0
-    predicts = source is not source.base_model and not type(source).__name__.endswith("ForMaskedImageModeling")
-    writes = type(source).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    compared: dict[str, None] = {}
+    predicts, writes = _predicts(source), type(source).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     for sample in samples:
         expected = _outputs(source, sample, "sdpa", rounded_to)
         eager = _outputs(source, sample, "eager", rounded_to)
-        yardstick = max(yardstick, (eager - expected).abs().max().item())
         actual = _outputs(converted, sample, "sdpa")
-        if not (expected.isfinite().all() and actual.isfinite().all()):
-            raise ValueError("The outputs are not finite (NaN or infinite); the weights of the source may be damaged.")
-        positions += expected[..., 0].numel()
-        if sample.is_floating_point():  # pixels
+        for name, parts in expected.items():
+            compared[name] = None
+            for p, q, other in zip(parts, actual[name], eager[name], strict=True):
+                yardstick = max(yardstick, (other - p).abs().max().item())
+                if not (p.isfinite().all() and q.isfinite().all()):
+                    raise ValueError(
+                        "The outputs are not finite (NaN or infinite); the weights of the source may be damaged."
+                    )
+                positions += p[..., 0].numel()
+                rows = (outputs.flatten(0, -2).split(ROWS_AT_ONCE) for outputs in (p, q))
+                for p, q in zip(*rows, strict=True):
+                    difference = max(difference, (q - p).abs().max().item())
+                    largest = max(largest, p.abs().max().item())
+                    if predicts:
+                        agreements += (q.argmax(-1) == p.argmax(-1)).sum().item()
+                        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+                        divergence += (log_p.exp() * (log_p - log_q)).sum().item()
+        if isinstance(sample, Mapping):
+            tokens += sum(int(mask.sum()) for mask in _masks(sample).values())
+        elif sample.is_floating_point():  # pixels
             images += len(sample)
         else:
             tokens += sample.numel()
-        rows = (outputs.flatten(0, -2).split(ROWS_AT_ONCE) for outputs in (expected, actual))
-        for p, q in zip(*rows, strict=True):
-            difference = max(difference, (q - p).abs().max().item())
-            largest = max(largest, p.abs().max().item())
-            agreements += (q.argmax(-1) == p.argmax(-1)).sum().item()
-            log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-            divergence += (log_p.exp() * (log_p - log_q)).sum().item()
         if writes:
-            loss_source, loss = loss_source + _loss(expected, sample), loss + _loss(actual, sample)
+            ((logits,), (own,)) = expected["logits"], actual["logits"]
+            loss_source, loss = loss_source + _loss(logits, sample), loss + _loss(own, sample)
             followed += sample[:, 1:].numel()
     return Fidelity(
         max_abs_difference=difference,
         max_abs_output=largest,
         mean_kl=divergence / positions if predicts else None,
-        argmax_agreement=agreements / positions,
+        argmax_agreement=agreements / positions if predicts else None,
         source_eager_sdpa_difference=yardstick,
         tokens=tokens,
         images=images,
         perplexity_source=_perplexity(loss_source, followed),
         perplexity=_perplexity(loss, followed),
+        compared=tuple(compared),
     )
+
+
+def _predicts(model: PreTrainedModel) -> bool:
+    """Whether its outputs stand for distributions: they do not without a head, nor where they are images, numbers, or
+    labels that each hold or not."""
+    name = type(model).__name__
+    if model is model.base_model or name.endswith("ForMaskedImageModeling"):
+        return False
+    classifies = name.endswith(("ForSequenceClassification", "ForImageClassification"))
+    problem = getattr(model.config, "problem_type", None)
+    return not classifies or (model.config.num_labels > 1 and problem in (None, "single_label_classification"))
 
 
 def gradient_differences(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, float]:
@@ -157,17 +190,17 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 
 @torch.no_grad()
-def outputs_in_own_dtype(model: PreTrainedModel, sample: torch.Tensor) -> torch.Tensor:
-    """What `model` gives for a sample as it is, computing in the dtype of its weights."""
-    return _telling(model(**_inputs(model, sample.to(model.dtype) if sample.is_floating_point() else sample)))
+def outputs_in_own_dtype(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
+    """What `model` gives for a sample as it is, computing in the dtype of its weights; all numbers in one row."""
+    if isinstance(sample, torch.Tensor) and sample.is_floating_point():
+        sample = sample.to(model.dtype)
+    return _in_one_row(_telling(model(**_inputs(model, sample)), sample))
 
 
 @torch.no_grad()
-def outputs_in_float32(
-    model: PreTrainedModel, sample: torch.Tensor, rounded_to: torch.dtype | None = None
-) -> torch.Tensor:
-    """What `model` gives for a sample in float32, with its weights as they are or rounded."""
-    return _outputs(model, sample, "sdpa", rounded_to)
+def outputs_in_float32(model: PreTrainedModel, sample: Sample, rounded_to: torch.dtype | None = None) -> torch.Tensor:
+    """What `model` gives for a sample in float32, with its weights as they are or rounded; all numbers in one row."""
+    return _in_one_row(_outputs(model, sample, "sdpa", rounded_to))
 
 
 @contextmanager
@@ -175,7 +208,8 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
     """Let `model` compute in float32 for a while, without gradients and without a float32 copy of it.
 
     Weights of less than float32 become float32 while their module runs (a convolution's for the whole while), those of
-    a linear map (the head may be half of a small model) some rows at a time, and embeddings after they were looked up.
+    a linear map (the head may be half of a small model) some rows at a time, and embeddings after they were looked up,
+    unless their module does more than that. Marian's table of positions is what it would be in float32.
 
     Args:
         rounded_to: weights of any dtype are rounded to this one first.
@@ -188,6 +222,10 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
         for parameter in module.parameters(recurse=False):
             narrow[parameter] = parameter.data
             parameter.data = wide(parameter.data)
+
+    def widen_sinusoids(module, _):
+        widen(module, _)
+        module.weight.data = module.create_weight()
 
     def restore(module, *_):
         for parameter in module.parameters(recurse=False):
@@ -202,7 +240,10 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
             if isinstance(module, nn.Conv2d):  # small, and models of images cast pixels to its dtype before it runs
                 widen(module, None)
                 hooks.callback(restore, module)
-            elif isinstance(module, nn.Embedding):
+            elif isinstance(module, MarianSinusoidalPositionalEmbedding):  # never stored, and so never rounded
+                hooks.enter_context(module.register_forward_pre_hook(widen_sinusoids))
+                hooks.enter_context(module.register_forward_hook(restore, always_call=True))
+            elif type(module).forward is nn.Embedding.forward:
                 hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: wide(embedded)))
             elif type(module).forward is nn.Linear.forward:
                 module.forward = partial(_linear_in_float32, module, wide)
@@ -234,18 +275,44 @@ def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
 
 
 def _outputs(
-    model: PreTrainedModel, inputs: torch.Tensor, implementation: str, rounded_to: torch.dtype | None = None
-) -> torch.Tensor:
+    model: PreTrainedModel, sample: Sample, implementation: str, rounded_to: torch.dtype | None = None
+) -> dict[str, list[torch.Tensor]]:
     with attention_implementation(model, implementation), computing_in_float32(model, rounded_to):
-        return _telling(model(**_inputs(model, inputs)))
+        return _telling(model(**_inputs(model, sample)), sample)
 
 
-def _inputs(model: PreTrainedModel, sample: torch.Tensor) -> dict:
+def _inputs(model: PreTrainedModel, sample: Sample) -> dict:
     settings = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    return {model.main_input_name: sample.to(model.device)} | settings
+    named = sample if isinstance(sample, Mapping) else {model.main_input_name: sample}
+    return {name: values.to(model.device) for name, values in named.items()} | settings
 
 
-def _telling(outputs) -> torch.Tensor:
-    if "start_logits" in outputs:
-        return torch.stack((outputs["start_logits"], outputs["end_logits"]))
-    return next(outputs[name] for name in OUTPUTS if name in outputs)
+def _telling(outputs, sample: Sample) -> dict[str, list[torch.Tensor]]:
+    """What is compared of a model's outputs, by name: tensors `[..., n]`, without padding."""
+    names = next(group for group in OUTPUTS if group[0] in outputs)
+    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
+    masks = _masks(sample) if isinstance(sample, Mapping) else {}
+    return {name: _without_padding(name, values, masks) for name, values in found.items()}
+
+
+def _masks(sample: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Which tokens are real `[B, T]`: of the input, and of an encoder-decoder's target."""
+    masks = {"input": sample["attention_mask"] != 0}
+    if "labels" in sample:
+        masks["target"] = sample["labels"] != -100
+    elif "decoder_attention_mask" in sample:
+        masks["target"] = sample["decoder_attention_mask"] != 0
+    return masks
+
+
+def _without_padding(name: str, values: torch.Tensor, masks: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    mask = masks.get("input") if name == "encoder_last_hidden_state" else masks.get("target", masks.get("input"))
+    if mask is not None and name in ("start_logits", "end_logits"):  # the distribution is over the tokens of a text
+        return [row[real.to(row.device)][None] for row, real in zip(values, mask, strict=True)]
+    if mask is None or values.shape[:-1] != mask.shape:  # one row for a whole text
+        return [values]
+    return [values[mask.to(values.device)]]
+
+
+def _in_one_row(outputs: Mapping[str, Iterable[torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([values.flatten() for parts in outputs.values() for values in parts])

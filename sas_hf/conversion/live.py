@@ -1,5 +1,6 @@
 """A live source must be what its class makes of its configuration: conversions carry weights and fields, no more."""
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -18,7 +19,7 @@ def check_live_source(source: PreTrainedModel) -> None:
     a norm's epsilon, and weights that are elsewhere."""
     name = type(source).__name__
     with torch.device("meta"):
-        expected = type(source)(source.config)
+        expected = type(source)(source.config, **pooler_arguments(type(source), lacks_pooler(source)))
     found, wanted = dict(source.named_modules()), dict(expected.named_modules())
     for path in [*wanted, *(path for path in found if path not in wanted)]:
         if type(found.get(path)) is not type(wanted.get(path)):
@@ -49,16 +50,35 @@ def check_live_source(source: PreTrainedModel) -> None:
     refuse_own_head(source)
 
 
+def lacks_pooler(source: PreTrainedModel) -> bool:
+    """Whether it is of a class that may have a pooler, and has none."""
+    return bool(pooler_arguments(type(source), True)) and getattr(source, "pooler", ...) is None
+
+
+def pooler_arguments(model_class: type[PreTrainedModel], without: bool) -> dict:
+    """What makes a model of this class without a pooler, if it is to be and its class may have one."""
+    may_have = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if without and may_have else {}
+
+
 def refuse_own_head(model: PreTrainedModel) -> None:
-    """Raise a [`ConversionError`] if the configuration ties the head to the embeddings, but the numbers differ.
+    """Raise a [`ConversionError`] if the configuration ties matrices (the head to the embeddings; those of encoder and
+    decoder), but the numbers differ.
 
     Transformers 5 loads such a checkpoint untied, with a warning; other versions and readers tie it.
     """
-    head = model.get_output_embeddings()
-    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+    if not getattr(model.config, "tie_word_embeddings", False):
         return
-    embedded = model.get_input_embeddings().weight
-    if head.weight is not embedded and not torch.equal(head.weight, embedded):
+    weights = model.state_dict()
+    head = model.get_output_embeddings()
+    for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if weights[name] is weights[other] or torch.equal(weights[name], weights[other]):
+            continue
+        if head is None or head.weight.data_ptr() != weights[name].data_ptr():
+            raise ConversionError(
+                f"`tie_word_embeddings` is true, by which {name} and {other} are one weight, but their numbers "
+                "differ; set it to false in the source's config.json to keep both, or take the former out."
+            )
         raise ConversionError(
             "`tie_word_embeddings` is true, but the head has weights of its own that differ from the embeddings'; set "
             "it to false in the source's config.json to keep them, or take the head's weight out."

@@ -132,7 +132,10 @@ def lossy_fields(config: PreTrainedConfig, options) -> dict:
     if options.lossy not in LOSSY:
         raise ValueError(f"`lossy` is {options.lossy!r}; it must be one of {', '.join(map(repr, LOSSY))}.")
     if not isinstance(config, SASGPTConfig):
-        raise ConversionError("Lossy conversions are calibrated on text; the source is a model of images.")
+        raise ConversionError(
+            f"`lossy` ({options.lossy!r}) is for decoders of text; {type(config).__name__.removesuffix('Config')}, "
+            "which the source becomes, has exact conversions alone."
+        )
     return LOSSY[options.lossy].fields(config, options)
 
 

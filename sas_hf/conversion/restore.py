@@ -22,10 +22,12 @@ from ..hub.checkpoints import (
     read_report,
     read_settings,
 )
+from ..hub.sentence_modules import find_sentence_modules
 from ..report.files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
 from .family import ConversionError
+from .live import pooler_arguments
 from .samples import check_samples, verification_samples
 from .sources import check_space, check_weights, files_left_out, load_whole_model, read_stored_weights
 from .written import verify_written, write_checkpoint
@@ -74,18 +76,21 @@ def restore_checkpoint(
     sas_class, record = _read_record(checkpoint, revision)
     check_samples(sas_class, text, images, windows, window_length)
     check_weights(checkpoint, revision)
+    sentence_modules = find_sentence_modules(checkpoint, revision, ConversionError)
     sas_card = read_card(checkpoint, revision)
     config = sas_class.config_class.from_pretrained(checkpoint, revision=revision)
     processor = load_processor(sas_class, checkpoint, revision)
     if hasattr(config, "vocab_size") and processor is not None:
         check_vocabulary(processor, config.vocab_size, checkpoint)
-    samples, verified_on = verification_samples(config, processor, text, images, windows, window_length, seed=0)
+    samples, verified_on = verification_samples(
+        sas_class, config, processor, text, images, windows, window_length, seed=0
+    )
 
     progress(f"Loading {checkpoint}")
     stored = read_stored_weights(checkpoint, revision)
     dtype = stored.widest_dtype(config)
     check_space(nearest, stored.numbers, dtype)
-    model, _ = load_whole_model(sas_class, checkpoint, revision, config, stored)
+    model, _, _ = load_whole_model(sas_class, checkpoint, revision, config, stored)
 
     progress("Removing the simulation")
     restored = restore_model(model, record["source_config"], record["source_architecture"])
@@ -100,15 +105,19 @@ def restore_checkpoint(
         verification = verify_written(folder, source_class, model, samples, dtype)
         fidelity = verification.fidelity
         if not fidelity.is_exact:
-            divergence = "" if fidelity.mean_kl is None else f", mean KL {fidelity.mean_kl:.3g}"
+            apart = f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}"
+            if fidelity.mean_kl is not None:
+                apart += f", mean KL {fidelity.mean_kl:.3g}, arg-max agreement {fidelity.argmax_agreement:.2%}"
             raise ConversionError(
-                f"The simulation of {checkpoint} has been trained: without it the outputs differ by up to "
-                f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}{divergence}, arg-max agreement "
-                f"{fidelity.argmax_agreement:.2%}). {source_class.__name__} has no place for it. Nothing was written."
+                f"The simulation of {checkpoint} has been trained: without it the outputs differ by up to {apart}). "
+                f"{source_class.__name__} has no place for it. Nothing was written."
             )
         report = comparison_report(
             checkpoint, revision, model, source_class, verification, verified_on, dtype, started
-        ) | {"files_left_out": files_left_out(checkpoint, revision, folder)}
+        ) | {
+            "files_left_out": files_left_out(checkpoint, revision, folder),
+            "sentence_modules": sentence_modules,
+        }
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         restoration_card(report, sas_card).save(folder / CARD_NAME)
     return report
@@ -174,7 +183,9 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
     kept = {name: getattr(model.config, name) for name in LABELS}
     config = AutoConfig.for_model(**source_config | family.source_fields(model.config) | kept)
     with init.no_init_weights():
-        restored = getattr(transformers, architecture)(config)
+        source_class = getattr(transformers, architecture)
+        without_pooler = getattr(model.config, "pooler_act", ...) is None
+        restored = source_class(config, **pooler_arguments(source_class, without_pooler))
     weights = {name: weight for name, weight in model.state_dict().items() if "_simulation." not in name}
     names = restored.state_dict().keys()
     weights = family.source_weights(weights, names, restored.base_model_prefix, config)
@@ -183,6 +194,9 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
             raise ConversionError(
                 f"{name} has the shape {list(weights[name].shape)}, but {architecture} asks for {list(weight.shape)}."
             )
+    if not getattr(config, "tie_word_embeddings", False):  # weights that are one here are two there
+        first = {id(weight): name for name, weight in reversed(weights.items())}
+        weights = {name: weight if first[id(weight)] == name else weight.clone() for name, weight in weights.items()}
     restored.load_state_dict(weights, assign=True)
     restored.tie_weights()
     restored.to(device=torch.device(model.device))  # buffers; in float32, whatever the weights are in

@@ -1,16 +1,20 @@
-"""What a conversion is verified on: windows of text for language models, batches of images for classifiers."""
+"""What a conversion is verified on: windows of text for language models, padded batches for encoders and
+encoder-decoders, batches of images for classifiers of images."""
 
+import copy
 from pathlib import Path
 
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.text import python_reference
-from ..modeling import SASViTConfig
-from .fidelity import text_windows
+from ..modeling import SASEncoderForMultipleChoice, SASViTConfig
+from ..modeling.configuration_text import SASTextConfig
+from .fidelity import MINIMUM_TOKENS, Sample, text_windows
 
 
 IMAGES_AT_ONCE = 4
+CHARACTERS_PER_TOKEN = 8  # of a stretch of text, which is cut to its window's length: more than languages have
 
 
 def check_samples(
@@ -35,6 +39,7 @@ def check_samples(
 
 
 def verification_samples(
+    model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None,
     text: str | None,
@@ -42,8 +47,8 @@ def verification_samples(
     windows: int,
     window_length: int,
     seed: int,
-) -> tuple[list[torch.Tensor], str]:
-    """What a SAS model of this configuration is compared with its counterpart on, and where it comes from.
+) -> tuple[list[Sample], str]:
+    """What a SAS model of this class and configuration is compared with its counterpart on, and where it comes from.
 
     Args:
         processor: the image processor or tokenizer of the two.
@@ -57,6 +62,8 @@ def verification_samples(
     if isinstance(config, SASViTConfig):
         return image_samples(processor, images, config, windows, seed)
     length = min(window_length, config.max_position_embeddings)
+    if isinstance(config, SASTextConfig):
+        return padded_samples(model_class, config, processor, text, length, windows, seed)
     return text_samples(processor, text, config.vocab_size, length, windows, seed)
 
 
@@ -71,6 +78,12 @@ def text_samples(
         samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
         return samples, "random tokens (the source has no tokenizer)"
     samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
+    check_token_ids(samples, tokenizer, vocab_size)
+    return samples, "the Python language reference" if text is None else "the text given"
+
+
+def check_token_ids(samples: list[torch.Tensor], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise a `ValueError` if a text has tokens that a model of this size has no embeddings for."""
     largest = max(int(ids.max()) for ids in samples)
     if largest >= vocab_size:
         raise ValueError(
@@ -78,7 +91,114 @@ def text_samples(
             f"the model's `vocab_size` is {vocab_size}; give the model embeddings for it: "
             f"model.resize_token_embeddings({largest + 1})."
         )
-    return samples, "the Python language reference" if text is None else "the text given"
+
+
+def padded_samples(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text: str | None,
+    length: int,
+    count: int,
+    seed: int,
+) -> tuple[list[Sample], str]:
+    """`count` batches for an encoder or an encoder-decoder, and where they come from.
+
+    One row of a batch is `length` tokens long, the other shorter and padded on the side on which the tokenizer pads.
+    The shorter row of an encoder is a pair of texts with their token types; multiple choice is between two pairs. An
+    encoder-decoder gets what follows in the text as its target.
+    """
+    if tokenizer is None and text is not None:
+        raise ValueError("`text` is given, but the source has no tokenizer to read it with.")
+    is_pair = config.is_encoder_decoder
+    tokenizer = copy.deepcopy(tokenizer)  # some remember a target language as soon as they read one
+    if tokenizer is None or tokenizer.pad_token is None:
+        lacks = "tokenizer" if tokenizer is None else "padding token"
+        generator = torch.Generator().manual_seed(seed)
+        samples = [_random_batch(config, length, generator) for _ in range(count)]
+        told = f"random tokens (the source has no {lacks})"
+    else:
+        told = "the Python language reference" if text is None else "the text given"
+        text = python_reference() if text is None else text
+        found = len(tokenizer(text[: CHARACTERS_PER_TOKEN * MINIMUM_TOKENS * 8], verbose=False)["input_ids"])
+        if found < MINIMUM_TOKENS:
+            raise ValueError(f"`text` has {found} tokens; comparing models needs at least {MINIMUM_TOKENS}.")
+        size = min(CHARACTERS_PER_TOKEN * length * (2 if is_pair else 1), len(text))
+        starts = torch.linspace(0, len(text) - size, min(count, max(1, len(text) // size))).long().tolist()
+        stretches = [text[start : start + size] for start in starts]
+        batch = _translation_batch if is_pair else _encoder_batch
+        samples = [batch(tokenizer, stretch, config, length) for stretch in stretches]
+        check_token_ids([sample["input_ids"] for sample in samples], tokenizer, config.vocab_size)
+    if is_pair:
+        if model_class.can_generate():
+            samples = [_with_labels(sample) for sample in samples]
+        return samples, f"{told}, padded pairs of source and target"
+    if model_class is SASEncoderForMultipleChoice:
+        # Two choices of one question.
+        return [{name: values[None] for name, values in sample.items()} for sample in samples], f"{told}, two choices"
+    return samples, f"{told}, in padded batches with text pairs"
+
+
+def _encoder_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Sample:
+    """A whole stretch of text, and a pair of its first and last eighths."""
+    eighth = len(text) // 8
+    rows = [
+        tokenizer(text, truncation=True, max_length=length, verbose=False),
+        tokenizer(text[:eighth], text[-eighth:], truncation=True, max_length=max(length // 4, 8), verbose=False),
+    ]
+    sample = tokenizer.pad(rows, return_tensors="pt", verbose=False)
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size > 1)
+    return {name: sample[name] for name in names if name in sample}
+
+
+def _translation_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Sample:
+    """A stretch of text with the next as its target, and an eighth of each."""
+    half, eighth = len(text) // 2, len(text) // 16
+    source, target = text[:half], text[half:]
+    lengths = (length, max(length // 4, 8))
+    sources = [
+        tokenizer(part, truncation=True, max_length=most, verbose=False)
+        for part, most in zip((source, source[:eighth]), lengths, strict=True)
+    ]
+    targets = [
+        tokenizer(text_target=part, truncation=True, max_length=most, verbose=False)
+        for part, most in zip(
+            (target[:eighth], target), reversed(lengths), strict=True
+        )  # the long one beside the short
+    ]
+    sources, targets = (tokenizer.pad(rows, return_tensors="pt", verbose=False) for rows in (sources, targets))
+    return {
+        "input_ids": sources["input_ids"],
+        "attention_mask": sources["attention_mask"],
+        "decoder_input_ids": targets["input_ids"],
+        "decoder_attention_mask": targets["attention_mask"],
+    }
+
+
+def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Generator) -> Sample:
+    """Two rows of random tokens, the second shorter and padded on the right."""
+
+    def ids(vocab_size):
+        drawn = torch.randint(vocab_size, (2, length), generator=generator)
+        # A padding token inside a text is none to some models, a gap to others.
+        drawn[drawn == config.pad_token_id] = (config.pad_token_id + 1) % vocab_size
+        return drawn * mask + config.pad_token_id * (1 - mask)
+
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[1, max(length // 2, 1) :] = 0
+    sample = {"input_ids": ids(config.vocab_size), "attention_mask": mask}
+    if config.is_encoder_decoder:
+        return sample | {"decoder_input_ids": ids(config.decoder_vocab_size), "decoder_attention_mask": mask}
+    if config.type_vocab_size > 1:
+        sample["token_type_ids"] = torch.randint(config.type_vocab_size, (2, length), generator=generator)
+    return sample
+
+
+def _with_labels(sample: Sample) -> Sample:
+    """With the target as labels, from which each model makes its decoder's inputs itself."""
+    target, mask = sample["decoder_input_ids"], sample["decoder_attention_mask"]
+    kept = {name: values for name, values in sample.items() if not name.startswith("decoder_")}
+    return kept | {"labels": target.masked_fill(mask == 0, -100)}
 
 
 def image_samples(

@@ -30,7 +30,7 @@ from transformers.utils import (
 
 from ..hub.checkpoints import CARD_NAME, REPORT_NAME, load_model, optional_file, read_settings
 from .family import ConversionError, SourceFamily
-from .live import refuse_own_head
+from .live import pooler_arguments, refuse_own_head
 
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -45,8 +45,13 @@ TOKENIZER_PARTS = {  # of which tokenizer.json and tokenizer_config.json hold al
     "vocab.json",
     "vocab.txt",
 }
-# Tensors that older versions saved and that are computed today: causal masks, positions, rotary frequencies.
-COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|position_ids|rotary_emb\.inv_freq)$")
+# Tensors that older versions saved and that are computed today: causal masks, positions, token types (zeros), rotary
+# frequencies.
+COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|(position|token_type)_ids|rotary_emb\.inv_freq)$")
+HEADS = re.compile(
+    r"^(lm_head|score|classifier|cls_classifier|distillation_classifier|qa_outputs|decoder|cls|pre_classifier|"
+    r"vocab_\w+)\."
+)
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -61,6 +66,10 @@ class StoredWeights:
 
     dtypes: Mapping[str, str]
     numbers: int
+
+    @property
+    def has_pooler(self) -> bool:
+        return any(re.search(r"(^|\.)pooler\.", name) for name in self.dtypes)
 
     def count_dtypes(self) -> dict[str, int]:
         """How many weights are stored in each dtype."""
@@ -192,7 +201,7 @@ def source_class(
         ConversionError: if it names others, or if that leaves the choice open.
     """
     named = named_architectures(config, family)
-    fitting = named if len(named) == 1 else [name for name in named if _has_heads(name, config, stored.dtypes)]
+    fitting = named if len(named) == 1 else [name for name in named if _has_heads(name, config, family, stored.dtypes)]
     if len(fitting) != 1:
         said = f"names {', '.join(config.architectures)}" if config.architectures else "is not given"
         raise ConversionError(
@@ -203,7 +212,7 @@ def source_class(
     return getattr(transformers, fitting[0])
 
 
-def _has_heads(architecture: str, config: PreTrainedConfig, stored: Iterable[str]) -> bool:
+def _has_heads(architecture: str, config: PreTrainedConfig, family: SourceFamily, stored: Iterable[str]) -> bool:
     """Whether the stored weights besides the body are those of this class's heads."""
     model_class = getattr(transformers, architecture)
     with torch.device("meta"):
@@ -211,13 +220,15 @@ def _has_heads(architecture: str, config: PreTrainedConfig, stored: Iterable[str
     body = f"{model_class.base_model_prefix}."
     # GPT-NeoX's head has another name on disk; Transformers renames it too.
     stored = {re.sub(r"^embed_out\.", "lm_head.", name) for name in stored if not COMPUTED.search(name)}
+    if family.unread is not None:
+        stored = {name for name in stored if not re.search(family.unread, name)}
     if not any(name.startswith(body) for name in names):  # the body alone, whose own weights may be renamed on disk
-        heads = re.compile(r"^(lm_head|score|classifier|cls_classifier|distillation_classifier|qa_outputs|decoder)\.")
-        return not any(name.startswith(body) or heads.match(name) for name in stored)
+        return not any(name.startswith(body) or (HEADS.match(name) and name not in names) for name in stored)
     own = {name for name in names if not name.startswith(body)}
     rest = {name for name in stored if not name.startswith(body) and body + name not in names}
     tied = model_class._tied_weights_keys or {} if getattr(config, "tie_word_embeddings", False) else {}
-    return own - set(tied) <= rest <= own
+    optional = {*tied, *(model_class._keys_to_ignore_on_load_missing or ())}
+    return own - optional <= rest <= own
 
 
 def load_whole_model(
@@ -226,19 +237,33 @@ def load_whole_model(
     revision: str | None,
     config: PreTrainedConfig,
     stored: StoredWeights,
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model with every weight of its files as it is stored there, and the names of those that it computes itself.
+    unread: str | None = None,
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """The model with every weight of its files as it is stored there, the names of those that it computes itself, and
+    of those that are left out.
+
+    Args:
+        unread: pattern of the names that may be left out.
 
     Raises:
-        ConversionError: if weights are damaged, missing or misshapen, or if one would be left out.
+        ConversionError: if weights are damaged, missing or misshapen, or if another would be left out.
     """
     body = f"{model_class.base_model_prefix}."
     names = Counter(name.removeprefix(body) for name in stored.dtypes)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ConversionError(f"{source} holds {twice[0]} and {body}{twice[0]}, which are one weight; remove one.")
-    model, unexpected = load_model(model_class, source, revision, ConversionError, dtype=stored.widest_dtype(config))
-    left_out = [name for name in unexpected if not COMPUTED.search(name)]
+    model, unexpected = load_model(
+        model_class,
+        source,
+        revision,
+        ConversionError,
+        dtype=stored.widest_dtype(config),
+        **pooler_arguments(model_class, without=not stored.has_pooler),
+    )
+    unexpected = [name for name in unexpected if not COMPUTED.search(name)]
+    foreseen = [name for name in unexpected if unread is not None and re.search(unread, name)]
+    left_out = [name for name in unexpected if name not in foreseen]
     if left_out:
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         raise ConversionError(
@@ -248,7 +273,7 @@ def load_whole_model(
             ".save_pretrained(FOLDER)."
         )
     refuse_own_head(model)
-    return model, sorted(name for name in stored.dtypes if COMPUTED.search(name))
+    return model, sorted(name for name in stored.dtypes if COMPUTED.search(name)), foreseen
 
 
 def unknown_fields(source: str | Path, revision: str | None, config: PreTrainedConfig) -> dict:
@@ -276,7 +301,11 @@ def files_left_out(source: str | Path, revision: str | None, output: Path) -> li
     names = source_files(source, revision)
     if names is None:
         return None
-    carried = {file.name for file in output.iterdir()} | {CARD_NAME, REPORT_NAME, SAFE_WEIGHTS_INDEX_NAME}
+    carried = {file.name + "/" * file.is_dir() for file in output.iterdir()} | {
+        CARD_NAME,
+        REPORT_NAME,
+        SAFE_WEIGHTS_INDEX_NAME,
+    }
     if "tokenizer.json" in carried:
         carried |= TOKENIZER_PARTS
     own = {name.partition("/")[0] + ("/" if "/" in name else "") for name in names}

@@ -10,10 +10,12 @@ import transformers
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub.checkpoints import load_model, save_model
+from ..hub.sentence_modules import copy_sentence_modules
 from ..modeling.sharing import auto_class_name
 from .family import ConversionError
-from .fidelity import Fidelity, compare_models, outputs_in_float32, outputs_in_own_dtype
-from .sources import find_licences
+from .fidelity import Fidelity, Sample, compare_models, outputs_in_float32, outputs_in_own_dtype
+from .live import pooler_arguments
+from .sources import find_licences, read_stored_weights
 
 
 @dataclass
@@ -66,6 +68,7 @@ def write_checkpoint(
     save_model(own_weights(model, dtype), folder, source, revision)
     if processor is not None:
         processor.save_pretrained(folder)
+    copy_sentence_modules(source, revision, folder)
     for file in find_licences(source, revision):
         shutil.copyfile(file, folder / file.name)
 
@@ -74,7 +77,7 @@ def verify_written(
     folder: Path,
     model_class: type[PreTrainedModel],
     source: PreTrainedModel,
-    samples: Sequence[torch.Tensor],
+    samples: Sequence[Sample],
     dtype: torch.dtype,
     exact: bool = True,
 ) -> Verification:
@@ -89,7 +92,9 @@ def verify_written(
         ConversionError: if another model is loaded, or one whose outputs in its own dtype are not finite.
     """
     auto_class = getattr(transformers, auto_class_name(model_class), model_class)
-    written, unexpected = load_model(auto_class, folder, None, ConversionError)
+    # Auto classes would make a pooler that is not there.
+    arguments = pooler_arguments(model_class, not read_stored_weights(folder, None).has_pooler)
+    written, unexpected = load_model(auto_class, folder, None, ConversionError, **arguments)
     dtypes = {weight.dtype for weight in written.parameters()}
     if type(written) is not model_class or dtypes != {dtype} or unexpected:
         raise ConversionError(
@@ -106,7 +111,7 @@ def verify_written(
     )
 
 
-def _differences_in_own_dtype(source: PreTrainedModel, written: PreTrainedModel, sample: torch.Tensor) -> dict:
+def _differences_in_own_dtype(source: PreTrainedModel, written: PreTrainedModel, sample: Sample) -> dict:
     expected, found = outputs_in_float32(source, sample), outputs_in_own_dtype(written, sample)
     own = outputs_in_own_dtype(source, sample) if source.dtype == written.dtype else None
     if not found.isfinite().all() and (own is None or own.isfinite().all()):

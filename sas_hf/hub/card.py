@@ -68,7 +68,8 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
         f"simulated features per head, kernel {simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
         f"{_not_carried(report)}Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n",
     )
-    _set_section(card, LOADING, _loading_with_package(getattr(modeling, report["architecture"])))
+    sentences = _loading_sentences("import sas_hf  # registers the architecture\n") if _embeds(report) else ""
+    _set_section(card, LOADING, sentences + _loading_with_package(getattr(modeling, report["architecture"])))
     _set_section(card, FIDELITY, _fidelity(report))
     return card
 
@@ -83,9 +84,26 @@ def restoration_card(report: dict, sas_card: ModelCard | None) -> ModelCard:
         f"nothing and was left out. {_promise(report)}\n\n{_not_carried(report)}",
     )
     loading = f"from transformers import {report['architecture']}\n\n"
-    _set_section(card, LOADING, f'```python\n{loading}model = {report["architecture"]}.from_pretrained("PATH")\n```\n')
+    sentences = _loading_sentences() if _embeds(report) else ""
+    _set_section(
+        card,
+        LOADING,
+        f'{sentences}```python\n{loading}model = {report["architecture"]}.from_pretrained("PATH")\n```\n',
+    )
     _set_section(card, FIDELITY, _fidelity(report))
     return card
+
+
+def _embeds(report: dict) -> bool:
+    """Whether the checkpoint has modules of sentence-transformers."""
+    return bool(report.get("sentence_modules"))
+
+
+def _loading_sentences(first: str = "", arguments: str = "") -> str:
+    return (
+        f"```python\n{first}from sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("PATH"{arguments})\n```\n\n'
+    )
 
 
 def _card_of(report: dict, source_card: ModelCard | None, title: str, text: str) -> ModelCard:
@@ -93,7 +111,7 @@ def _card_of(report: dict, source_card: ModelCard | None, title: str, text: str)
     carried = {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
     if not Path(report["source"]).is_dir():
         carried |= {"base_model": report["source"], "base_model_relation": "finetune"}
-    data = _completed(ModelCardData(**carried), _model_class(report["architecture"]))
+    data = _completed(ModelCardData(**carried), _model_class(report["architecture"]), _embeds(report))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}")
 
 
@@ -132,6 +150,9 @@ def _promise(report: dict) -> str:
 def _not_carried(report: dict) -> str:
     """What of the source a conversion did not take along, if it says so."""
     rows = {
+        f"weights of the source's files that a {report['source_architecture']} does not use": report.get(
+            "weights_left_out"
+        ),
         "computed anew, not read from the source's weights": report.get("weights_recomputed"),
         "fields of the source's config.json that its class in Transformers does not know either": list(
             report.get("fields_unknown") or ()
@@ -147,7 +168,9 @@ def _not_carried(report: dict) -> str:
     return f"Not taken along:\n\n{told}\n" if told else ""
 
 
-def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, report: dict | None) -> ModelCard:
+def export_card(
+    model: PreTrainedModel, name: str, card: ModelCard | None, report: dict | None, embeds: bool = False
+) -> ModelCard:
     """The card of an export: the checkpoint's own, if it has one, with what an export adds.
 
     Args:
@@ -155,21 +178,23 @@ def export_card(model: PreTrainedModel, name: str, card: ModelCard | None, repor
         name: a title for a checkpoint without a card.
         card: the checkpoint's own; its text is kept, all but how to load.
         report: the checkpoint's fidelity report, if it has one.
+        embeds: the checkpoint has modules of sentence-transformers.
     """
     model_class = type(model)
     if card is None:
         config = model.config
         card = ModelCard(
-            f"---\n{_completed(ModelCardData(), model_class).to_yaml()}\n---\n\n# {name}\n\n"
+            f"---\n{_completed(ModelCardData(), model_class, embeds).to_yaml()}\n---\n\n# {name}\n\n"
             f"A {model_class.__name__} of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers, "
             f"{config.attention_type} attention of {config.num_attention_heads} heads, "
             f"{config.num_simulated_heads or 'no'} simulated heads, {config.simulated_head_dim or 'no'} simulated "
             "features per head.\n"
         )
     else:
-        _completed(card.data, model_class)
+        _completed(card.data, model_class, embeds)
     card.data.tags = list(dict.fromkeys([*card.data.tags, "custom_code"]))
-    _set_section(card, LOADING, _loading_with_package(model_class) + _loading_without_package(model_class))
+    sentences = _loading_sentences(arguments=", trust_remote_code=True") if embeds else ""
+    _set_section(card, LOADING, sentences + _loading_with_package(model_class) + _loading_without_package(model_class))
     if report is not None and _section(FIDELITY).search(card.text) is None:
         _set_section(card, FIDELITY, _fidelity(report))
     return card
@@ -230,11 +255,18 @@ def trained_card(
     return card
 
 
-def _completed(data: ModelCardData, model_class: type[PreTrainedModel]) -> ModelCardData:
-    """The metadata with library, tags and task, and without base models that are no Hub ids."""
-    data.library_name = "transformers"
+def _completed(data: ModelCardData, model_class: type[PreTrainedModel], embeds: bool = False) -> ModelCardData:
+    """The metadata with library, tags and task, and without base models that are no Hub ids.
+
+    Args:
+        embeds: the checkpoint has modules of sentence-transformers.
+    """
+    data.library_name = "sentence-transformers" if embeds else "transformers"
     ours = TAGS if model_class.__module__.startswith(modeling.__name__) else []
+    ours = ["sentence-transformers", *ours] if embeds else ours
     data.tags = list(dict.fromkeys([*([data.tags] if isinstance(data.tags, str) else data.tags or []), *ours]))
+    if embeds:
+        data.pipeline_tag = data.pipeline_tag or "sentence-similarity"
     task = PIPELINE_TAGS.get(auto_class_name(model_class))
     if task == "feature-extraction" and "image" in model_class.input_modalities:
         task = "image-feature-extraction"
@@ -284,10 +316,11 @@ def _fidelity(report: dict) -> str:
     saved = report.get("dtype_saved")
     rows = {
         "weights saved in": saved or "-",
+        "compared": ", ".join(fidelity.get("compared") or ()) or "-",
         "max abs difference of the outputs": f"{fidelity['max_abs_difference']:.3g}",
         "max abs output": f"{fidelity['max_abs_output']:.4g}",
         "mean KL divergence": _number(fidelity["mean_kl"]),
-        "arg-max agreement": f"{fidelity['argmax_agreement']:.2%}",
+        "arg-max agreement": _share(fidelity["argmax_agreement"]),
         "source, eager against SDPA attention": f"{fidelity['source_eager_sdpa_difference']:.3g}",
         "perplexity": _perplexities(fidelity),
         "parameters": f"{report['parameters']:,} (source: {report['parameters_source']:,})",
@@ -296,7 +329,7 @@ def _fidelity(report: dict) -> str:
         rows |= {
             "against the unrounded source: max abs difference": f"{unrounded['max_abs_difference']:.3g}",
             "against the unrounded source: mean KL, arg-max agreement": (
-                f"{_number(unrounded['mean_kl'])}, {unrounded['argmax_agreement']:.2%}"
+                f"{_number(unrounded['mean_kl'])}, {_share(unrounded['argmax_agreement'])}"
             ),
         }
     if own is not None:
@@ -314,6 +347,10 @@ def _fidelity(report: dict) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _perplexities(fidelity: dict) -> str:

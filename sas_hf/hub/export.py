@@ -26,6 +26,7 @@ from .checkpoints import (
     refuse_existing,
     save_model,
 )
+from .sentence_modules import copy_sentence_modules, find_sentence_modules
 
 
 @one_at_a_time("output")
@@ -39,9 +40,9 @@ def export_model(
     """Write a folder from which `AutoModel*.from_pretrained(output, trust_remote_code=True)` works without sas_hf.
 
     It holds the weights in the checkpoint's own dtype, the code of its architecture, tokenizer, image processor,
-    generation configuration, fidelity report and a model card, and is complete for `hf upload`. Where sas_hf is
-    imported, the installed classes are used and nothing of that code is run. The folder is written aside and renamed
-    when it is complete.
+    generation configuration, the modules of sentence-transformers, fidelity report and a model card, and is complete
+    for `hf upload`. Where sas_hf is imported, the installed classes are used and nothing of that code is run. The
+    folder is written aside and renamed when it is complete.
 
     Args:
         source: a SAS checkpoint folder or Hub id, with safetensors weights; code in it is neither run nor copied. Of
@@ -63,6 +64,7 @@ def export_model(
     base, base_revision = adapter or (source, revision)
     model_class = _find_class(base, base_revision)
     card, report = read_card(source, revision), read_report(source, revision)
+    embeds = bool(find_sentence_modules(base, base_revision))
 
     with new_folder(output) as folder:
         progress(f"Loading {source}")
@@ -86,12 +88,13 @@ def export_model(
             processor.save_pretrained(folder)
             if _is_ours(type(processor)):  # one of Transformers' own needs no code
                 add_code(folder, processor, {"AutoImageProcessor": type(processor)}, IMAGE_PROCESSOR_NAME)
+        copy_sentence_modules(base, base_revision, folder)
         if report is not None:
             shutil.copyfile(optional_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source).rpartition("/")[2]
         if adapter and card is not None and card.data.get("base_model_relation"):
             card.data.base_model_relation = "finetune"  # no longer an adapter
-        export_card(model, name, card, report).save(folder / CARD_NAME)
+        export_card(model, name, card, report, embeds).save(folder / CARD_NAME)
 
 
 def _merge(model: PreTrainedModel, adapter: str | Path, revision: str | None) -> PreTrainedModel:
