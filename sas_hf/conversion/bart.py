@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import SASSeq2SeqForConditionalGeneration, SASSeq2SeqModel
-from .family import ConversionError, SourceFamily, same
+from .family import ConversionError, SourceFamily, check_token, same
 
 
 UNUSED_POSITIONS = 2  # at the beginning of both tables; zeros on the way back
@@ -63,6 +63,19 @@ def derive(config: PreTrainedConfig) -> dict:
             f"`encoder_attention_heads` ({config.encoder_attention_heads}) and `decoder_attention_heads` "
             f"({config.decoder_attention_heads}) differ, but the SAS model has one number, `num_attention_heads`."
         )
+    vocab_size = getattr(config, "decoder_vocab_size", config.vocab_size)
+    if config.pad_token_id is None:
+        raise ConversionError(
+            "`pad_token_id` is null, but labels are padded with it; set it in the source's config.json."
+        )
+    if config.decoder_start_token_id is None and config.model_type != "mbart":
+        raise ConversionError(
+            "`decoder_start_token_id` is null, but the decoder's inputs begin with it; set it in the source's "
+            f"config.json (of a {config.model_type}, "
+            f"{'`eos_token_id`' if config.model_type == 'bart' else '`pad_token_id`'} as a rule)."
+        )
+    check_token(config, "pad_token_id", min(config.vocab_size, vocab_size))
+    check_token(config, "decoder_start_token_id", vocab_size)
     return {"share_encoder_decoder_embeddings": config.tie_word_embeddings}
 
 

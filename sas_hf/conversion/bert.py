@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-from .family import SourceFamily, encoder_architectures, refuse_decoder, refuse_relative_positions, same
+from .family import SourceFamily, check_token, encoder_architectures, refuse_decoder, refuse_relative_positions, same
 
 
 ENCODER_FIELDS = same(
@@ -44,6 +44,7 @@ BERT_NAMES = {
 def derive(config: PreTrainedConfig) -> dict:
     refuse_decoder(config)
     refuse_relative_positions(config)
+    check_token(config, "pad_token_id", config.vocab_size)
     return {}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .bart import BART, MBART
 from .bert import BERT
 from .deit import DEIT
 from .distilbert import DISTILBERT
@@ -18,6 +19,7 @@ from .helium import HELIUM
 from .live import check_live_source, lacks_pooler
 from .llama import LLAMA
 from .lossy import LOSSY, fit_attention, lossy_fields
+from .marian import MARIAN
 from .mistral import MISTRAL
 from .olmo2 import OLMO2
 from .phi import PHI
@@ -31,7 +33,8 @@ from .vit import VIT
 
 TEXT_FAMILIES = (GPT2, GPT_NEOX, HELIUM, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, SMOLLM3)
 ENCODER_FAMILIES = (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)
-FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, *ENCODER_FAMILIES, DEIT, VIT)}
+SEQ2SEQ_FAMILIES = (BART, MARIAN, MBART)
+FAMILIES = {family.model_type: family for family in (*TEXT_FAMILIES, *ENCODER_FAMILIES, *SEQ2SEQ_FAMILIES, DEIT, VIT)}
 
 # Why some that are asked for often cannot be.
 RELATIVE = (

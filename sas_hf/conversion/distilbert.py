@@ -3,7 +3,12 @@
 from transformers import DistilBertConfig
 
 from .bert import ENCODER_FIELDS
-from .family import SourceFamily, encoder_architectures
+from .family import SourceFamily, check_token, encoder_architectures
+
+
+def derive(config: DistilBertConfig) -> dict:
+    check_token(config, "pad_token_id", config.vocab_size)
+    return {}
 
 
 def pooled(config: DistilBertConfig) -> dict:
@@ -28,6 +33,7 @@ DISTILBERT = SourceFamily(
         "layer_norm_eps": 1e-12,
         "pooler_act": "relu",
     },
+    derive=derive,
     of_architecture={
         "DistilBertModel": lambda config: {"pooler_act": None},
         "DistilBertForSequenceClassification": pooled,

@@ -196,6 +196,16 @@ def refuse_decoder(config: PreTrainedConfig) -> None:
             )
 
 
+def check_token(config: PreTrainedConfig, name: str, vocab_size: int) -> None:
+    """Raise a [`ConversionError`] if the number of a token lies outside the vocabulary; `None` is no number."""
+    number = getattr(config, name)
+    if number is not None and not 0 <= number < vocab_size:
+        raise ConversionError(
+            f"`{name}` is {number}, but the vocabulary has {vocab_size} tokens, from 0 on; set it in the source's "
+            "config.json to the token that is meant."
+        )
+
+
 def refuse_relative_positions(config: PreTrainedConfig) -> None:
     """Raise a [`ConversionError`] for scores that depend on distances, which Transformers 5 ignores in silence."""
     kind = getattr(config, "position_embedding_type", None)

@@ -219,22 +219,22 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
         return (weight if rounded_to is None else weight.to(rounded_to)).float()
 
     def widen(module, _):
-        for parameter in module.parameters(recurse=False):
-            narrow[parameter] = parameter.data
-            parameter.data = wide(parameter.data)
+        for weight in _stored(module):
+            narrow[weight] = weight.data
+            weight.data = wide(weight.data)
 
     def widen_sinusoids(module, _):
         widen(module, _)
         module.weight.data = module.create_weight()
 
     def restore(module, *_):
-        for parameter in module.parameters(recurse=False):
-            parameter.data = narrow.pop(parameter)
+        for weight in _stored(module):
+            weight.data = narrow.pop(weight)
 
     narrow = {}
     with torch.no_grad(), ExitStack() as hooks:
         for module in model.modules():
-            dtypes = {parameter.dtype for parameter in module.parameters(recurse=False)}
+            dtypes = {weight.dtype for weight in _stored(module)}
             if not any(dtype.itemsize < 4 or rounded_to not in (None, dtype) for dtype in dtypes):
                 continue
             if isinstance(module, nn.Conv2d):  # small, and models of images cast pixels to its dtype before it runs
@@ -252,6 +252,13 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
                 hooks.enter_context(module.register_forward_pre_hook(widen))
                 hooks.enter_context(module.register_forward_hook(restore, always_call=True))
         yield
+
+
+def _stored(module: nn.Module) -> list[torch.Tensor]:
+    """What checkpoints hold of a module itself: its parameters, and buffers such as BART's `final_logits_bias`."""
+    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+    persistent = [buffer for name, buffer in buffers.items() if name not in module._non_persistent_buffers_set]
+    return [*module.parameters(recurse=False), *(buffer for buffer in persistent if buffer.is_floating_point())]
 
 
 def _linear_in_float32(linear: nn.Linear, wide: Callable, inputs: torch.Tensor) -> torch.Tensor:

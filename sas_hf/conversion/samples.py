@@ -181,9 +181,10 @@ def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Genera
     def ids(vocab_size):
         drawn = torch.randint(vocab_size, (2, length), generator=generator)
         # A padding token inside a text is none to some models, a gap to others.
-        drawn[drawn == config.pad_token_id] = (config.pad_token_id + 1) % vocab_size
-        return drawn * mask + config.pad_token_id * (1 - mask)
+        drawn[drawn == pad] = (pad + 1) % vocab_size
+        return drawn * mask + pad * (1 - mask)
 
+    pad = config.pad_token_id or 0
     mask = torch.ones(2, length, dtype=torch.long)
     mask[1, max(length // 2, 1) :] = 0
     sample = {"input_ids": ids(config.vocab_size), "attention_mask": mask}

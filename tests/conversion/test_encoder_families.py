@@ -365,6 +365,12 @@ REFUSED = {  # shape, class that the source names, fields, what the message must
     "next sentence": ("bert", "BertForNextSentencePrediction", {}, "BertForMultipleChoice"),
     "a language model": ("roberta", "RobertaForCausalLM", {}, "RobertaForCausalLM.*RobertaForMaskedLM"),
     "no padding token": ("roberta", "RobertaModel", {"pad_token_id": None}, "`pad_token_id` is null.*config.json"),
+    "padding beyond the vocabulary": (
+        "distilbert",
+        "DistilBertModel",
+        {"pad_token_id": 300},
+        "`pad_token_id` is 300.*300",
+    ),
     "quantised": ("bert", "BertModel", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
 }
 
