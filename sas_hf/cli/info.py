@@ -45,7 +45,7 @@ def info_table(rows: dict, dtype: str) -> Table:
     for name, (config, costs) in rows.items():
         table.add_row(
             name,
-            str(config.num_hidden_layers),
+            layer_text(config),
             head_text(config),
             f"{costs.parameters / 1e6:,.2f}",
             f"{costs.attention_parameters / 1e6:,.2f}",
@@ -62,9 +62,8 @@ def info_details(name: str, config, costs, dtype: str) -> Table:
     table.add_column("value", justify="right")
     simulation = f"{costs.simulation_parameters:,} ({costs.simulation_overhead:+.3%})"
     for figure, value in {
-        "attention": config.attention_type,
-        "layers": str(config.num_hidden_layers),
-        "heads": head_text(config),
+        "layers": layer_text(config),
+        **attention_rows(config),
         "hidden size": f"{config.hidden_size:,}",
         "parameters": f"{costs.parameters:,}",
         "of these attention": f"{costs.attention_parameters:,}",
@@ -76,6 +75,25 @@ def info_details(name: str, config, costs, dtype: str) -> Table:
     }.items():
         table.add_row(figure, value)
     return table
+
+
+def attention_rows(config) -> dict[str, str]:
+    """Kind and heads; of an encoder–decoder whose places have their own, of each."""
+    if not config.is_encoder_decoder or not (
+        config.encoder_attention or config.decoder_attention or config.cross_attention
+    ):
+        return {"attention": config.attention_type, "heads": head_text(config)}
+    rows = {}
+    for name, title in {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}.items():
+        place = config.place(name)
+        rows[title] = f"{place.attention_type}, {head_text(place)}"
+    return rows
+
+
+def layer_text(config) -> str:
+    """ "12", or of encoder and decoder "6 + 6"."""
+    layers = str(config.num_hidden_layers)
+    return f"{layers} + {config.decoder_layers}" if config.is_encoder_decoder else layers
 
 
 def head_text(config) -> str:

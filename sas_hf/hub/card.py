@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .. import modeling
 from ..modeling.sharing import auto_class_name
@@ -22,9 +22,10 @@ from ..version import __version__
 from .checkpoints import CARD_NAME, optional_file
 
 
-PIPELINE_TAGS = {  # the Hub's tasks; masked images have none
+PIPELINE_TAGS = {  # the Hub's tasks; masked images, multiple choice and text to text have none
     "AutoModel": "feature-extraction",
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForQuestionAnswering": "question-answering",
@@ -185,10 +186,7 @@ def export_card(
         config = model.config
         card = ModelCard(
             f"---\n{_completed(ModelCardData(), model_class, embeds).to_yaml()}\n---\n\n# {name}\n\n"
-            f"A {model_class.__name__} of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers, "
-            f"{config.attention_type} attention of {config.num_attention_heads} heads, "
-            f"{config.num_simulated_heads or 'no'} simulated heads, {config.simulated_head_dim or 'no'} simulated "
-            "features per head.\n"
+            f"A {model_class.__name__} of {model.num_parameters():,} parameters: {_architecture(config)}.\n"
         )
     else:
         _completed(card.data, model_class, embeds)
@@ -198,6 +196,24 @@ def export_card(
     if report is not None and _section(FIDELITY).search(card.text) is None:
         _set_section(card, FIDELITY, _fidelity(report))
     return card
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    """Layers and attention, of every place that has its own."""
+    if not config.is_encoder_decoder:
+        return f"{config.num_hidden_layers} layers, {_attention(config)}"
+    own = {name: _attention(config.place(name)) for name in ("encoder", "decoder", "cross")}
+    alike = len(set(own.values())) == 1
+    attention = own["encoder"] if alike else "; ".join(f"{name}: {text}" for name, text in own.items())
+    return f"{config.encoder_layers} layers of the encoder, {config.decoder_layers} of the decoder, {attention}"
+
+
+def _attention(config: PreTrainedConfig) -> str:
+    return (
+        f"{config.attention_type} attention of {config.num_attention_heads} heads, "
+        f"{config.num_simulated_heads or 'no'} simulated heads, {config.simulated_head_dim or 'no'} simulated "
+        "features per head"
+    )
 
 
 def trained_card(

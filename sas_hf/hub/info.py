@@ -9,24 +9,28 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
 )
 
+from .. import modeling
 from ..configurations import NAMED_CONFIGS, named_config
-from ..modeling import SASEncoderConfig, SASGPTConfig, SASViTConfig
+from ..modeling import SASEncoderConfig, SASEncoderForMultipleChoice, SASGPTConfig, SASSeq2SeqConfig, SASViTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
-from ..modeling.layers import SASEncoderLayer
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
 from .checkpoints import read_settings
 
 
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more
+Config = SASEncoderConfig | SASGPTConfig | SASSeq2SeqConfig | SASViTConfig
 # Whose parameters are counted, by `model_type`.
 COUNTED = {
     SASGPTConfig.model_type: AutoModelForCausalLM,
     SASEncoderConfig.model_type: AutoModelForSequenceClassification,
+    SASSeq2SeqConfig.model_type: AutoModelForSeq2SeqLM,
     SASViTConfig.model_type: AutoModelForImageClassification,
 }
 # Constant of equation 24 of "You Need to Pay Better Attention", by attention type.
@@ -37,12 +41,14 @@ EQUATION_24 = {"mha": 15, "optimised": 12, "efficient": 9, "super": 12}
 class ModelInfo:
     """
     Attributes:
-        parameters: of the causal language model (tied weights counted once), or the classifier of texts or images.
+        parameters: of the model that the checkpoint holds; of a configuration alone, of the language model (tied
+            weights counted once), or the classifier of texts or images.
         attention_parameters, simulation_parameters: of all layers; the second are part of the first.
         simulation_overhead: simulation's share of all other parameters.
-        cache_numbers: cached per token and layer.
+        cache_numbers: cached per token and layer; of an encoder–decoder, per token of the source and of the target.
         cache_bytes: cached per token, all layers, in the dtype asked for.
-        context: tokens that the following refer to; those of an image of `image_size` for a ViT.
+        context: tokens that the following refer to, of source and target alike; those of an image of `image_size` for
+            a ViT.
         forward_flops: per token, multiplications and additions, attention over the whole context counted.
         equation_24: work of one attention layer's forward and backward pass over the context by the second paper's
             equation; `None` for kinds that it does not cover.
@@ -59,7 +65,7 @@ class ModelInfo:
     equation_24: int | None
 
 
-def find_config(name: str) -> SASGPTConfig | SASEncoderConfig | SASViTConfig:
+def find_config(name: str) -> Config:
     """The configuration of that name, or of the checkpoint in that folder or at that Hub id.
 
     Raises:
@@ -75,7 +81,7 @@ def find_config(name: str) -> SASGPTConfig | SASEncoderConfig | SASViTConfig:
 
 
 def describe(
-    config: SASGPTConfig | SASEncoderConfig | SASViTConfig,
+    config: Config,
     context: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ModelInfo:
@@ -99,7 +105,8 @@ def describe(
     if not 1 <= context <= longest:
         raise ValueError(f"`context` is {context}; it must be a number of tokens from 1 to {longest:,}.")
     with torch.device("meta"):
-        model = COUNTED[config.model_type].from_config(config)
+        made = getattr(modeling, (config.architectures or [""])[0], None)
+        model = COUNTED[config.model_type].from_config(config) if made is None else made(config)
     named = list(model.named_parameters())
     total = sum(parameter.numel() for _, parameter in named)
     layers = [module for module in model.modules() if isinstance(module, SASAttention)]
@@ -112,20 +119,24 @@ def describe(
         simulation_parameters=simulation,
         simulation_overhead=simulation / (total - simulation),
         cache_numbers=cached,
-        cache_bytes=cached * config.num_hidden_layers * dtype.itemsize,
+        cache_bytes=cached * getattr(config, "decoder_layers", config.num_hidden_layers) * dtype.itemsize,
         context=context,
-        forward_flops=(_image_flops(model) if images else _forward_flops(config, context)) // context,
+        forward_flops=_forward_flops(model, config, context) // context,
         equation_24=equation_24(config, context),
     )
 
 
-def cache_numbers_per_token(config: SASGPTConfig) -> int:
+def cache_numbers_per_token(config: Config) -> int:
     """Numbers that one layer caches per token: the tensors that its attention layer would hand to the cache.
 
-    A bidirectional model caches nothing.
+    A bidirectional model caches nothing. A layer of a decoder with an encoder does so of both.
     """
-    if not config.is_causal:
-        return 0
+    if isinstance(config, SASSeq2SeqConfig):
+        return sum(_state_numbers(config.place(name)) for name in ("decoder", "cross"))
+    return _state_numbers(config) if config.is_causal else 0
+
+
+def _state_numbers(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         layer = make_attention(config, layer_idx=0)
         token, position = torch.empty(1, 1, config.hidden_size), torch.zeros(1, 1, dtype=torch.long)
@@ -135,8 +146,10 @@ def cache_numbers_per_token(config: SASGPTConfig) -> int:
     return sum(tensor.numel() for tensor in pair)
 
 
-def equation_24(config: SASGPTConfig, context: int) -> int | None:
-    """C_attn·ℓ·C + 15·h·ℓ², for the four kinds that the second paper compares."""
+def equation_24(config: Config, context: int) -> int | None:
+    """C_attn·ℓ·C + 15·h·ℓ², for the four kinds that the second paper compares; not for attention in several places."""
+    if isinstance(config, SASSeq2SeqConfig):
+        return None
     standard = config.num_key_value_heads == config.num_attention_heads and not config.simulates
     if config.attention_type not in EQUATION_24 or not standard:
         return None
@@ -144,10 +157,15 @@ def equation_24(config: SASGPTConfig, context: int) -> int | None:
     return constant * context * config.hidden_size + 15 * heads * context**2
 
 
-def _forward_flops(config: SASGPTConfig | SASEncoderConfig, context: int) -> int:
-    encoder = isinstance(config, SASEncoderConfig)
-    with torch.device("meta"):
-        layer = (SASEncoderLayer if encoder else SASGPTDecoderLayer)(config, layer_idx=0)
+def _forward_flops(model: torch.nn.Module, config: Config, context: int) -> int:
+    """Of one image, of one text, or of one source and a target as long."""
+    if isinstance(config, SASViTConfig):
+        return _whole_flops(model, torch.empty(1, config.num_channels, *config.image_shape, device="meta"))
+    if isinstance(config, SASEncoderConfig | SASSeq2SeqConfig):
+        tokens = torch.empty(1, context, dtype=torch.long, device="meta")
+        return _whole_flops(model, tokens[None] if isinstance(model, SASEncoderForMultipleChoice) else tokens)
+    with torch.device("meta"):  # a layer alone, for contexts whose mask would be too large to name
+        layer = SASGPTDecoderLayer(config, layer_idx=0)
         layer.self_attn.config._attn_implementation = "sdpa"
         hidden_states = torch.empty(1, context, config.hidden_size)
         rotary = tuple(torch.empty(1, context, config.rotary_dim) for _ in range(2)) if config.rotary_dim else None
@@ -155,16 +173,11 @@ def _forward_flops(config: SASGPTConfig | SASEncoderConfig, context: int) -> int
         mixing = (positions, positions, torch.empty(1, 1, context, context, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter:
             layer(hidden_states, position_embeddings=rotary, token_mixing=mixing)
-    head = context * config.vocab_size
-    if encoder:  # of the text as a whole
-        head = config.num_labels + (0 if config.pooler_act is None else config.hidden_size)
-    return config.num_hidden_layers * counter.get_total_flops() + 2 * config.hidden_size * head
+    return config.num_hidden_layers * counter.get_total_flops() + 2 * context * config.hidden_size * config.vocab_size
 
 
-def _image_flops(model: torch.nn.Module) -> int:
-    """Of one image."""
-    config = model.config
-    config._attn_implementation = "sdpa"
+def _whole_flops(model: torch.nn.Module, inputs: torch.Tensor) -> int:
+    model.config._attn_implementation = "sdpa"
     with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, config.num_channels, *config.image_shape, device="meta"))
+        model(inputs, **({"use_cache": False} if model.config.is_encoder_decoder else {}))
     return counter.get_total_flops()

@@ -129,8 +129,8 @@ def row_positions(
 
 def check_positions(config: PreTrainedConfig, position_ids: torch.Tensor) -> None:
     """Raise a `ValueError` for positions that learned positions or token mixing have no parameters for."""
-    limit = config.max_position_embeddings
-    if not torch.compiler.is_compiling() and position_ids.max() >= limit:
+    limit, unknown = config.max_position_embeddings, torch.compiler.is_compiling() or position_ids.is_meta
+    if not unknown and position_ids.max() >= limit:
         raise ValueError(
             f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
             f"`max_position_embeddings` = {limit} positions. Shorten or truncate the input to {limit} tokens, "

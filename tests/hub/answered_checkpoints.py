@@ -3,15 +3,35 @@
 from pathlib import Path
 
 import torch
-from helpers import GPT_VARIANTS, VIT_VARIANTS, gpt, images, token_ids, train_tokenizer, vit
+from helpers import (
+    ENCODER_VARIANTS,
+    GPT_VARIANTS,
+    SEQ2SEQ_VARIANTS,
+    VIT_VARIANTS,
+    encoder,
+    gpt,
+    images,
+    seq2seq,
+    token_ids,
+    train_tokenizer,
+    vit,
+)
 from safetensors.torch import save_file
 
 from sas_hf import (
+    SASEncoderForMaskedLM,
+    SASEncoderForMultipleChoice,
+    SASEncoderForQuestionAnswering,
+    SASEncoderForSequenceClassification,
+    SASEncoderForTokenClassification,
+    SASEncoderModel,
     SASGPTForCausalLM,
     SASGPTForQuestionAnswering,
     SASGPTForSequenceClassification,
     SASGPTForTokenClassification,
     SASGPTModel,
+    SASSeq2SeqForConditionalGeneration,
+    SASSeq2SeqModel,
     SASViTForImageClassification,
     SASViTForMaskedImageModeling,
     SASViTModel,
@@ -26,6 +46,15 @@ TEXT_HEADS = {
     "AutoModelForTokenClassification": SASGPTForTokenClassification,
     "AutoModelForQuestionAnswering": SASGPTForQuestionAnswering,
 }
+ENCODER_HEADS = {
+    "AutoModel": SASEncoderModel,
+    "AutoModelForMaskedLM": SASEncoderForMaskedLM,
+    "AutoModelForSequenceClassification": SASEncoderForSequenceClassification,
+    "AutoModelForTokenClassification": SASEncoderForTokenClassification,
+    "AutoModelForQuestionAnswering": SASEncoderForQuestionAnswering,
+    "AutoModelForMultipleChoice": SASEncoderForMultipleChoice,
+}
+SEQ2SEQ_HEADS = {"AutoModel": SASSeq2SeqModel, "AutoModelForSeq2SeqLM": SASSeq2SeqForConditionalGeneration}
 IMAGE_HEADS = {
     "AutoModel": SASViTModel,
     "AutoModelForImageClassification": SASViTForImageClassification,
@@ -37,7 +66,15 @@ CHECKPOINTS = (
     | {f"gpt-{name}": ("sas_mqa", name, head) for name, head in TEXT_HEADS.items()}
     | {f"vit-{kind}": (kind, "AutoModelForImageClassification", SASViTForImageClassification) for kind in VIT_VARIANTS}
     | {f"vit-{name}": ("sas_k5_gqa", name, head) for name, head in IMAGE_HEADS.items()}
+    | {f"encoder-{kind}": (kind, "AutoModelForMaskedLM", SASEncoderForMaskedLM) for kind in ENCODER_VARIANTS}
+    | {f"encoder-{name}": ("sas_k5_gqa", name, head) for name, head in ENCODER_HEADS.items()}
+    | {
+        f"seq2seq-{kind}": (kind, "AutoModelForSeq2SeqLM", SEQ2SEQ_HEADS["AutoModelForSeq2SeqLM"])
+        for kind in SEQ2SEQ_VARIANTS
+    }
+    | {f"seq2seq-{name}": ("sas_k5_gqa", name, head) for name, head in SEQ2SEQ_HEADS.items()}
 )
+HEADS = {"gpt": TEXT_HEADS, "vit": IMAGE_HEADS, "encoder": ENCODER_HEADS, "seq2seq": SEQ2SEQ_HEADS}
 
 
 @torch.no_grad()
@@ -52,10 +89,12 @@ def save_checkpoint(name: str, folder: Path) -> None:
     else:
         tokenizer = train_tokenizer()
         tokenizer.save_pretrained(folder)
-        model = gpt(kind, model_class=model_class, vocab_size=len(tokenizer), pad_token_id=0)
-        answers = {"input": token_ids(2, 9, vocab_size=len(tokenizer))}
+        make = {"encoder": encoder, "seq2seq": seq2seq}.get(name.partition("-")[0], gpt)
+        model = make(kind, model_class=model_class, vocab_size=len(tokenizer), pad_token_id=0)
+        shape = (2, 3, 9) if auto_class == "AutoModelForMultipleChoice" else (2, 9)
+        answers = {"input": token_ids(*shape, vocab_size=43)}
     answers["output"] = model(answers["input"])[0].contiguous()
-    if auto_class == "AutoModelForCausalLM":
+    if auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
         answers["generated"] = model.generate(answers["input"], max_new_tokens=6, do_sample=False)
     model.save_pretrained(folder)
     save_file(answers, folder.with_suffix(".answers"))

@@ -22,7 +22,8 @@ for name, auto_class in auto_classes.items():
         seen[name] = {
             "class": type(model).__name__,
             "modules": [type(model).__module__, type(config).__module__],
-            "same_output": torch.equal(model(answers["input"])[0], answers["output"]),
+            # But for last digits, which may depend on where in memory a tensor lies.
+            "same_output": torch.allclose(model(answers["input"])[0], answers["output"], rtol=0, atol=1e-6),
         }
         if "generated" in answers:
             generated = model.generate(answers["input"], max_new_tokens=6, do_sample=False)

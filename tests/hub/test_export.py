@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from answered_checkpoints import CHECKPOINTS, IMAGE_HEADS, TEXT_HEADS, save_checkpoint
+from answered_checkpoints import CHECKPOINTS, HEADS, save_checkpoint
 from helpers import assert_identical, gpt, sas_hf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -79,14 +79,14 @@ def test_saving_after_an_export_writes_no_code(checkpoint, tmp_path):
             assert "auto_map" not in (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name.startswith(("gpt-Auto", "vit-Auto"))])
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if "-Auto" in name])
 def test_the_auto_map_names_every_head_of_the_architecture(name, tmp_path):
     _, _, model_class = CHECKPOINTS[name]
     save_checkpoint(name, tmp_path / "model")
     export_model(tmp_path / "model", tmp_path / "export")
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == [model_class.__name__]
-    heads = TEXT_HEADS if name.startswith("gpt") else IMAGE_HEADS
+    heads = HEADS[name.partition("-")[0]]
     expected = {key: f"modeling_{config['model_type']}.{head.__name__}" for key, head in heads.items()}
     configuration = f"configuration_{config['model_type']}.{model_class.config_class.__name__}"
     assert config["auto_map"] == expected | {"AutoConfig": configuration}
