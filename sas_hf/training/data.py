@@ -1,5 +1,6 @@
 """The text of a recipe: checked before anything is built, then as packed sequences to train and validate on."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from .streaming import PackedStream
 
 BUILT_IN = "python-reference"  # CPython's own language reference: text without files or a network
 COLUMN_FIELD = "data.text_column"
-ROW = Features({name: List(Value("int32")) for name in ("input_ids", "position_ids", "labels")})
 
 
 @dataclass
@@ -116,7 +116,9 @@ def _check_unused(recipe: DataRecipe, files: list[Path]) -> None:
         )
 
 
-def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrainingData:
+def training_data(
+    recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: int, packer: Packer | None = None
+) -> TrainingData:
     """
     The packed sequences of a recipe.
 
@@ -128,23 +130,15 @@ def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: 
         recipe: its data.
         tokenizer: of the model.
         seed: of the order of streamed documents.
+        packer: makes rows of the documents; `None`: a [`Packer`], for causal language models.
 
     Raises:
         FileNotFoundError, ValueError: as [`check_data`]; for a Hub dataset that is not there or has no `text_column`,
             or documents that fill no sequence.
     """
     check_data(recipe)
-    packer = Packer(tokenizer, recipe.sequence_length)
-    documents = _load(recipe, recipe.train, "train", recipe.split, streaming=recipe.streaming)
-    held_out = None
-    if recipe.validation:
-        held_out = _load(recipe, recipe.validation, "validation", recipe.split, streaming=True)
-    elif recipe.validation_split:
-        held_out = _load(recipe, recipe.train, "train", recipe.validation_split, streaming=True)
-    elif recipe.validation_documents:
-        count = recipe.validation_documents
-        held_out = _Documents(documents.dataset.take(count), documents.column, (documents.identity, "first", count))
-        documents = _Documents(documents.dataset.skip(count), documents.column, (documents.identity, "after", count))
+    packer = packer or Packer(tokenizer, recipe.sequence_length)
+    documents, held_out = _documents(recipe)
     if held_out is not None and not recipe.streaming:  # of a stream only the sources are compared
         first = None if recipe.max_validation_sequences is None else 1
         texts = chain.from_iterable(islice(held_out.texts(), first))
@@ -162,6 +156,32 @@ def training_data(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase, seed: 
     else:
         train = _all_sequences(documents, packer, recipe.cache, "train")
     return TrainingData(train, validation)
+
+
+def training_texts(recipe: DataRecipe, characters: int = 50_000_000) -> list[str]:
+    """The documents to train on, from their start: so many characters, to train a tokenizer on."""
+    texts, count = [], 0
+    for text in chain.from_iterable(_documents(recipe)[0].texts()):
+        texts.append(text)
+        count += len(text)
+        if count >= characters:
+            break
+    return texts
+
+
+def _documents(recipe: DataRecipe) -> tuple[_Documents, _Documents | None]:
+    """To train and to validate on."""
+    documents = _load(recipe, recipe.train, "train", recipe.split, streaming=recipe.streaming)
+    held_out = None
+    if recipe.validation:
+        held_out = _load(recipe, recipe.validation, "validation", recipe.split, streaming=True)
+    elif recipe.validation_split:
+        held_out = _load(recipe, recipe.train, "train", recipe.validation_split, streaming=True)
+    elif recipe.validation_documents:
+        count = recipe.validation_documents
+        held_out = _Documents(documents.dataset.take(count), documents.column, (documents.identity, "first", count))
+        documents = _Documents(documents.dataset.skip(count), documents.column, (documents.identity, "after", count))
+    return documents, held_out
 
 
 def _load(recipe: DataRecipe, source: str | list[str], name: str, split: str, streaming: bool) -> _Documents:
@@ -213,13 +233,20 @@ def _digests(documents: _Documents) -> Iterator[dict[str, int]]:
 
 
 def _first_sequences(documents: _Documents, packer: Packer, limit: int, name: str) -> Dataset:
-    return Dataset.from_list(list(islice(_sequences(documents, packer, name), limit)), features=ROW)
+    rows = list(islice(_sequences(documents, packer, name), limit))
+    return Dataset.from_list(rows, features=_features(packer))
+
+
+def _features(packer: Packer) -> Features:
+    return Features({name: List(Value("int32")) for name in packer.columns})
 
 
 def _all_sequences(documents: _Documents, packer: Packer, cache: str | None, name: str) -> Dataset:
-    ends = (packer.start, packer.end)
+    ends, kind = (packer.start, packer.end), (packer.columns, getattr(packer, "packed", True))
     identity = [LAYOUT, documents.identity, documents.column, _identity(packer.tokenizer), ends, packer.length]
-    return _cached(_sequences, ROW, cache, {"documents": documents, "packer": packer, "name": name}, identity)
+    identity += [] if kind == (Packer.columns, True) else [kind]
+    arguments = {"documents": documents, "packer": packer, "name": name}
+    return _cached(_sequences, _features(packer), cache, arguments, identity)
 
 
 def _cached(
@@ -238,7 +265,8 @@ def _cached(
 
 
 def _sequences(documents: _Documents, packer: Packer, name: str) -> Iterator[dict[str, list[int]]]:
-    packer = Packer(packer.tokenizer, packer.length)  # nothing is left of other documents
+    packer = copy.copy(packer)
+    packer.tokens, packer.positions = [], []  # nothing is left of other documents
     none = True
     for texts in documents.texts():
         for row in packer.pack(texts):

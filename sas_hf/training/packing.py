@@ -64,20 +64,26 @@ class Packer:
         ValueError: for a length below 2, or a tokenizer without eos.
     """
 
+    columns = ("input_ids", "position_ids", "labels")  # of its rows
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int):
         if sequence_length < 2:
             raise ValueError(f"`sequence_length` is {sequence_length}; it must be at least 2.")
+        self.tokenizer = tokenizer
+        self.length = sequence_length
+        self.start, self.end = self.find_ends(tokenizer)
+        self.tokens: list[int] = []  # of the sequence that is not full yet
+        self.positions: list[int] = []
+
+    def find_ends(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+        """The tokens that begin and end a document."""
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "The tokenizer has no eos token, so that nothing would end a document and the model would never learn "
                 "to stop; set its `eos_token` to a token of its vocabulary."
             )
-        self.tokenizer = tokenizer
-        self.length = sequence_length
-        self.end = tokenizer.eos_token_id
-        self.start = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self.tokens: list[int] = []  # of the sequence that is not full yet
-        self.positions: list[int] = []
+        end = tokenizer.eos_token_id
+        return end if tokenizer.bos_token_id is None else tokenizer.bos_token_id, end
 
     def state_dict(self) -> dict[str, Any]:
         """The sequence that is not full yet; numbers alone, for JSON."""
@@ -111,3 +117,39 @@ class Packer:
                 self.tokens, self.positions = [], []
                 labels = [-100 if position == 0 else token for token, position in zip(tokens, positions, strict=True)]
                 yield {"input_ids": tokens, "position_ids": positions, "labels": labels}
+
+
+class MaskedPacker(Packer):
+    """
+    Packs documents for a masked language model, as Transformers' own script does: each between the tokens that begin
+    and end a text for BERT's kind, cut wherever a sequence is full. Rows are `input_ids` alone: a token sees all
+    documents of its sequence, and what is masked is chosen later.
+
+    Args:
+        packed: else each document is a row, whose end is cut off where it is longer than a sequence.
+    """
+
+    columns = ("input_ids",)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int, packed: bool = True):
+        super().__init__(tokenizer, sequence_length)
+        self.packed = packed
+
+    def find_ends(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+        pairs = (("cls_token_id", "sep_token_id"), ("bos_token_id", "eos_token_id"))
+        for names in pairs:
+            start, end = (getattr(tokenizer, name) for name in names)
+            if None not in (start, end):
+                return start, end
+        raise ValueError(
+            "The tokenizer has neither a cls and a sep token nor a bos and an eos token to part documents with."
+        )
+
+    def _pack_tokens(self, ids: list[int]) -> Iterator[dict[str, list[int]]]:
+        if not self.packed:
+            yield {"input_ids": ids if len(ids) <= self.length else [*ids[: self.length - 1], self.end]}
+            return
+        self.tokens += ids
+        while len(self.tokens) >= self.length:
+            yield {"input_ids": self.tokens[: self.length]}
+            self.tokens = self.tokens[self.length :]

@@ -66,6 +66,9 @@ class DataRecipe:
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
         sequence_length: tokens per packed sequence; of a chat or a labelled text, those beyond are cut off.
+        packed: of a masked language model: documents are packed into full sequences, else each is a row, cut and
+            padded.
+        mlm_probability: of a masked language model: share of the tokens that it must find.
         max_validation_sequences: of the validation text or chats, from their start.
         class_names: of the classes of images or labelled texts, in their order; by default the dataset's own.
         augment: flip and shift the training images at random.
@@ -85,6 +88,8 @@ class DataRecipe:
     streaming: bool = False
     shuffle_buffer: int = 1000
     sequence_length: int = 1024
+    packed: bool = True
+    mlm_probability: float = 0.15
     max_validation_sequences: int | None = 100
     class_names: list[str] | None = None
     augment: bool = True

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -37,14 +38,21 @@ class TrainingLog(TrainerCallback):
 
     Args:
         folder: of the training; made where it is missing. Only the first process writes.
-        tokens_per_sequence: of every sequence (T, packed); `None`: unknown, and neither tokens nor perplexity are
-            written.
+        tokens_per_sequence: of every sequence (T, packed); `None`: unknown, and neither tokens nor what follows from
+            the loss are written.
+        from_loss: by name, what follows from `eval_loss`; that of language models by default.
 
     Raises:
         OSError: when the log cannot be written.
     """
 
-    def __init__(self, folder: Path, tokens_per_sequence: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        tokens_per_sequence: int | None,
+        from_loss: dict[str, Callable[[float], float]] | None = None,
+    ):
+        self.from_loss = {"perplexity": perplexity} if from_loss is None else from_loss
         self.path = Path(folder) / LOG_NAME
         self.tokens_per_sequence = tokens_per_sequence
         self.console = Console()
@@ -135,7 +143,7 @@ class TrainingLog(TrainerCallback):
         line = {"step": step, "tokens": tokens, "seconds": round(time.perf_counter() - self._began, 3)}
         line |= {name: value for name, value in logs.items() if not name.endswith(LEFT_OUT)}
         if tokens is not None and "eval_loss" in line:
-            line["perplexity"] = perplexity(line["eval_loss"])
+            line |= {name: follow(line["eval_loss"]) for name, follow in self.from_loss.items()}
         elif tokens is not None and "loss" in line:
             new = (step - self._logged_step) * self._tokens_per_step
             line["tokens_per_second"] = round(new / self._trained, 1) if self._trained else None

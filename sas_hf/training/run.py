@@ -72,7 +72,8 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
     task = find_task(recipe.task)
-    log = TrainingLog(folder, task.tokens_per_sequence(recipe))
+    from_loss = {metric.name: metric.from_loss for metric in task.metrics if metric.from_loss}
+    log = TrainingLog(folder, task.tokens_per_sequence(recipe), from_loss)
     benchmarks = None
     with _begun(folder, recipe, arguments.should_save):
         with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):

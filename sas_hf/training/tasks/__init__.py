@@ -4,6 +4,7 @@ from ..fields import check_names
 from .chat import Chat
 from .image_classification import ImageClassification
 from .language_modeling import LanguageModeling
+from .masked_language_modeling import MaskedLanguageModeling
 from .task import Metric, Task
 from .text_classification import TextClassification
 
@@ -14,6 +15,7 @@ TASKS: dict[str, Task] = {
         LanguageModeling(),
         Chat(),
         ImageClassification(),
+        MaskedLanguageModeling(),
         TextClassification(),
     )
 }

@@ -12,21 +12,22 @@ from ..recipe_fields import TrainingRecipe
 from .causal import CausalTask
 
 
+# Of `data`, what tells which documents there are and what sequences are made of them.
+DOCUMENTS = (
+    "data.validation_split",
+    "data.validation_documents",
+    "data.config",
+    "data.split",
+    "data.text_column",
+    "data.document_separator",
+    "data.sequence_length",
+    "data.max_validation_sequences",
+)
+
+
 class LanguageModeling(CausalTask):
     name = "language_modeling"
-    reads = (
-        "model.conversion",
-        "data.validation_split",
-        "data.validation_documents",
-        "data.config",
-        "data.split",
-        "data.text_column",
-        "data.document_separator",
-        "data.streaming",
-        "data.shuffle_buffer",
-        "data.sequence_length",
-        "data.max_validation_sequences",
-    )
+    reads = ("model.conversion", *DOCUMENTS, "data.streaming", "data.shuffle_buffer")
 
     def check_sources(self, recipe: TrainingRecipe) -> None:
         check_data(recipe.data)
