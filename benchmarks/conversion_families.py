@@ -1,4 +1,4 @@
-"""The table of docs/conversion.md: every text family, converted from a small random source.
+"""The tables of docs/conversion.md: every family of text models, converted from a small random source.
 
 python benchmarks/conversion_families.py
 """
@@ -20,7 +20,8 @@ from transformers import AutoConfig
 
 from sas_hf.conversion import ConversionOptions, compare_models, convert_checkpoint, convert_model
 from sas_hf.conversion.convert import FAMILIES
-from sas_hf.modeling import SASGPTForCausalLM
+from sas_hf.conversion.samples import verification_samples
+from sas_hf.modeling import SASEncoderForMaskedLM, SASGPTForCausalLM, SASSeq2SeqForConditionalGeneration
 
 
 SIZE = {
@@ -35,6 +36,22 @@ SIZE = {
     "pad_token_id": None,
 }
 GQA = {"num_key_value_heads": 2, "intermediate_size": 1024}
+SEQ2SEQ = {
+    "d_model": 384,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_ffn_dim": 1536,
+    "init_std": 0.06,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "forced_eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+LAYERED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+OWN_NAMES = {"distilbert", "bart", "mbart", "marian"}  # whose sizes have other names than SIZE's
 SOURCES = {  # fields beside SIZE
     "gpt2": {},
     "gpt_neox": {"intermediate_size": 1536},
@@ -46,7 +63,14 @@ SOURCES = {  # fields beside SIZE
     "smollm3": GQA,
     "olmo2": GQA,
     "phi": {"intermediate_size": 1536},
+    "bert": {"intermediate_size": 1536, "pad_token_id": 0},
+    "roberta": {"intermediate_size": 1536, "pad_token_id": 1, "max_position_embeddings": 514},
+    "distilbert": {"dim": 384, "n_layers": 5, "n_heads": 6, "hidden_dim": 1536, "pad_token_id": 0},
+    "bart": SEQ2SEQ,
+    "mbart": SEQ2SEQ | {"scale_embedding": True},
+    "marian": SEQ2SEQ | {"scale_embedding": True},
 }
+HEADS = (SASGPTForCausalLM, SASEncoderForMaskedLM, SASSeq2SeqForConditionalGeneration)
 COLUMNS = (
     "family",
     "options",
@@ -60,11 +84,12 @@ COLUMNS = (
 
 
 def make_source(family: str) -> torch.nn.Module:
-    """A random language model with biases and norms off their zeros and ones."""
+    """A random model with a head for tokens, biases and norms off their zeros and ones."""
     torch.manual_seed(0)
     architectures = FAMILIES[family].architectures
-    name = next(name for name, sas_class in architectures.items() if sas_class is SASGPTForCausalLM)
-    model = getattr(transformers, name)(AutoConfig.for_model(family, **SIZE, **SOURCES[family])).eval()
+    name = next(name for name, sas_class in architectures.items() if sas_class in HEADS)
+    size = {name: value for name, value in SIZE.items() if family not in OWN_NAMES or not name.endswith(LAYERED)}
+    model = getattr(transformers, name)(AutoConfig.for_model(family, **size | SOURCES[family])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -76,8 +101,9 @@ def save_and_compare_in_float64(family: str, folder: Path, options: ConversionOp
     source = make_source(family)
     source.save_pretrained(folder)
     source = source.double()
-    windows = [torch.randint(SIZE["vocab_size"], (1, 256)) for _ in range(2)]
-    results.put(compare_models(source, convert_model(source, options), windows).to_dict())
+    converted = convert_model(source, options)
+    windows, _ = verification_samples(type(converted), converted.config, None, None, None, 2, 256, seed=0)
+    results.put(compare_models(source, converted, windows).to_dict())
 
 
 def convert(folder: Path, options: ConversionOptions, results) -> None:

@@ -1,9 +1,10 @@
-"""Whether sentence-transformers gives a converted encoder's sentences the source's embeddings, and can train it: the
+r"""Whether sentence-transformers gives a converted encoder's sentences the source's embeddings, and can train it: the
 figures of docs/conversion.md. Needs sentence-transformers 6, which sas_hf does not ask for.
 
 sas-hf convert SOURCE CONVERTED
 python benchmarks/sentence_embeddings.py SOURCE CONVERTED --sentences FILE
-python benchmarks/sentence_embeddings.py SOURCE CONVERTED --sentences PAIRS.parquet --columns en es --fine-tune 200
+python benchmarks/sentence_embeddings.py SOURCE CONVERTED --sentences PAIRS.parquet --columns en es --fine-tune 200 \
+    --batch-size 16 --max-length 48
 """
 
 import argparse
@@ -56,19 +57,18 @@ def found_pairs(model: SentenceTransformer, pairs: list[list[str]]) -> float:
     return ((first @ second.T).argmax(-1) == np.arange(len(first))).mean().item()
 
 
-def fine_tune(
-    name: str, pairs: list[list[str]], steps: int, batch_size: int, learning_rate: float
-) -> dict[str, float]:
+def fine_tune(name: str, pairs: list[list[str]], options: argparse.Namespace) -> dict[str, float]:
     """Train on pairs by sentence-transformers' own trainer, save, load again."""
     held_out, training = [texts[:HELD_OUT] for texts in pairs], [texts[HELD_OUT:] for texts in pairs]
-    model = SentenceTransformer(name)
+    steps, model = options.fine_tune, SentenceTransformer(name)
+    model.max_seq_length = options.max_length or model.max_seq_length
     before, started = found_pairs(model, held_out), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             folder,
             max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=learning_rate,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
             warmup_steps=steps // 10,
             logging_steps=1,
             save_strategy="no",
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="of sentences that are compared")
     parser.add_argument("--fine-tune", type=int, default=0, metavar="STEPS", help="on pairs; a lone text is its own")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-length", type=int, help="of training texts, in tokens; by default the model's own")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -121,8 +122,8 @@ def main() -> None:
     console.print(table)
     if arguments.fine_tune:
         pairs = [columns[0], columns[-1]]
-        options = (pairs, arguments.fine_tune, arguments.batch_size, arguments.learning_rate)
-        tuned = {name: fine_tune(name, *options) for name in (arguments.source, arguments.converted)}
+        names = (arguments.source, arguments.converted)
+        tuned = {name: fine_tune(name, pairs, arguments) for name in names}
         figures["fine-tuned"] = tuned
         table = Table(title=f"{arguments.fine_tune} steps of {arguments.batch_size} pairs")
         table.add_column("figure")

@@ -204,7 +204,8 @@ def sas_config(
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     config_class = family.config_class
     shared = ["id2label", "label2id", "problem_type", "dtype"]
-    shared += ["classifier_dropout"] * ("classifier_dropout" in config_class.__dataclass_fields__)
+    if not config.is_encoder_decoder:  # which have no classifier here
+        shared.append("classifier_dropout")
     kept = {name: getattr(config, name) for name in shared if getattr(config, name, None) is not None}
     fields = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim} | kept | family.sas_fields(config, architecture)
     if without_pooler:
