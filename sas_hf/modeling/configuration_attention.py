@@ -116,12 +116,20 @@ class SASAttentionConfig(PreTrainedConfig):
     qk_norm: str | None = None
 
     def __post_init__(self, **kwargs):
+        kwargs = self.take_aliases(kwargs)
         refuse_misspelt_fields(self, kwargs)
         forget_travelling_code(self, kwargs)
         # TRL reads it of every architecture that is not Transformers' own.
         self.auto_map = kwargs.pop("auto_map", {})
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
+
+    def take_aliases(self, keywords: dict) -> dict:
+        """Set the fields that `keywords` have under another name (`attribute_map`); the base class would do so after
+        what follows from them was worked out. Returns the other keywords."""
+        for name in keywords.keys() & self.attribute_map.keys():
+            setattr(self, name, keywords[name])
+        return {name: value for name, value in keywords.items() if name not in self.attribute_map}
 
     def to_dict(self) -> dict:
         """As in Transformers; an `auto_map` that names nothing is left out."""
