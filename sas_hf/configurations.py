@@ -2,13 +2,13 @@
 
 SAS paper, Table 2 and Appendix C (backbone of the FineWeb-Edu runs: RoPE, RMSNorm, SwiGLU, no biases, tied
 embeddings, GPT-2's tokenizer padded to 50,304), Table 7's variants under simulation; "You Need to Pay Better
-Attention", Tables 1 and 5-7 (image classifiers), 2, 8 and 9 (text classifiers). What a paper leaves open is marked as
-ours.
+Attention", Tables 1 and 5-7 (image classifiers), 2, 8 and 9 (text classifiers), 3 and 10 (translation). What a paper
+leaves open is marked as ours.
 """
 
 import difflib
 
-from .modeling import SASEncoderConfig, SASGPTConfig, SASViTConfig
+from .modeling import SASEncoderConfig, SASGPTConfig, SASSeq2SeqConfig, SASViTConfig
 
 
 # name of the size: (hidden size, layers, MHA heads)
@@ -96,6 +96,37 @@ IMAGE_CLASSIFIERS = {
 }
 
 
+# English to Spanish, after Keras's example: post-norm, ReLU, learned positions, embeddings of both sides and the head
+# apart. Which attentions are replaced the paper does not say: all three of them (encoder, decoder, from there to the
+# source) are, which is inferred. Dropout is ours: that of Keras's example is on the decoder's output alone.
+TRANSLATION = {
+    "vocab_size": 15000,
+    "decoder_vocab_size": 15000,
+    "share_encoder_decoder_embeddings": False,
+    "tie_word_embeddings": False,
+    "lm_head_bias": True,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 4,  # or 1, or 2
+    "max_position_embeddings": 20,
+    "position_embedding_type": "learned",
+    "embedding_norm": False,
+    "norm_position": "post_residual",
+    "norm_type": "layer_norm",
+    "mlp_type": "plain",
+    "hidden_act": "relu",
+    "attention_bias": True,
+    "attention_output_bias": True,
+    "mlp_bias": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+
+
 def _backbone(size: str) -> dict:
     hidden_size, layers, heads = SIZES[size]
     return {
@@ -151,6 +182,12 @@ def _image_classifier(task: str, kind: str) -> dict:
     return {"attention_type": kind} | fields
 
 
+def _translator(kind: str) -> dict:
+    if kind == "sas":  # ours: the paper has none; three times the heads, and D̂ = 1.5·D
+        return TRANSLATION | {"attention_type": "mha", "num_simulated_heads": 12, "simulated_head_dim": 384}
+    return TRANSLATION | {"attention_type": "mha" if kind == "standard" else kind}
+
+
 def _all_configs() -> dict[str, dict]:
     named = {}
     for size in SIZES:
@@ -169,15 +206,18 @@ def _all_configs() -> dict[str, dict]:
     for task in IMAGE_CLASSIFIERS:
         for kind in ("standard", "optimised", "efficient", "super", "sas"):
             named[f"{task}-{kind}"] = _image_classifier(task, kind)
+    for kind in ("standard", "optimised", "efficient", "sas"):  # "super" has a fixed length, and is left out there
+        named[f"nmt-{kind}"] = _translator(kind)
     return named
 
 
 NAMED_CONFIGS = _all_configs()
 # By what a name begins with; all others are language models.
 _CLASSES = dict.fromkeys(TEXT_CLASSIFIERS, SASEncoderConfig) | dict.fromkeys(IMAGE_CLASSIFIERS, SASViTConfig)
+_CLASSES |= {"nmt": SASSeq2SeqConfig}
 
 
-def named_config(name: str, **overrides) -> SASGPTConfig | SASEncoderConfig | SASViTConfig:
+def named_config(name: str, **overrides) -> SASGPTConfig | SASEncoderConfig | SASSeq2SeqConfig | SASViTConfig:
     """The configuration of a model of the papers.
 
     Args:

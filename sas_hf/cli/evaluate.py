@@ -1,4 +1,5 @@
-"""`sas-hf eval`: [`~sas_hf.eval.evaluate`] and [`~sas_hf.eval.evaluate_images`]."""
+"""`sas-hf eval`: [`~sas_hf.eval.evaluate`], [`~sas_hf.eval.evaluate_images`] and
+[`~sas_hf.eval.evaluate_translation`]."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Checkpoint folders, Hub ids or peft adapters of causal language models, or image classifiers.",
+            help="Checkpoint folders, Hub ids or peft adapters of causal language models or translators, or image "
+            "classifiers.",
         ),
     ],
     tasks: Annotated[
@@ -26,6 +28,23 @@ def evaluate(
         str | None, typer.Option(help="Labelled images for image classifiers: a folder or a Hub id.")
     ] = None,
     image_split: Annotated[str | None, typer.Option(help="For --images. By default test, or validation.")] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts and their translations: a table (may be repeated) or a Hub dataset."),
+    ] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="For --pairs. Also the language inside of a column `translation`.")
+    ] = None,
+    target_column: Annotated[str | None, typer.Option(help="For --pairs, likewise.")] = None,
+    source_language: Annotated[
+        str | None, typer.Option(help="For --pairs, as a multilingual tokenizer writes it: en_XX.")
+    ] = None,
+    target_language: Annotated[str | None, typer.Option(help="For --pairs, likewise.")] = None,
+    pairs_config: Annotated[str | None, typer.Option(help="For --pairs: configuration of the dataset.")] = None,
+    pairs_split: Annotated[str | None, typer.Option(help="For --pairs: of the dataset. By default test.")] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="For --pairs; 1 is greedy. By default as the model's generation configuration.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of <dataset>/<config>/<split>.parquet to read instead of the Hub.")
     ] = None,
@@ -67,35 +86,57 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
-    """Score models on the papers' suites, harness tasks and texts, or on images; shows and writes a report."""
+    """Score models on the papers' suites, harness tasks and texts, on images or on translations; shows and writes a
+    report."""
     from .. import eval as evaluation
     from ..eval.arguments import check_folder, refuse_unused
     from ..report.figures import require_matplotlib
 
-    if (images is not None) == bool(tasks or perplexity):
+    if sum(map(bool, (images is not None, pairs, tasks or perplexity))) != 1:
         raise ValueError(
-            "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images."
+            "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images, "
+            "or `--pairs`, for translators."
         )
+    of_pairs = {"--source-column": source_column, "--target-column": target_column, "--beams": beams}
+    of_pairs |= {"--source-language": source_language, "--target-language": target_language}
+    of_pairs |= {"--pairs-config": pairs_config, "--pairs-split": pairs_split}
     of_texts = {"--context-lengths": context_lengths, "--stride": stride, "--max-tokens": max_tokens}
     of_texts |= {"--text-config": text_config, "--text-split": text_split, "--text-column": text_column}
-    if images is not None:
-        of_language = {"--data": data, "--columns": columns, "--num-fewshot": num_fewshot, "--tokenizer": tokenizer}
+    if not pairs:
+        refuse_unused(of_pairs, "there are no `--pairs`")
+    if images is not None or pairs:
+        of_language = {"--data": data, "--columns": columns, "--num-fewshot": num_fewshot}
         of_language |= {"--adapter": adapter, "--truncation": truncation, "--cache": cache}
+        of_language |= {} if pairs else {"--tokenizer": tokenizer}
         of_language |= {"--add-bos-token": add_bos_token, "--no-add-bos-token": add_bos_token is False}
         of_language |= {"--log-samples": log_samples}
-        refuse_unused(of_texts | of_language, "images are scored without it")
-    else:
+        what = "translations" if pairs else "images"
+        refuse_unused(of_texts | of_language, f"{what} are scored without it")
+    elif not perplexity:
+        refuse_unused(of_texts, "there is no text (`--perplexity`)")
+    if images is None:
         refuse_unused({"--image-split": image_split}, "there are no `--images`")
-        if not perplexity:
-            refuse_unused(of_texts, "there is no text (`--perplexity`)")
     if report is not None:
         require_matplotlib()
         check_folder("report", report)
-    if images is not None:
+    if images is not None or pairs:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")
-        options = {"split": image_split, "limit": limit, "batch_size": parse_batch_size(batch_size)}
+        options = {"limit": limit, "batch_size": parse_batch_size(batch_size)}
         options |= {"device": device, "dtype": dtype, "output": output}
+    if pairs:
+        if not (source_column and target_column):
+            raise ValueError("`--pairs` needs `--source-column` and `--target-column`; name the two columns.")
+        options |= {"source_column": source_column, "target_column": target_column, "tokenizer": tokenizer}
+        options |= {"source_language": source_language, "target_language": target_language, "num_beams": beams}
+        options |= {"config": pairs_config, "split": pairs_split or "test"}
+        place = pairs[0] if len(pairs) == 1 else pairs
+        show_report(
+            evaluation.Report([evaluation.evaluate_translation(model, place, **options) for model in models]), report
+        )
+        return
+    if images is not None:
+        options |= {"split": image_split}
         found = [evaluation.evaluate_images(model, images, **options) for model in models]
         show_report(evaluation.Report(found), report)
         return

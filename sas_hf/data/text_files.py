@@ -140,6 +140,19 @@ def rows_in(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, list[Any
     return {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[kind_of(path)](path, columns)
 
 
+def columns_in(path: Path) -> list[str]:
+    """The columns of a table, as far as its beginning shows; a ValueError for a file that is not what its suffix
+    says."""
+    if kind_of(path) == "csv":
+        with open_text(path, newline="") as file:
+            return next(csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t"), [])
+    if kind_of(path) == "parquet":
+        with open_parquet(path) as file:
+            return file.schema_arrow.names
+    row = next((row for _, row in _json_rows(path)), {})
+    return list(row) if isinstance(row, dict) else []
+
+
 def as_text(value: Any, column: str, column_field: str, place: str) -> str | None:
     """The value of a cell, if it is text or nothing; a ValueError that names the place (such as "line 3 of FILE") if
     it is anything else."""

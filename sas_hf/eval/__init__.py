@@ -14,6 +14,7 @@ from .perplexity import PerplexityText
 from .preparation import prepare_data
 from .report import Report
 from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
+from .translation import evaluate_translation
 
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "TaskResult",
     "evaluate",
     "evaluate_images",
+    "evaluate_translation",
     "make_continuation_task",
     "prepare_data",
 ]

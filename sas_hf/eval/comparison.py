@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from .results import EvaluationResult, is_text
+from ..report.translation import SAMPLES, score_differences
+from .results import EvaluationResult, TaskResult, is_text, is_translation
 
 
 METHOD = (
     "difference of the two models' scores question by question (window by window); standard error from their sample "
     "variance, 95 % confidence interval by Student's t; an average over columns has the root of the columns' summed "
-    "squares over their number, and the t of the column with the fewest questions"
+    "squares over their number, and the t of the column with the fewest questions; of BLEU and chrF, sacrebleu's "
+    f"paired bootstrap ({SAMPLES:,} resamples: standard error, interval between percentiles 2.5 and 97.5, and p)"
 )
 # Bits per byte that two models must differ by in a window: less is the rounding of float32.
 BITS_ROUNDING = 1e-6
@@ -26,7 +28,8 @@ class PairedDifference:
         stderr: of the difference; `None` for one question.
         low, high: ends of its 95 % confidence interval.
         num_samples: questions that both answered, or windows of a text that both read.
-        unit: of the three numbers: "share" of one, or "bits per byte".
+        unit: of the three numbers: "share" of one, "bits per byte", "nats" of a loss, or "of 100" (BLEU and chrF).
+        p_value: of sacrebleu's paired bootstrap, for BLEU and chrF.
     """
 
     name: str
@@ -36,6 +39,7 @@ class PairedDifference:
     high: float | None
     num_samples: int
     unit: str = "share"
+    p_value: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -73,6 +77,10 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
         if cells and len(cells) == len(first.suites[name].columns) == len(second.suites[name].columns):
             found.append(_average(name, cells))
     for name in (name for name in shared if name not in different | in_suites):
+        if is_translation(shared[name]):
+            found += _of_translations(name, shared[name], second.tasks[name])
+            if shared[name].details["tokens"] != second.tasks[name].details["tokens"]:
+                continue  # what is predicted token by token is not the same
         metrics = [metric for metric in first.tasks[name].scores if metric in second.tasks[name].scores]
         found += [_difference(f"{name}: {metric}", first, second, [name], metric) for metric in metrics]
     return found
@@ -86,8 +94,8 @@ def _difference(
         for task in tasks
         for a, b in zip(first.tasks[task].scores[metric], second.tasks[task].scores[metric], strict=True)
     ]
-    unit = "bits per byte" if metric == "bits_per_byte" else "share"
-    if unit != "share":
+    unit = {"bits_per_byte": "bits per byte", "loss": "nats"}.get(metric, "share")
+    if metric == "bits_per_byte":
         differences = [value if abs(value) > BITS_ROUNDING else 0.0 for value in differences]
     count = len(differences)
     mean = math.fsum(differences) / count
@@ -95,6 +103,24 @@ def _difference(
     if count > 1:
         stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (count - 1) / count)
     return _interval(name, mean, stderr, count, count, unit)
+
+
+def _of_translations(name: str, first: TaskResult, second: TaskResult) -> list[PairedDifference]:
+    hypotheses = [[sample["translation"] for sample in task.samples] for task in (first, second)]
+    references = [sample["reference"] for sample in first.samples]
+    return [
+        PairedDifference(
+            f"{name}: {metric}",
+            found.difference,
+            found.stderr,
+            found.low,
+            found.high,
+            len(references),
+            "of 100",
+            found.p_value,
+        )
+        for metric, found in score_differences(*hypotheses, references, first.details["language"]).items()
+    ]
 
 
 def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:

@@ -3,6 +3,7 @@
 A run's numbers stand beside the printed rows of the papers' tables for models of its size, which are marked as such.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,10 @@ from ..report.files import one_at_a_time, write_atomically
 from ..report.tables import Grid
 from .comparison import METHOD, PairedDifference, compare
 from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
-from .results import EvaluationResult, Metric, finite, perplexities, save_json
+from .results import EvaluationResult, Metric, TaskResult, finite, is_translation, perplexities, save_json
+
+
+SHOWN = 10  # translations of each model
 
 
 class Report:
@@ -46,6 +50,7 @@ class Report:
         """All tables: suites, other tasks, perplexities, differences, every number with its circumstances, runs."""
         suites = dict.fromkeys(name for result in self.results for name in result.suites)
         found = [self._suite(name) for name in suites]
+        found += [self._translations()] if self._translated() else []
         found += [self._perplexities()] if any(perplexities(result) for result in self.results) else []
         found += [self._differences(label) for label, differences in self.comparisons.items() if differences]
         return [*found, self._numbers(), self._runs()]
@@ -64,6 +69,7 @@ class Report:
         parts = [f"# Evaluation of {', '.join(self.labels)}\n"]
         parts += [f"![{Path(name).stem}]({name})\n" for name in plots]
         parts += [grid.markdown() for grid in self.grids()]
+        parts += [self._gallery()] if self._translated() else []
         parts += [f"Not compared: {text}\n" for text in self.not_compared.values()]
         return "\n".join(parts)
 
@@ -87,7 +93,7 @@ class Report:
     @one_at_a_time("folder", in_place=True)
     def save(self, folder: str | Path) -> list[Path]:
         """
-        Write `report.md`, `report.json` and plots, as PNG and SVG, into a folder.
+        Write `report.md`, `report.json` and plots, as PNG and SVG, into a folder, and translations, where there are.
 
         Returns:
             the files written.
@@ -105,7 +111,16 @@ class Report:
         document = self.markdown([path.name for path in plots if path.suffix == ".png"])
         write_atomically(folder / "report.md", document.encode())
         save_json(folder / "report.json", self.to_dict())
-        return [folder / "report.md", folder / "report.json", *plots]
+        return [folder / "report.md", folder / "report.json", *self._save_translations(folder), *plots]
+
+    def _save_translations(self, folder: Path) -> list[Path]:
+        """A text file for each model that translated, a translation on each line, as sacrebleu reads them."""
+        files = []
+        for number, (_, task) in enumerate(self._translated(), 1):
+            lines = [" ".join(sample["translation"].split()) for sample in task.samples]
+            files.append(folder / f"translations-{number}.txt")
+            write_atomically(files[-1], "".join(f"{line}\n" for line in lines).encode())
+        return files
 
     def paper_rows(self, suite: str) -> list[PaperRow]:
         """The printed rows of the suite's table for models of the sizes of those that ran it."""
@@ -141,6 +156,41 @@ class Report:
             notes.append(f"paper: printed in Table {TABLE_OF_SUITE[name]} of {paper_tables()['1'].paper}")
         return Grid(name, ["model", *columns, "average"], rows, "; ".join(notes) + ".")
 
+    def _translated(self) -> list[tuple[str, TaskResult]]:
+        """What was translated, by whom."""
+        return [
+            (label, task)
+            for label, result in self._labelled()
+            for task in result.tasks.values()
+            if is_translation(task)
+        ]
+
+    def _translations(self) -> Grid:
+        rows, notes = [], {}
+        for label, task in self._translated():
+            cells = [
+                f"{score.value:.2f}" + ("" if score.stderr is None else f" ± {score.stderr:.2f}")
+                for score in (task.metrics["bleu"], task.metrics["chrf"])
+            ]
+            cells += [_percent(task.metrics["token_accuracy"]), _number(task.metrics["loss"])]
+            rows.append([label, *cells, str(task.details["num_beams"])])
+            for metric, signature in task.details["signatures"].items():
+                notes.setdefault(f"{metric} {signature}")
+        header = ["model", "BLEU", "chrF", "token accuracy, %", "loss", "beams"]
+        return Grid("Translations", header, rows, "; ".join(notes) + ".")
+
+    def _gallery(self) -> str:
+        """The first pairs of the first model's, and what each model that translated the same made of them."""
+        (_, first), *_ = found = self._translated()
+        alike = [(label, task) for label, task in found if task.questions == first.questions]
+        lines = ["## What was translated\n"]
+        for place, pair in enumerate(first.samples[:SHOWN]):
+            texts = {"source": pair["source"], "reference": pair["reference"]}
+            texts |= {label: task.samples[place]["translation"] for label, task in alike}
+            said = [f"**{_line(name)}**: {_line(text)}" for name, text in texts.items()]
+            lines.append(f"{place + 1}. " + "  \n   ".join(said))
+        return "\n".join(lines) + "\n"
+
     def _perplexities(self) -> Grid:
         lengths = sorted({length for result in self.results for length in perplexities(result)})
         rows, notes = [], []
@@ -161,7 +211,9 @@ class Report:
         rows = []
         for each in self.comparisons[label]:
             # Points are per cent of one; bits per byte differ in the fourth decimal.
-            scale, places, unit = (100, 2, "points") if each.unit == "share" else (1, 5, each.unit)
+            scale, places, unit = {"share": (100, 2, "points"), "of 100": (1, 2, "points")}.get(
+                each.unit, (1, 5, each.unit)
+            )
             difference, stderr, low, high = (
                 None if value is None else f"{scale * value:+.{places}f}"
                 for value in (each.difference, each.stderr, each.low, each.high)
@@ -174,7 +226,8 @@ class Report:
                     "" if low is None else f"[{low}, {high}]",
                     unit,
                     f"{each.num_samples:,}",
-                    "yes" if each.significant else "no",
+                    ("yes" if each.significant else "no")
+                    + ("" if each.p_value is None else f" (p {each.p_value:.3f})"),
                 ]
             )
         header = ["", "difference", "± stderr", "95 % interval", "in", "questions or windows", "beyond chance"]
@@ -256,6 +309,11 @@ def _labels(results: list[EvaluationResult]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def _line(text: str) -> str:
+    """On one line, with what Markdown would take for its own marked as text."""
+    return re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", " ".join(text.split()))
 
 
 def _percent(score: Metric) -> str:

@@ -41,7 +41,8 @@ class TaskResult:
         questions: digest of the samples and their prompts; equal digests were asked the same.
         details: more on what was done, such as a perplexity's context length, stride and tokens.
         samples: with `log_samples`, a dictionary per sample: `doc_id`, `doc_hash`, `prompt_hash`, `target`, the
-            metrics, and `responses`, one per request: `[log-likelihood, is greedy]`, or the text generated.
+            metrics, and `responses`, one per request: `[log-likelihood, is greedy]`, or the text generated. Of a
+            translation always: `source`, `reference`, `translation`, and the reference's `loss` per token.
     """
 
     metrics: dict[str, Metric]
@@ -62,6 +63,11 @@ class TaskResult:
 def is_text(task: TaskResult) -> bool:
     """Whether it is a text's perplexity at one context length."""
     return "context_length" in task.details  # the harness has tasks with a metric "perplexity", such as LAMBADA
+
+
+def is_translation(task: TaskResult) -> bool:
+    """Whether it holds translations of pairs, whose BLEU is of all of them together."""
+    return "signatures" in task.details and task.samples is not None
 
 
 @dataclass

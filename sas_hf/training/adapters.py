@@ -18,7 +18,8 @@ def prepare_parameters(
     model: PreTrainedModel, recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel | PeftModel:
     """
-    The model to train: with adapters where the recipe has `lora`, else itself, with `trainable` obeyed.
+    The model to train: with adapters where the recipe has `lora`, else itself, with `trainable` obeyed. What is not
+    saved is not trained.
 
     Args:
         tokenizer: of a language model; there is a warning where the base of adapters ends otherwise.
@@ -38,7 +39,19 @@ def prepare_parameters(
         return add_lora(model, recipe.lora, recipe.revision if model.name_or_path == recipe.checkpoint else None)
     if recipe.trainable is not None:
         choose_trainable(model, recipe.trainable)
+    freeze_unsaved(model)
     return model
+
+
+def freeze_unsaved(model: PreTrainedModel) -> None:
+    """Train no parameter that a checkpoint leaves out: what Marian computes anew when it is loaded, its sinusoids, the
+    stock Trainer changes, and the model that is loaded is another than the one that was trained."""
+    left_out = set(model._keys_to_ignore_on_save or ())
+    named = list(model.named_parameters(remove_duplicate=False))
+    saved = {id(weight) for name, weight in named if name not in left_out}
+    for _, weight in named:
+        if id(weight) not in saved:
+            weight.requires_grad_(False)
 
 
 def lora_config(fields: dict[str, Any]) -> LoraConfig:
@@ -71,13 +84,15 @@ def add_lora(model: PreTrainedModel, fields: dict[str, Any], revision: str | Non
     load from any directory.
 
     Args:
-        fields: of `LoraConfig`. `task_type` is "CAUSAL_LM" by default for models that generate.
+        fields: of `LoraConfig`. `task_type` is by default "SEQ_2_SEQ_LM" for encoder-decoders that generate, and
+            "CAUSAL_LM" for other models that do.
         revision: of the Hub checkpoint that the model is, for whoever loads the adapters.
 
     Raises:
         ValueError: as [`lora_config`], or for a target that no layer of the model is named by.
     """
-    task = {"task_type": "CAUSAL_LM"} if model.can_generate() else {}
+    generates = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    task = {"task_type": generates} if model.can_generate() else {}
     config = lora_config(task | fields)
     layers = [name for name, _ in model.named_modules()]
     for field in ("target_modules", "modules_to_save"):

@@ -65,11 +65,14 @@ class DataRecipe:
             one document.
         streaming: read `train` as it comes instead of tokenising it first; for datasets larger than the disk.
         shuffle_buffer: documents among which a stream is shuffled.
-        sequence_length: tokens per packed sequence; of a chat or a labelled text, those beyond are cut off.
+        sequence_length: tokens per packed sequence; of a chat, a labelled text or either side of a pair, those beyond
+            are cut off.
         packed: of a masked language model: documents are packed into full sequences, else each is a row, cut and
             padded.
         mlm_probability: of a masked language model: share of the tokens that it must find.
-        max_validation_sequences: of the validation text or chats, from their start.
+        max_validation_sequences: of the validation text, chats or pairs, from their start.
+        source_column, target_column: of pairs to translate: columns, or languages inside of a column `translation`.
+        source_language, target_language: as a multilingual tokenizer writes them, such as `en_XX`.
         class_names: of the classes of images or labelled texts, in their order; by default the dataset's own.
         augment: flip and shift the training images at random.
         cache: folder for tokenised and packed text; `None`: that of `datasets`.
@@ -91,6 +94,10 @@ class DataRecipe:
     packed: bool = True
     mlm_probability: float = 0.15
     max_validation_sequences: int | None = 100
+    source_column: str | None = None
+    target_column: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
     class_names: list[str] | None = None
     augment: bool = True
     cache: str | None = None

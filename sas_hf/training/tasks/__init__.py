@@ -7,6 +7,7 @@ from .language_modeling import LanguageModeling
 from .masked_language_modeling import MaskedLanguageModeling
 from .task import Metric, Task
 from .text_classification import TextClassification
+from .translation import Translation
 
 
 TASKS: dict[str, Task] = {
@@ -17,6 +18,7 @@ TASKS: dict[str, Task] = {
         ImageClassification(),
         MaskedLanguageModeling(),
         TextClassification(),
+        Translation(),
     )
 }
 
