@@ -5,7 +5,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_attention import require_choice
 from .configuration_text import SASTextConfig
-from .parallel_plans import tensor_parallel_plan
+from .parallel_plans import encoder_parallel_plan
 
 
 @strict
@@ -64,7 +64,7 @@ class SASEncoderConfig(SASTextConfig):
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model; it depends on the attention kind."""
-        return tensor_parallel_plan(self)
+        return encoder_parallel_plan(self)
 
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""

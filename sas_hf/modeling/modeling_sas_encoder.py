@@ -153,6 +153,7 @@ class SASEncoderForMaskedLM(SASEncoderPreTrainedModel):
     """The SAS encoder with a head for masked tokens: logits `[B, T, vocab_size]`."""
 
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+    _tp_plan = {"lm_head.decoder": "colwise_gather_output"}
 
     def __init__(self, config: SASEncoderConfig):
         super().__init__(config)

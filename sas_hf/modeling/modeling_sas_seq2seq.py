@@ -28,6 +28,7 @@ from .embeddings import SASTextEmbeddings
 from .encoder_stack import SASEncoderStack
 from .kinds import as_boolean, initialize_attention, with_boolean_masks
 from .layers import SASDecoderLayer, SASEncoderLayer, final_norm
+from .parallel_plans import seq2seq_parallel_plans
 from .positions import SASRotaryEmbedding
 from .registration import register
 from .sequence import check_positions, layer_inputs, row_positions
@@ -67,6 +68,7 @@ class SASSeq2SeqEncoder(SASSeq2SeqPreTrainedModel, SASEncoderStack):
         super().__init__(config)
         self.build_stack(config.place("encoder"), config.encoder_layers)
         self.post_init()
+        self._tp_plan = seq2seq_parallel_plans(config)["encoder"]  # not the whole's, which the configuration has
 
     @merge_with_config_defaults
     @capture_outputs
@@ -105,6 +107,7 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
         self.norm = final_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
+        self._tp_plan = seq2seq_parallel_plans(config)["decoder"]  # not the whole's, which the configuration has
 
     @either_cache_name
     @merge_with_config_defaults

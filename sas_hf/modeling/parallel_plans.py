@@ -24,19 +24,23 @@ PIPELINE_PARALLEL_PLAN = {
 
 
 def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
-    """The way to split each module of the base model of a SAS GPT or SAS encoder, by the module's name."""
+    """The way to split each module of the base model of a SAS GPT, by the module's name. Transformers adds its
+    embeddings."""
     return attention_plan(config, "layers.*.self_attn") | feed_forward_plan(config, "layers.*.mlp")
 
 
-def seq2seq_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
-    """The same of a SAS encoder–decoder's; each place has its own attention."""
-    return (
-        attention_plan(config.place("encoder"), "encoder.layers.*.self_attn")
-        | attention_plan(config.place("decoder"), "decoder.layers.*.self_attn")
-        | attention_plan(config.place("cross"), "decoder.layers.*.encoder_attn")
-        | feed_forward_plan(config, "encoder.layers.*.mlp")
-        | feed_forward_plan(config, "decoder.layers.*.mlp")
-    )
+def encoder_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """The same of a SAS encoder. A tied head is its embeddings: both are split, or neither could be."""
+    return {"embeddings.embed_tokens": "embedding_rowwise"} | tensor_parallel_plan(config)
+
+
+def seq2seq_parallel_plans(config: PreTrainedConfig) -> dict[str, dict[str, str]]:
+    """The same of both halves of a SAS encoder–decoder, "encoder" and "decoder"; each place has its own attention."""
+    decoder = encoder_parallel_plan(config.place("decoder"))
+    return {
+        "encoder": encoder_parallel_plan(config.place("encoder")),
+        "decoder": decoder | attention_plan(config.place("cross"), "layers.*.encoder_attn"),
+    }
 
 
 def attention_plan(config: PreTrainedConfig, name: str) -> dict[str, str]:

@@ -1,6 +1,32 @@
-"""What Transformers' own tests of encoders and encoder–decoders ask of any model, where ours once answered otherwise."""
+"""What Transformers' own tests of encoders and encoder–decoders ask of any model, and ours once answered otherwise."""
 
-from sas_hf import SASEncoderConfig, SASSeq2SeqConfig
+import pytest
+from helpers import MLA, SAS
+from torch import nn
+
+from sas_hf import (
+    SASEncoderConfig,
+    SASEncoderForMaskedLM,
+    SASEncoderModel,
+    SASSeq2SeqConfig,
+    SASSeq2SeqForConditionalGeneration,
+    SASSeq2SeqModel,
+)
+from sas_hf.modeling.parallel_plans import seq2seq_parallel_plans
+
+
+BASE = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+BASE |= {"max_position_embeddings": 32}
+PLACES = {"encoder_attention": SAS, "decoder_attention": MLA, "cross_attention": {"attention_type": "mqa"}}
+EVERY_CLASS = [
+    (SASEncoderModel, SASEncoderConfig, {}),
+    (SASEncoderForMaskedLM, SASEncoderConfig, SAS),
+    (SASSeq2SeqModel, SASSeq2SeqConfig, {}),
+    (SASSeq2SeqForConditionalGeneration, SASSeq2SeqConfig, PLACES | {"mlp_type": "gated"}),
+]
+every_class = pytest.mark.parametrize(
+    ("model_class", "config_class", "fields"), EVERY_CLASS, ids=[entry[0].__name__ for entry in EVERY_CLASS]
+)
 
 
 def test_fields_by_another_name_come_before_what_follows_from_them():
@@ -8,3 +34,25 @@ def test_fields_by_another_name_come_before_what_follows_from_them():
     assert (config.hidden_size, config.head_dim, config.hidden_dropout) == (32, 8, 0.2)
     assert (config.encoder_layers, config.decoder_layers) == (3, 3)
     assert SASEncoderConfig(hidden_dropout=0.3).hidden_dropout_prob == 0.3
+
+
+@every_class
+def test_every_entry_of_the_tensor_parallel_plan_names_a_module(model_class, config_class, fields):
+    model = model_class(config_class(**BASE, **fields))
+    modules = {name.replace(".0.", ".*.") for name, _ in model.named_modules()}
+    assert model.tp_plan
+    assert model.tp_plan.keys() <= modules
+    # A tied head is the embeddings' parameter: both are split, or neither could be.
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("embed_tokens"):
+            assert name in model.tp_plan
+    head = model.get_output_embeddings()
+    assert head is None or next(name for name, module in model.named_modules() if module is head) in model.tp_plan
+
+
+def test_the_halves_of_an_encoder_decoder_have_plans_of_their_own():
+    model = SASSeq2SeqModel(SASSeq2SeqConfig(**BASE, **PLACES))
+    for half in ("encoder", "decoder"):
+        plan = getattr(model, half).tp_plan
+        assert plan == seq2seq_parallel_plans(model.config)[half]
+        assert plan.keys() <= {name.replace(".0.", ".*.") for name, _ in getattr(model, half).named_modules()}
