@@ -12,18 +12,12 @@ from ..configurations import named_config
 from ..conversion import ConversionOptions
 from ..conversion.convert import find_family, sas_config
 from ..data.text import python_reference, train_tokenizer
+from ..data.tokenized_text import longest_text
 from ..hub.checkpoints import load_model, read_settings
 from ..hub.checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from .data import BUILT_IN
 from .fields import build, check_names
 from .recipe_fields import ModelRecipe, TrainingRecipe
-
-
-# RoBERTa and what is made of it, whose positions begin behind the number of the padding token.
-COUNT_FROM_PADDING = (
-    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
-)
 
 
 def load_config(recipe: ModelRecipe, auto_class: type = AutoModelForCausalLM) -> PreTrainedConfig:
@@ -126,15 +120,6 @@ def check_match(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: Pre
             f"`data.sequence_length` is {length}, but the model's `max_position_embeddings` is {longest}; shorten the "
             "one, or for a new model raise `model.overrides.max_position_embeddings`."
         )
-
-
-def longest_text(config: PreTrainedConfig) -> int | None:
-    """Tokens that the model has positions for; `None` where it says nothing of them."""
-    text_config = config.get_text_config()
-    longest = getattr(text_config, "max_position_embeddings", None)
-    if longest is not None and config.model_type in COUNT_FROM_PADDING:
-        return longest - text_config.pad_token_id - 1
-    return longest
 
 
 def check_tokenizer(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

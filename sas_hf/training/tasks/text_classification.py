@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import rankdata
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -31,10 +30,12 @@ from ...data.labelled_text import (
 )
 from ...data.text import train_word_tokenizer
 from ...data.text_files import find_files
+from ...data.tokenized_text import longest_text, prepare_tokenizer, tokenize
+from ...report.measures import macro_f1, micro_f1, pearson, spearman
 from ..adapters import lora_config, prepare_parameters
 from ..base import starting_model
 from ..held_out import check_apart, compare_with_training, digests
-from ..models import check_tokenizer, load_tokenizer, longest_text, take_special_tokens
+from ..models import check_tokenizer, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, TrainingRecipe
 from .classification import check_classifier_recipe, check_head_trains, classifier_config
@@ -60,7 +61,6 @@ METRICS = {
         LOSS,
     ),
 }
-BATCH = 1000  # texts that the tokenizer gets at once
 
 
 class TextClassification(Task):
@@ -94,7 +94,7 @@ class TextClassification(Task):
     ) -> RecipeTrainer:
         train, validation, labels, config, tokenizer, new_head = _load(recipe)
         if tokenizer is None:
-            tokenizer = new_tokenizer(train, config)
+            tokenizer = train_word_tokenizer([*train.texts, *(train.seconds or ())], config.vocab_size)
         prepare_padding(recipe, config, tokenizer)
         longest, limit = _longest(recipe, config, tokenizer)
         datasets = [
@@ -211,24 +211,10 @@ def _check_training(recipe: TrainingRecipe, labels: Labels) -> None:
         )
 
 
-def new_tokenizer(rows: LabelledTexts, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """One of the texts' own words, for a new model of this vocabulary."""
-    tokenizer = train_word_tokenizer([*rows.texts, *(rows.seconds or ())], config.vocab_size)
-    if not getattr(config, "type_vocab_size", 0):
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    return tokenizer
-
-
 def prepare_padding(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let tokenizer and model agree on what is padding: decoders are classified by their last token before it."""
     check_tokenizer(recipe, config, tokenizer)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                "The tokenizer has neither a padding nor an eos token, by which texts of several lengths could be "
-                "put together; set its `pad_token`."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    prepare_tokenizer(tokenizer, config, AutoModelForSequenceClassification._model_mapping[type(config)])
     take_special_tokens(recipe.model, config, tokenizer)
     if recipe.model.checkpoint is None or config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -262,30 +248,12 @@ def encode(
     rows: LabelledTexts, labels: Labels, tokenizer: PreTrainedTokenizerBase, longest: int, limit: str
 ) -> Dataset:
     """
-    Rows of `input_ids` and what else the tokenizer gives, of `longest` tokens at most, with `labels`. There is a
-    warning where texts are cut.
+    Rows of tokens, at most `longest` each, with `labels`. There is a warning where texts are cut.
 
     Args:
         limit: what says how long they may be.
-
-    Raises:
-        ValueError: for a text of which the tokenizer makes nothing.
     """
-    columns: dict[str, list] = {}
-    cut = 0
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
-        seconds = None if rows.seconds is None else rows.seconds[part]
-        tokens = tokenizer(rows.texts[part], seconds, truncation=True, max_length=longest)
-        for name, values in tokens.items():
-            columns.setdefault(name, []).extend(values)
-        if tokens.encodings is not None:
-            cut += sum(bool(encoding.overflowing) for encoding in tokens.encodings)
-        else:  # a tokenizer in Python does not say what it cut
-            cut += sum(len(ids) == longest for ids in tokens["input_ids"])
-    for ids, place in zip(columns["input_ids"], rows.places, strict=True):
-        if not ids:
-            raise ValueError(f"The tokenizer makes no token of the text in {place}; leave such rows out.")
+    columns, cut = tokenize(rows, tokenizer, longest)
     if cut:
         warnings.warn(
             f"{cut:,} of {len(rows):,} texts of {rows.source} have more than {longest} tokens ({limit}); what is "
@@ -300,46 +268,25 @@ def _logits(logits, labels):
 
 
 def class_measures(found: EvalPrediction) -> dict[str, float]:
-    """
-    The share of texts whose class has the highest logit, and the mean of the classes' F1, of those that texts or
-    predictions have. (The F1 of one of two classes would depend on which is called the first.)
-    """
+    """The share of texts whose class has the highest logit, and [`macro_f1`]."""
     predicted, labels = found.predictions.argmax(axis=-1), found.label_ids
-    scores = [
-        2
-        * ((predicted == number) & (labels == number)).sum()
-        / ((predicted == number).sum() + (labels == number).sum())
-        for number in np.union1d(predicted, labels)
-    ]
-    return {"accuracy": (predicted == labels).mean(), "f1": np.mean(scores)}
+    return {"accuracy": (predicted == labels).mean(), "f1": macro_f1(predicted, labels)}
 
 
 def rating_measures(found: EvalPrediction) -> dict[str, float]:
-    """Correlations of the predicted with the given numbers, 0 where all are equal; and the mean squared error."""
+    """Correlations of the predicted with the given numbers, and the mean squared error."""
     predicted, labels = found.predictions.reshape(-1).astype(float), found.label_ids.reshape(-1).astype(float)
     return {
-        "pearson": correlation(predicted, labels),
-        "spearman": correlation(rankdata(predicted), rankdata(labels)),
+        "pearson": pearson(predicted, labels),
+        "spearman": spearman(predicted, labels),
         "mse": ((predicted - labels) ** 2).mean(),
     }
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's; 0 where one does not vary."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
 def several_measures(found: EvalPrediction) -> dict[str, float]:
-    """F1 of all labels of all texts together (0 where there are none), and the share of texts with all of theirs
-    right; a label is predicted where its logit is positive."""
+    """[`micro_f1`], and the share of texts with all labels right; one is predicted where its logit is positive."""
     predicted, labels = found.predictions > 0, found.label_ids > 0.5
-    total = predicted.sum() + labels.sum()
-    return {
-        "micro_f1": 2 * (predicted & labels).sum() / total if total else 0.0,
-        "exact_match": (predicted == labels).all(axis=-1).mean(),
-    }
+    return {"micro_f1": micro_f1(predicted, labels), "exact_match": (predicted == labels).all(axis=-1).mean()}
 
 
 MEASURES: dict[str, Callable[[EvalPrediction], dict[str, float]]] = {
