@@ -10,10 +10,12 @@ from .continuation import make_continuation_task
 from .evaluation import evaluate
 from .harness import SASHFLM
 from .images import evaluate_images
+from .masked import evaluate_masked
 from .perplexity import PerplexityText
 from .preparation import prepare_data
 from .report import Report
 from .results import EvaluationResult, Metric, SuiteColumn, SuiteResult, TaskResult
+from .text_classification import evaluate_texts
 from .translation import evaluate_translation
 
 
@@ -28,6 +30,8 @@ __all__ = [
     "TaskResult",
     "evaluate",
     "evaluate_images",
+    "evaluate_masked",
+    "evaluate_texts",
     "evaluate_translation",
     "make_continuation_task",
     "prepare_data",

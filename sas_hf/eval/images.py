@@ -9,23 +9,22 @@ from datasets import Dataset
 from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoConfig,
     AutoModelForImageClassification,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from ..configurations import NAMED_CONFIGS
 from ..data.image_files import open_image
 from ..data.images import find_split, load_image_dataset, undecoded
-from ..hub.checkpoints import load_image_processor, load_model, read_settings
+from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
 from ..version import versions
 from .arguments import check_arguments, check_output
+from .classifiers import load_with_head, mean_score, require_head, require_numbers
 from .harness import default_device
 from .models import left_as_found
-from .results import EvaluationResult, Metric, TaskResult, digest
+from .results import EvaluationResult, TaskResult, digest
 
 
 AUTO_BATCH_SIZE = 64
@@ -76,7 +75,8 @@ def evaluate_images(
     live = isinstance(model, PreTrainedModel)
     name = type(model).__name__ if live else str(model)
     if not live:
-        _require_classifier(name)
+        remedy = "score a language model with `--tasks` or `--perplexity`, a classifier of texts with `--texts`"
+        require_head(name, AutoModelForImageClassification, "image classifier", remedy)
     images = load_image_dataset(dataset)
     if split is not None and split not in images:
         raise ValueError(f"`split` is {split!r}; {dataset} has {', '.join(images)}.")
@@ -87,7 +87,9 @@ def evaluate_images(
         rows = rows.shuffle(seed=0).select(range(max(1, count)))
 
     if not live:
-        model = _load_classifier(name, dtype).to(device or default_device())
+        model = load_with_head(
+            name, AutoModelForImageClassification, "ForImageClassification", "image classifier", dtype
+        ).to(device or default_device())
     if not isinstance(image_processor, BaseImageProcessor):
         image_processor = _load_processor(str(image_processor or (model.name_or_path if live else name)))
     classes = torch.tensor(_class_numbers(model.config, rows))
@@ -96,7 +98,7 @@ def evaluate_images(
     size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, len(rows))
     scores = _score(model, image_processor, rows, classes, size)
     task = TaskResult(
-        metrics={key: _mean(values) for key, values in scores.items()},
+        metrics={key: mean_score(values) for key, values in scores.items()},
         num_samples=len(rows),
         num_available=available,
         split=split,
@@ -129,32 +131,6 @@ def check_labels(rows: Dataset, split: str) -> None:
         raise ValueError(
             f"{unlabelled} of {len(rows)} images of the split {split!r} have no label; take another `split`."
         )
-
-
-def _require_classifier(name: str) -> None:
-    """Refuse what has no image classifier, or cannot have one, before images or weights are read."""
-    if name in NAMED_CONFIGS:
-        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
-    model_type = read_settings(name).get("model_type")
-    if not any(
-        config_class.model_type == model_type for config_class in AutoModelForImageClassification._model_mapping
-    ):
-        raise ValueError(
-            f"{name} has `model_type` {model_type!r}, which has no image classifier; score a language model with "
-            "`--tasks` or `--perplexity`."
-        )
-
-
-def _load_classifier(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    saved = config.architectures or []
-    if saved and not any("ForImageClassification" in architecture for architecture in saved):
-        raise ValueError(
-            f"{name} holds a {', '.join(saved)}, which has no classifier: it is no image classifier yet. Fine-tune it "
-            "first."
-        )
-    options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
-    return load_model(AutoModelForImageClassification, name, None, **options)[0].eval()
 
 
 def _load_processor(place: str) -> BaseImageProcessor:
@@ -220,8 +196,7 @@ def _score(
             DataLoader(undecoded(rows), batch_size, collate_fn=collate), "Scoring images", transient=True
         ):
             logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits.float().cpu()
-            if not logits.isfinite().all():
-                raise ValueError("Logits are not numbers (NaN or infinite): the weights are broken or overflow.")
+            require_numbers(logits)
             hits = logits.argsort(dim=-1, descending=True) == labels[:, None]
             scores["accuracy"].append(hits[:, 0].double())
             scores["top5_accuracy"].append(hits[:, :5].any(dim=-1).double())
@@ -229,8 +204,3 @@ def _score(
     if model.config.num_labels <= 5:
         del scores["top5_accuracy"]
     return {name: torch.cat(values) for name, values in scores.items()}
-
-
-def _mean(values: torch.Tensor) -> Metric:
-    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
-    return Metric(values.mean().item(), error)

@@ -1,0 +1,57 @@
+"""What scoring classifiers of texts and of images shares: which checkpoints have one, and how one is loaded."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from ..configurations import NAMED_CONFIGS
+from ..hub.checkpoints import load_model, read_settings
+from .results import Metric
+
+
+def require_head(name: str | Path, auto_class: type, what: str, remedy: str) -> None:
+    """
+    Refuse a checkpoint that cannot have the head, before data or weights are read.
+
+    Args:
+        auto_class: that loads what is scored.
+        what: it is, such as "image classifier".
+        remedy: how else it can be scored.
+    """
+    if name in NAMED_CONFIGS:
+        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
+    model_type = read_settings(name).get("model_type")
+    if not any(config_class.model_type == model_type for config_class in auto_class._model_mapping):
+        raise ValueError(f"{name} has `model_type` {model_type!r}, which has no {what}; {remedy}.")
+
+
+def load_with_head(
+    name: str | Path, auto_class: type, suffix: str, what: str, dtype: str | torch.dtype | None
+) -> PreTrainedModel:
+    """
+    A checkpoint in evaluation; a ValueError for one that was saved without the head, which would begin anew.
+
+    Args:
+        suffix: of the classes that have it, such as "ForImageClassification".
+        what: it is, such as "image classifier".
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    saved = config.architectures or []
+    if saved and not any(suffix in architecture for architecture in saved):
+        raise ValueError(
+            f"{name} holds a {', '.join(saved)}, which has no classifier: it is no {what} yet. Fine-tune it first."
+        )
+    options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
+    return load_model(auto_class, name, None, **options)[0].eval()
+
+
+def mean_score(values: torch.Tensor) -> Metric:
+    """The mean of a number per sample, with its standard error."""
+    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+    return Metric(values.mean().item(), error)
+
+
+def require_numbers(logits: torch.Tensor) -> None:
+    if not logits.isfinite().all():
+        raise ValueError("Logits are not numbers (NaN or infinite): the weights are broken or overflow.")
