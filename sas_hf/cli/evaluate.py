@@ -1,5 +1,5 @@
-"""`sas-hf eval`: [`~sas_hf.eval.evaluate`], [`~sas_hf.eval.evaluate_images`] and
-[`~sas_hf.eval.evaluate_translation`]."""
+"""`sas-hf eval`: [`~sas_hf.eval.evaluate`], and `evaluate_images`, `evaluate_texts`, `evaluate_masked` and
+`evaluate_translation` beside it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +17,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Checkpoint folders, Hub ids or peft adapters of causal language models or translators, or image "
-            "classifiers.",
+            help="Checkpoint folders, Hub ids or peft adapters of causal language models or translators, or "
+            "classifiers of images or texts, or masked language models.",
         ),
     ],
     tasks: Annotated[
@@ -28,6 +28,21 @@ def evaluate(
         str | None, typer.Option(help="Labelled images for image classifiers: a folder or a Hub id.")
     ] = None,
     image_split: Annotated[str | None, typer.Option(help="For --images. By default test, or validation.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(help="Labelled texts for classifiers: a table (may be repeated) or a Hub dataset."),
+    ] = None,
+    second_text_column: Annotated[str | None, typer.Option(help="For --texts that are pairs.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="For --texts; several with commas, of 0 and 1 each. By default label.")
+    ] = None,
+    masked_text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text file or table (may be repeated) or Hub dataset for masked language models."),
+    ] = None,
+    mlm_probability: Annotated[
+        float | None, typer.Option(help="For --masked-text: share of tokens that are hidden. By default 0.15.")
+    ] = None,
     pairs: Annotated[
         list[str] | None,
         typer.Option(help="Texts and their translations: a table (may be repeated) or a Hub dataset."),
@@ -58,13 +73,18 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(help="For --perplexity: slide windows by so many tokens. By default disjoint.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="For --perplexity: only so many from the start.")] = None,
-    text_config: Annotated[str | None, typer.Option(help="For --perplexity: configuration of the dataset.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="For --perplexity and --masked-text: only so many from the start.")
+    ] = None,
+    text_config: Annotated[
+        str | None, typer.Option(help="For --perplexity and the other texts: configuration of the dataset.")
+    ] = None,
     text_split: Annotated[
-        str | None, typer.Option(help="For --perplexity: split of the dataset. By default test.")
+        str | None, typer.Option(help="For --perplexity and the other texts: split of the dataset. By default test.")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="For --perplexity: column of the dataset or table. By default text.")
+        str | None,
+        typer.Option(help="For --perplexity and the other texts: column of dataset or table. By default text."),
     ] = None,
     limit: Annotated[float | None, typer.Option(help="Samples per task, or their share if below 1.")] = None,
     num_fewshot: Annotated[
@@ -86,44 +106,71 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
-    """Score models on the papers' suites, harness tasks and texts, on images or on translations; shows and writes a
-    report."""
+    """Score models on the papers' suites, harness tasks and texts, on labelled images or texts, masked tokens or
+    translations; shows and writes a report."""
     from .. import eval as evaluation
     from ..eval.arguments import check_folder, refuse_unused
     from ..report.figures import require_matplotlib
 
-    if sum(map(bool, (images is not None, pairs, tasks or perplexity))) != 1:
+    sources = {"--tasks": tasks, "--perplexity": perplexity, "--images": images, "--texts": texts}
+    sources |= {"--masked-text": masked_text, "--pairs": pairs}
+    given = {name for name, value in sources.items() if value}
+    if not given or (len(given) > 1 and given != {"--tasks", "--perplexity"}):
         raise ValueError(
-            "Give either `--tasks` or `--perplexity`, for language models, or `--images`, for classifiers of images, "
-            "or `--pairs`, for translators."
+            "Give either `--tasks` or `--perplexity`, for language models, or one of `--images` and `--texts`, for "
+            "classifiers, `--masked-text`, for masked language models, and `--pairs`, for translators."
         )
-    of_pairs = {"--source-column": source_column, "--target-column": target_column, "--beams": beams}
-    of_pairs |= {"--source-language": source_language, "--target-language": target_language}
-    of_pairs |= {"--pairs-config": pairs_config, "--pairs-split": pairs_split}
-    of_texts = {"--context-lengths": context_lengths, "--stride": stride, "--max-tokens": max_tokens}
-    of_texts |= {"--text-config": text_config, "--text-split": text_split, "--text-column": text_column}
-    if not pairs:
-        refuse_unused(of_pairs, "there are no `--pairs`")
-    if images is not None or pairs:
-        of_language = {"--data": data, "--columns": columns, "--num-fewshot": num_fewshot}
-        of_language |= {"--adapter": adapter, "--truncation": truncation, "--cache": cache}
-        of_language |= {} if pairs else {"--tokenizer": tokenizer}
-        of_language |= {"--add-bos-token": add_bos_token, "--no-add-bos-token": add_bos_token is False}
-        of_language |= {"--log-samples": log_samples}
-        what = "translations" if pairs else "images"
-        refuse_unused(of_texts | of_language, f"{what} are scored without it")
-    elif not perplexity:
-        refuse_unused(of_texts, "there is no text (`--perplexity`)")
-    if images is None:
-        refuse_unused({"--image-split": image_split}, "there are no `--images`")
+    language, any_text = {"--tasks", "--perplexity"}, {"--perplexity", "--texts", "--masked-text"}
+    heeded = {  # by which sources
+        "--image-split": (image_split, {"--images"}),
+        "--source-column": (source_column, {"--pairs"}),
+        "--target-column": (target_column, {"--pairs"}),
+        "--beams": (beams, {"--pairs"}),
+        "--source-language": (source_language, {"--pairs"}),
+        "--target-language": (target_language, {"--pairs"}),
+        "--pairs-config": (pairs_config, {"--pairs"}),
+        "--pairs-split": (pairs_split, {"--pairs"}),
+        "--second-text-column": (second_text_column, {"--texts"}),
+        "--label-column": (label_column, {"--texts"}),
+        "--mlm-probability": (mlm_probability, {"--masked-text"}),
+        "--context-lengths": (context_lengths, {"--perplexity"}),
+        "--stride": (stride, {"--perplexity"}),
+        "--max-tokens": (max_tokens, {"--perplexity", "--masked-text"}),
+        "--text-config": (text_config, any_text),
+        "--text-split": (text_split, any_text),
+        "--text-column": (text_column, any_text),
+        "--data": (data, language),
+        "--columns": (columns, language),
+        "--num-fewshot": (num_fewshot, language),
+        "--tokenizer": (tokenizer, sources.keys() - {"--images"}),
+        "--adapter": (adapter, language),
+        "--truncation": (truncation, language),
+        "--cache": (cache, language),
+        "--add-bos-token": (add_bos_token, language),
+        "--no-add-bos-token": (add_bos_token is False, language),
+        "--log-samples": (log_samples, language),
+    }
+    for name, (value, by) in heeded.items():
+        if not by & given:
+            refuse_unused({name: value}, _reason(given, by))
     if report is not None:
         require_matplotlib()
         check_folder("report", report)
-    if images is not None or pairs:
+    if not given & language:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")
         options = {"limit": limit, "batch_size": parse_batch_size(batch_size)}
         options |= {"device": device, "dtype": dtype, "output": output}
+    if texts:
+        labels = split_names(label_column or "label")
+        options |= {"label_column": labels if len(labels) > 1 else labels[0], "tokenizer": tokenizer}
+        options |= {"text_column": text_column or "text", "second_text_column": second_text_column}
+        options |= {"config": text_config, "split": text_split}
+        place = texts[0] if len(texts) == 1 else texts
+        show_report(
+            evaluation.Report([evaluation.evaluate_texts(model, place, **options) for model in models]), report
+        )
+        return
     if pairs:
         if not (source_column and target_column):
             raise ValueError("`--pairs` needs `--source-column` and `--target-column`; name the two columns.")
@@ -140,10 +187,10 @@ def evaluate(
         found = [evaluation.evaluate_images(model, images, **options) for model in models]
         show_report(evaluation.Report(found), report)
         return
-    text = None
-    if perplexity:
+    text, place = None, perplexity or masked_text
+    if place:
         text = evaluation.PerplexityText(
-            perplexity[0] if len(perplexity) == 1 else tuple(perplexity),
+            place[0] if len(place) == 1 else tuple(place),
             context_lengths=None
             if context_lengths is None
             else tuple(parse_numbers(context_lengths, "--context-lengths", "512,1024")),
@@ -153,6 +200,12 @@ def evaluate(
             split=text_split,
             column=text_column,
         )
+    if masked_text:
+        options |= {"tokenizer": tokenizer} | ({} if mlm_probability is None else {"mlm_probability": mlm_probability})
+        show_report(
+            evaluation.Report([evaluation.evaluate_masked(model, text, **options) for model in models]), report
+        )
+        return
     results = evaluation.evaluate(
         models[0] if len(models) == 1 else models,
         split_names(tasks),
@@ -177,6 +230,22 @@ def evaluate(
     show_report(evaluation.Report(results if isinstance(results, list) else [results]), report)
     if output is not None:
         console.print(f"[green]Saved[/green] {output}")
+
+
+def _reason(given: set[str], heeded_by: set[str]) -> str:
+    """Why an option is refused that only these sources heed."""
+    if len(heeded_by) == 1 and not heeded_by & {"--perplexity", "--tasks"}:
+        return f"there are no `{next(iter(heeded_by))}`".replace("are no `--masked", "is no `--masked")
+    scored = {
+        "--images": "images",
+        "--texts": "labelled texts",
+        "--masked-text": "masked texts",
+        "--pairs": "translations",
+    }
+    for name, what in scored.items():
+        if name in given:
+            return f"{what} are scored without it"
+    return "there is no text (`--perplexity`)"
 
 
 def parse_batch_size(text: str) -> int | str:

@@ -394,7 +394,8 @@ def require_causal(config: PreTrainedConfig, live: bool = False) -> None:
         if getattr(config, field, not value) is value:
             raise ValueError(
                 f"`{field}={value}`: the evaluation scores each token given those before it, which needs a causal "
-                "decoder; fine-tune and score this model on a task of its own instead."
+                "decoder; score this model on a task of its own instead, as by `sas-hf eval --masked-text`, `--texts` "
+                "or `--pairs`."
             )
     if not known:
         raise ValueError(

@@ -48,7 +48,8 @@ def evaluate_masked(
 
     Args:
         model: a checkpoint's folder, a Hub id, or a live model, of any architecture with a masked language model head.
-        text: where the texts are; each is cut into rows of as many tokens as the model has positions for, 512 at most.
+        text: where the texts are; each is cut into rows of as many tokens as the model has positions for, 512 at
+            most. `max_tokens` ends with the row that reaches it.
         mlm_probability: share of the tokens that are hidden.
         tokenizer: the model's own where `None`.
         limit: how many rows to score, from their start, or what share of them if below 1.
@@ -128,16 +129,18 @@ def _rows(
     documents: list[str], tokenizer: PreTrainedTokenizerBase, length: int, max_tokens: int | None
 ) -> list[list[int]]:
     """The documents in rows, each between what the tokenizer puts around a text."""
-    inside = length - tokenizer.num_special_tokens_to_add()
+    if not tokenizer.is_fast:
+        raise ValueError(f"The tokenizer is a {type(tokenizer).__name__}, which cannot part texts; pass a fast one.")
     rows, left = [], float("inf") if max_tokens is None else max_tokens
     for document in documents:
-        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = ids if left >= len(ids) else ids[: int(left)]
-        left -= len(ids)
-        for start in range(0, len(ids), inside):
-            row = tokenizer.build_inputs_with_special_tokens(ids[start : start + inside])
-            if not all(tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)):
+        if left <= 0:
+            break
+        options = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
+        for row in tokenizer(document, **options)["input_ids"]:
+            special = tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)
+            if not all(special) and left > 0:
                 rows.append(row)
+                left -= len(row) - sum(special)
     if not rows:
         raise ValueError("The tokenizer makes no token of the texts that could be masked.")
     return rows

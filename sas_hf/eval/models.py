@@ -150,7 +150,8 @@ def _require_head(place: str, config: PreTrainedConfig) -> None:
     saved = config.architectures or []
     if saved and not any(name in known or name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved):
         raise ValueError(
-            f"`model` is {place!r}, which holds a {', '.join(saved)}: its weights have no causal language model head."
+            f"`model` is {place!r}, which holds a {', '.join(saved)}: its weights have no causal language model head; "
+            "`sas-hf eval` scores others by `--texts`, `--masked-text`, `--images` or `--pairs`."
         )
 
 
