@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -103,19 +104,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args()
     rows = [compare(name) for name in track(arguments.models, "Models")]
-    table = Table(title="Plain attention, the same weights, float32")
-    for column in ("model", "parameters", "logits, of at most", "loss", "gradient", "greedy / beams / static"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table = Table(title="Plain attention, the same weights, float32", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("model", "logits", "largest", "loss", "gradient", *GENERATIONS):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in rows:
-        generated = " / ".join("equal" if row[kind] else "DIFFERENT" for kind in GENERATIONS if kind in row) or "-"
-        table.add_row(
-            row["model"],
-            f"{row['parameters'] / 1e6:.1f} M",
-            f"{row['logits']:.1e}, {row['largest_logit']:.3g}",
-            f"{row['loss']:.1e}",
-            f"{row['gradient']:.1e}",
-            generated,
-        )
+        generated = [{True: "equal", False: "DIFFERENT", None: "-"}[row.get(kind)] for kind in GENERATIONS]
+        numbers = [f"{row[name]:.1e}" for name in ("loss", "gradient")]
+        table.add_row(row["model"], f"{row['logits']:.1e}", f"{row['largest_logit']:.3g}", *numbers, *generated)
     Console().print(table)
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What Transformers' own tests of encoders and encoder–decoders ask of any model, and ours once answered otherwise."""
+"""What Transformers' own tests of encoders and encoder–decoders ask, where ours once answered otherwise."""
 
 import pytest
 from helpers import MLA, SAS
