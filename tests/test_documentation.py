@@ -25,6 +25,8 @@ LIBRARIES = (transformers, torch, torch.nn, torch.nn.functional, peft, trl, acce
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {opt for param in command.params for opt in param.opts} for name, command in COMMANDS.items()}
 
+# Of sentence-transformers, which need not be installed.
+ELSEWHERE = {"SentenceTransformer", "SentenceTransformerTrainer"}
 # Options of accelerate's launcher and of lm-evaluation-harness.
 OTHERS = {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--model_args"}
 
