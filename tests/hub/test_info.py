@@ -3,7 +3,12 @@
 import resource
 
 import pytest
+import torch
 from helpers import gpt, sas_hf
+from torch.utils.flop_counter import FlopCounterMode
+
+from sas_hf import SASSeq2SeqForConditionalGeneration, named_config
+from sas_hf.hub.info import describe, find_config
 
 
 def test_a_large_configuration_needs_no_memory():
@@ -24,7 +29,23 @@ def test_a_checkpoint_is_described(tmp_path):
 def test_all_names_are_listed():
     run = sas_hf("info")
     assert run.returncode == 0, run.stderr
-    assert "mla-sas-125m" in run.stdout and "imdb-super" in run.stdout
+    assert all(name in run.stdout for name in ("mla-sas-125m", "imdb-super", "nmt-efficient"))
+
+
+def test_a_translator_is_counted_on_both_sides(tmp_path):
+    """By the whole model on this machine, with 20 tokens of a source and 20 of a target."""
+    config = named_config("nmt-sas", hidden_size=64, simulated_head_dim=24, vocab_size=90, decoder_vocab_size=90)
+    found, model = describe(config), SASSeq2SeqForConditionalGeneration(config)
+    assert found.parameters == model.num_parameters()
+    tokens = torch.zeros(1, 20, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, decoder_input_ids=tokens, use_cache=False)
+    assert found.forward_flops == counter.get_total_flops() // 20
+    # 12 simulated heads: keys of 24 features and values of 16, of the target and of the source.
+    assert found.cache_numbers == 2 * 12 * (24 + 16)
+    assert found.cache_bytes == found.cache_numbers * 2 * 4  # two layers decode
+    model.save_pretrained(tmp_path)
+    assert describe(find_config(str(tmp_path))) == found
 
 
 @pytest.mark.parametrize(

@@ -175,11 +175,42 @@ def test_validation_is_of_the_likelihood_and_of_every_target(toy, tmp_path):
         assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == pair["translation"]
 
 
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "decoder_vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "max_position_embeddings": LENGTH,
+    "initializer_range": 0.1,
+}
+
+
+def sas_model(kind: str, **fields) -> dict:
+    """A new model, whose tokenizer is made on the pairs."""
+    fields |= {"num_simulated_heads": 12, "simulated_head_dim": 18} if kind == "sas" else {}
+    return {"model": {"config": f"nmt-{kind}", "overrides": SMALL | fields}}
+
+
+@pytest.mark.parametrize("kind", ["efficient"])  # "sas" is below
+def test_new_models_of_the_paper_learn_with_a_tokenizer_that_is_made_on_the_pairs(toy, tmp_path, kind):
+    fields = sas_model(kind, hidden_dropout=0.0)
+    steps = ("training.max_steps=160", "training.eval_steps=80", "training.warmup_steps=15")
+    results = train(recipe_of(toy, tmp_path / "run", *EVALUATED, *steps, **fields))
+    assert results["eval_bleu"] > 20 and results["eval_token_accuracy"] > 0.7
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    settings = loaded.generation_config
+    assert (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id) == (1, 2, 0)
+    pair = json.loads((tmp_path / "run" / "translations" / "step-160.json").read_text())["pairs"][0]
+    tokens = loaded.generate(**tokenizer(pair["source"], return_tensors="pt"))
+    assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == pair["translation"]
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
     """Tokenizer, log and translations, too."""
     changes = [*EVALUATED, "training.save_strategy=steps", "training.save_steps=4", "training.max_steps=10"]
-    changes += ["model.overrides.dropout=0.1"]
-    whole = train(recipe_of(toy, tmp_path / "whole", *changes))
+    fields = sas_model("sas", hidden_dropout=0.1)
+    whole = train(recipe_of(toy, tmp_path / "whole", *changes, **fields))
     trainer_class = type(trainer_of(toy, tmp_path / "other"))
     step = trainer_class.training_step
 
@@ -190,9 +221,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
         patched.setattr(trainer_class, "training_step", killed)
-        train(recipe_of(toy, tmp_path / "part", *changes))
+        train(recipe_of(toy, tmp_path / "part", *changes, **fields))
     assert (tmp_path / "part" / "checkpoint-4").is_dir()
-    assert train(recipe_of(toy, tmp_path / "part", *changes)) == whole
+    assert train(recipe_of(toy, tmp_path / "part", *changes, **fields)) == whole
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "part")]
     assert_identical(weights[1], weights[0])
     for name in (
@@ -306,6 +337,9 @@ def test_other_encoder_decoders_of_transformers_learn(toy, tmp_path, kind):
     assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == pair["translation"]
 
 
+NEW, SHORT = ("model.checkpoint=null", "model.config=nmt-standard"), "data.sequence_length=20"
+
+
 def pairs_in(tmp_path, *rows: dict, name="train.jsonl") -> str:
     return write_lines(tmp_path / name, list(rows))
 
@@ -334,7 +368,7 @@ def pairs_in(tmp_path, *rows: dict, name="train.jsonl") -> str:
         (["training.eval_do_concat_batches=false"], "`training.eval_do_concat_batches` is false, but BLEU"),
         (
             ["model.checkpoint=null", "model.config=imdb-standard"],
-            "imdb-standard is a sas_gpt that has no AutoModelForSeq2SeqLM",
+            "imdb-standard is a sas_encoder that has no AutoModelForSeq2SeqLM",
         ),
         (
             ["model.overrides.decoder_start_token_id=null"],
@@ -343,6 +377,14 @@ def pairs_in(tmp_path, *rows: dict, name="train.jsonl") -> str:
         (["model.overrides.pad_token_id=null"], "`pad_token_id` is None, but its tokenizer pads with 0"),
         (["model.overrides.vocab_size=300"], "The tokenizer has 320 tokens, but the model's `vocab_size` is 300"),
         (["model.lora={r: 4}"], "`model.lora.target_modules` is missing"),
+        (
+            [*NEW, "model.overrides={vocab_size: 200, decoder_vocab_size: 200}", SHORT],
+            "needs at least 259, one for each",
+        ),
+        (
+            [*NEW, "model.overrides={vocab_size: 400}", SHORT],
+            "but the tokenizer that is made on the data serves both sides",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
