@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling import SASGPTConfig
+from ..modeling import SASGPTConfig, SASViTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.positions import SASRotaryEmbedding
 from .family import ConversionError
@@ -131,10 +131,12 @@ def lossy_fields(config: PreTrainedConfig, options) -> dict:
         return {}
     if options.lossy not in LOSSY:
         raise ValueError(f"`lossy` is {options.lossy!r}; it must be one of {', '.join(map(repr, LOSSY))}.")
+    if isinstance(config, SASViTConfig):
+        raise ConversionError("Lossy conversions are calibrated on text; the source is a model of images.")
     if not isinstance(config, SASGPTConfig):
         raise ConversionError(
-            f"`lossy` ({options.lossy!r}) is for decoders of text; {type(config).__name__.removesuffix('Config')}, "
-            "which the source becomes, has exact conversions alone."
+            f"`lossy` ({options.lossy!r}) is for decoders; the source is "
+            f"{'an encoder-decoder' if config.is_encoder_decoder else 'an encoder'}, which is converted exactly."
         )
     return LOSSY[options.lossy].fields(config, options)
 

@@ -129,6 +129,9 @@ def padded_samples(
         batch = _translation_batch if is_pair else _encoder_batch
         samples = [batch(tokenizer, stretch, config, length) for stretch in stretches]
         check_token_ids([sample["input_ids"] for sample in samples], tokenizer, config.vocab_size)
+        if is_pair:
+            targets = [sample["decoder_input_ids"] for sample in samples]
+            check_token_ids(targets, tokenizer, config.decoder_vocab_size)
     if is_pair:
         if model_class.can_generate():
             samples = [_with_labels(sample) for sample in samples]

@@ -138,7 +138,9 @@ def test_deviations_cancel_exactly_and_fit_bfloat16(shape, num_heads, scale):
 
 def test_an_unsupported_class_is_refused():
     source = BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
-    with pytest.raises(ConversionError, match="model_type.*bloom.*gpt2, gpt_neox, helium, llama, marian, mbart, mistral"):
+    with pytest.raises(
+        ConversionError, match="model_type.*bloom.*gpt2, gpt_neox, helium, llama, marian, mbart, mistral"
+    ):
         convert_model(source)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from sas_hf.conversion import ConversionError, convert_checkpoint, restore_checkpoint
 from sas_hf.hub.export import export_model
@@ -43,7 +43,9 @@ def write_sentence_encoder(folder, *further):
     (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 24}')
     (folder / "2_Dense").mkdir()
     (folder / "2_Dense" / "config.json").write_text('{"in_features": 24, "out_features": 8}')
-    save_file({"linear.weight": torch.randn(8, 24)}, folder / "2_Dense" / "model.safetensors")
+    save_file(
+        {"linear.weight": torch.randn(8, 24), "linear.bias": torch.randn(8)}, folder / "2_Dense" / "model.safetensors"
+    )
     return folder
 
 
@@ -141,3 +143,34 @@ def test_a_damaged_list_is_refused(content, tmp_path):
     with pytest.raises(ConversionError, match="modules.json is no list of modules"):
         convert_checkpoint(source, tmp_path / "sas")
     assert not (tmp_path / "sas").exists()
+
+
+def test_sentence_transformers_gives_the_sources_embeddings(tmp_path):
+    """Where the package is there; benchmarks/sentence_embeddings.py does the same with real weights, and trains."""
+    package = pytest.importorskip("sentence_transformers")
+    source = write_sentence_encoder(tmp_path / "source")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "sentence",
+        "of",
+        "four",
+        "one",
+        "word",
+        "the",
+        "three",
+    ]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(source)
+    convert_checkpoint(source, tmp_path / "sas", windows=1)
+    export_model(tmp_path / "sas", tmp_path / "hub")
+    sentences = ["a sentence of four", "one word", "the three is the two of a sentence of an unknown one"]
+    expected = package.SentenceTransformer(str(source)).encode(sentences)
+    assert expected.shape == (3, 8)
+    for name, options in (("sas", {}), ("hub", {"trust_remote_code": True})):
+        model = package.SentenceTransformer(str(tmp_path / name), **options)
+        assert model.max_seq_length == 256
+        assert abs(model.encode(sentences) - expected).max() < 1e-5
