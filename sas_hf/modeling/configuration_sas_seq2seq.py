@@ -10,7 +10,7 @@ from .configuration_attention import (
     validate_attention_fields,
 )
 from .configuration_text import SASTextConfig
-from .parallel_plans import seq2seq_parallel_plan
+from .parallel_plans import seq2seq_parallel_plans
 
 
 PLACES = ("encoder", "decoder", "cross")
@@ -152,7 +152,8 @@ class SASSeq2SeqConfig(SASTextConfig):
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model; it depends on the attention kinds."""
-        return seq2seq_parallel_plan(self)
+        plans = seq2seq_parallel_plans(self).items()
+        return {f"{half}.{name}": style for half, plan in plans for name, style in plan.items()}
 
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""

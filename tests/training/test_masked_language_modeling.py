@@ -18,7 +18,7 @@ from sas_hf.training.run import train
 from sas_hf.training.tasks import find_task
 
 
-ADJECTIVES = "big red hot far old low dim new odd shy dry raw wet wan".split()
+ADJECTIVES = ["big", "red", "hot", "far", "old", "low", "dim", "new", "odd", "shy", "dry", "raw", "wet", "wan"]
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 400}
 
 
