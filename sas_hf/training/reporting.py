@@ -31,10 +31,10 @@ class TrainingLog(TrainerCallback):
 
     A line of `log.jsonl` is one log or evaluation: `step`, `tokens` seen, `seconds` of training, then what the Trainer
     logged (`loss`, the mean since the log before; `learning_rate`, `grad_norm`; `eval_loss` and other metrics) with
-    `tokens_per_second` since the log before (evaluations and checkpoints not counted) or `perplexity` (exp of
-    `eval_loss`). A resumed training drops the lines beyond the step it resumes from: but for times, the file is that
-    of an uninterrupted one, where checkpoints fall on steps that are logged. Elsewhere the first `loss` after the
-    resumption is the mean since then.
+    `tokens_per_second` since the log before (evaluations and checkpoints not counted; `steps_per_second` where tokens
+    are unknown) or `perplexity` (exp of `eval_loss`). A resumed training drops the lines beyond the step it resumes
+    from: but for times, the file is that of an uninterrupted one, where checkpoints fall on steps that are logged.
+    Elsewhere the first `loss` after the resumption is the mean since then.
 
     Args:
         folder: of the training; made where it is missing. Only the first process writes.
@@ -147,6 +147,9 @@ class TrainingLog(TrainerCallback):
         elif tokens is not None and "loss" in line:
             new = (step - self._logged_step) * self._tokens_per_step
             line["tokens_per_second"] = round(new / self._trained, 1) if self._trained else None
+            self._logged_step, self._trained = step, 0.0
+        elif tokens is None and "loss" in line:
+            line["steps_per_second"] = round((step - self._logged_step) / self._trained, 4) if self._trained else None
             self._logged_step, self._trained = step, 0.0
         return line
 

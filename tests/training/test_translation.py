@@ -1,6 +1,7 @@
 """Translation by the real `Seq2SeqTrainer`: it learns, is exact and resumable, scores by sacrebleu, refuses."""
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -112,6 +113,8 @@ def test_it_learns_to_translate_and_shows_what(learnt):
     assert results["eval_chrf"] == CHRF().corpus_score(hypotheses, [references]).score
 
     card = ModelCard.load(folder / "README.md")
+    speeds = [line["steps_per_second"] for line in read_log(folder) if "loss" in line]
+    assert f"An epoch took {25 / statistics.median(speeds):,.1f} seconds" in card.text and min(speeds) > 0
     assert card.data.pipeline_tag == "translation" and f"BLEU {results['eval_bleu']:.2f}" in card.text
     for pair in found["pairs"][:8]:
         assert all(f": {pair[name]}" in card.text for name in ("source", "reference", "translation"))

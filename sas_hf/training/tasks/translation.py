@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ from ..held_out import check_apart, compare_with_training, digests
 from ..models import check_match, load_config, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, TrainingRecipe
+from ..reporting import read_log
 from .task import LOSS, Metric, Task
 
 
@@ -237,7 +240,20 @@ class TranslationTrainer(RecipeTrainer, Seq2SeqTrainer):
         card = Path(output_dir or self.args.output_dir) / CARD_NAME
         if self.args.should_save and card.is_file():
             path = self._translations(self.step_of_model)
-            add_translations(card, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            add_translations(card, found, self._seconds_per_epoch())
+
+    def _seconds_per_epoch(self) -> float | None:
+        """Of training alone, at the log's median speed; `None` where nothing was logged."""
+        try:
+            speeds = [
+                line["steps_per_second"] for line in read_log(self.args.output_dir) if "steps_per_second" in line
+            ]
+        except FileNotFoundError:
+            return None
+        steps = math.ceil(len(self.train_dataset) / self.get_total_train_batch_size(self.args))
+        speeds = [speed for speed in speeds if speed]
+        return steps / statistics.median(speeds) if speeds else None
 
 
 def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset | None]:
@@ -372,20 +388,25 @@ def encoded(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int,
     return Dataset.from_dict({"input_ids": inputs, "labels": labels})
 
 
-def add_translations(path: Path, found: dict | None) -> None:
-    """Say on a model's card that it translates, how well and what, as its last evaluation found."""
+def add_translations(path: Path, found: dict | None, seconds_per_epoch: float | None) -> None:
+    """Say on a model's card that it translates, how well and what, as its last evaluation found, and how long an epoch
+    took."""
     card = ModelCard.load(path)
     card.data.pipeline_tag = "translation"
+    if seconds_per_epoch is not None:
+        card.text = card.text.rstrip() + f"\n\nAn epoch took {seconds_per_epoch:,.1f} seconds of training.\n"
     if found is not None:
         bleu, chrf = found["scores"].values()
-        lines = [
-            f"## Translations\n\nBLEU {bleu:.2f} and chrF {chrf:.2f} on {len(found['pairs']):,} pairs that were not "
-            "trained on, translated greedily. The first of them:\n"
-        ]
+        lines = []
         for pair in found["pairs"][:SHOWN]:
             lines += [f"- **source**: {_line(pair['source'])}"]
             lines += [f"  **{name}**: {_line(pair[name])}" for name in ("reference", "translation")]
-        card.text = card.text.rstrip() + "\n\n" + "  \n".join(lines) + "\n"
+        card.text = (
+            f"{card.text.rstrip()}\n\n## Translations\n\nBLEU {bleu:.2f} and chrF {chrf:.2f} on "
+            f"{len(found['pairs']):,} pairs that were not trained on, translated greedily. The first of them:\n\n"
+            + "  \n".join(lines)
+            + "\n"
+        )
     card.save(path)
 
 
