@@ -188,6 +188,7 @@ class SASEncoderForMaskedLM(SASEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state)
@@ -231,6 +232,7 @@ class SASEncoderForSequenceClassification(SASEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(pooled_output(self.config, outputs, attention_mask)))
@@ -288,6 +290,7 @@ class SASEncoderForTokenClassification(SASEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -330,6 +333,7 @@ class SASEncoderForQuestionAnswering(SASEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
@@ -386,6 +390,7 @@ class SASEncoderForMultipleChoice(SASEncoderPreTrainedModel):
             token_type_ids=flat(token_type_ids),
             position_ids=flat(position_ids),
             inputs_embeds=flat(inputs_embeds),
+            return_dict=True,
             **kwargs,
         )
         scores = self.classifier(self.dropout(pooled_output(self.config, outputs, attention_mask)))

@@ -53,6 +53,15 @@ class SASSeq2SeqPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
         super()._init_weights(module)
         initialize_attention(module, self.config)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in Transformers; where encoder and decoder have vocabularies apart, the encoder's alone."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.share_encoder_decoder_embeddings:
+            self.config.decoder_vocab_size = self.config.vocab_size
+        return embeddings
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([[3, 4, 5, 6], [4, 5, 6, 3]], device=self.device)
@@ -256,7 +265,7 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
             decoder_input_ids = shift_tokens_right(input_ids, self.config)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+                input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, return_dict=True, **kwargs
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
@@ -269,6 +278,7 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             **{CACHE_NAME: cache},
+            return_dict=True,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -329,16 +339,11 @@ class SASSeq2SeqForConditionalGeneration(SASSeq2SeqPreTrainedModel, GenerationMi
             tied["lm_head.weight"] = tied.get(embeddings, embeddings)
         return tied
 
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As in Transformers; where encoder and decoder have vocabularies apart, the encoder's alone."""
-        arguments = (new_num_tokens, pad_to_multiple_of, mean_resizing)
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in Transformers, the head with them where it has the same vocabulary."""
         if not self.config.share_encoder_decoder_embeddings:
-            return self.model.resize_token_embeddings(*arguments)
-        embeddings = super().resize_token_embeddings(*arguments)
-        self.config.decoder_vocab_size = self.config.vocab_size
-        return embeddings
+            return self.model.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
 
     def resize_decoder_token_embeddings(
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -410,6 +415,7 @@ class SASSeq2SeqForConditionalGeneration(SASSeq2SeqPreTrainedModel, GenerationMi
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
             **{CACHE_NAME: cache},
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))

@@ -1,6 +1,7 @@
 """What Transformers' own tests of encoders and encoder–decoders ask, where ours once answered otherwise."""
 
 import pytest
+import torch
 from helpers import MLA, SAS
 from torch import nn
 
@@ -56,3 +57,20 @@ def test_the_halves_of_an_encoder_decoder_have_plans_of_their_own():
         plan = getattr(model, half).tp_plan
         assert plan == seq2seq_parallel_plans(model.config)[half]
         assert plan.keys() <= {name.replace(".0.", ".*.") for name, _ in getattr(model, half).named_modules()}
+
+
+@every_class
+def test_tuples_for_all_where_the_configuration_asks_for_them(model_class, config_class, fields):
+    model = model_class(config_class(**BASE, **fields, return_dict=False)).eval()
+    output = model(**model.dummy_inputs)
+    assert isinstance(output, tuple)
+    assert torch.equal(output[0], model(**model.dummy_inputs, return_dict=True)[0])
+
+
+def test_the_base_model_resized_can_be_saved_and_loaded(tmp_path):
+    model = SASSeq2SeqModel(SASSeq2SeqConfig(**BASE)).eval()
+    model.resize_token_embeddings(80)
+    assert model.config.decoder_vocab_size == model.decoder.embeddings.embed_tokens.weight.shape[0] == 80
+    model.save_pretrained(tmp_path)
+    loaded = SASSeq2SeqModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**model.dummy_inputs)[0], model(**model.dummy_inputs)[0])
