@@ -4,7 +4,7 @@ Declared as YAML, resumable run by run. Statistics and tables are in `study_repo
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import RECIPE_NAME, check_folder, train
 from .study_report import FinishedRun, StudyReport
-from .tasks import find_task
+from .tasks import Metric, Task, find_task
 
 
 # What a study was declared as: beside its runs, so that another one does not mix with them.
@@ -162,14 +162,17 @@ def _check_task(study: Study, runs: list[Run]) -> None:
     if len(tasks := {run.recipe.task for run in runs}) > 1:
         raise ValueError(f"The runs have the tasks {', '.join(sorted(tasks))}; only runs of one task can be compared.")
     task = find_task(runs[0].recipe.task)
-    if study.metric is not None:
-        names = [metric.name for metric in task.metrics_of(runs[0].recipe)]
-        check_names([study.metric], names, kind=f"no `metric` of the task {task.name}")
+    _check_metric(study, task, task.metrics)
     if study.figure == "curves-over-time" and task.tokens_per_sequence(runs[0].recipe) is None:
         raise ValueError(
             f"`figure` is {study.figure!r}, but runs of the task {task.name} do not count tokens per second; take "
             "curves."
         )
+
+
+def _check_metric(study: Study, task: Task, metrics: Sequence[Metric]) -> None:
+    if study.metric is not None:
+        check_names([study.metric], [metric.name for metric in metrics], kind=f"no `metric` of the task {task.name}")
 
 
 def run_study(
@@ -206,10 +209,11 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         _check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
-    if PartialState().is_main_process:
-        write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     task, finished = find_task(runs[0].recipe.task), []
     metrics = task.metrics_of(runs[0].recipe)
+    _check_metric(study, task, metrics)
+    if PartialState().is_main_process:
+        write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     for number, run in enumerate(runs, 1):
         kept = " (has ended, kept)" if (run.folder / METRICS_NAME).is_file() else ""
         progress(f"run {number} of {len(runs)}: {run.name}{kept}")
