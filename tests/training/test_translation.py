@@ -157,10 +157,11 @@ def test_gradient_accumulation_changes_nothing(toy, tmp_path, batch, accumulated
     assert_all_close(keep.gradients, expected, 1e-5)
 
 
-def test_validation_is_of_the_likelihood_and_of_every_target(toy, tmp_path):
+def test_validation_is_of_the_likelihood_and_of_every_target(toy, learnt, tmp_path):
     """Neither smoothed nor of the translations; grouping by length leaves the references in their places."""
     changes = ("training.label_smoothing_factor=0.3", "training.train_sampling_strategy=group_by_length")
-    trainer = trainer_of(toy, tmp_path, *changes, "training.per_device_eval_batch_size=20")
+    start = {"model": {"checkpoint": str(learnt[0])}}
+    trainer = trainer_of(toy, tmp_path, *changes, "training.per_device_eval_batch_size=20", **start)
     rows = trainer.eval_dataset
     metrics = trainer.evaluate()
     model = trainer.model.eval()
