@@ -257,6 +257,20 @@ def test_the_best_model_is_that_of_the_highest_bleu_and_the_card_shows_its_trans
     assert shown != last and f"**translation**: {shown}  \n" in card
 
 
+def test_a_conversion_translates_as_its_source_and_trains(toy, learnt, tmp_path):
+    """BART with simulated attention in every place, made by the run."""
+    model = {"checkpoint": str(learnt[0]), "conversion": {}}
+    trainer = trainer_of(toy, tmp_path / "run", "training.max_steps=2", model=model)
+    assert (
+        type(trainer.model).__name__ == "SASSeq2SeqForConditionalGeneration" and (tmp_path / "run" / "base").is_dir()
+    )
+    found = trainer.evaluate()
+    for name in ("eval_bleu", "eval_chrf", "eval_loss", "eval_token_accuracy"):
+        assert found[name] == pytest.approx(learnt[1][name], rel=1e-3), name
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] != found["eval_loss"]
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 def test_adapters_translate(toy, tmp_path):
     lora = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
