@@ -166,6 +166,23 @@ def test_a_classifier_of_other_classes_begins_anew_and_that_is_said(squares, tmp
         image_trainer(tmp_path / "hole", {"checkpoint": str(start)}, data)
 
 
+def test_a_checkpoint_of_the_same_classes_keeps_their_order(squares, tmp_path):
+    """Its classifier would else learn each class in another's place."""
+    named = {"train": str(squares), "class_names": ["ul", "ur", "ll", "lr"]}
+    small = {"config": "mnist-sas", "overrides": {"num_hidden_layers": 1}}
+    new = image_trainer(tmp_path, small, named, max_steps=1)
+    other = ["lr", "ul", "ll", "ur"]
+    config = new.model.config.to_dict() | {"id2label": dict(enumerate(other))}
+    config["label2id"] = {name: number for number, name in enumerate(other)}
+    SASViTForImageClassification(type(new.model.config).from_dict(config)).save_pretrained(tmp_path)
+    new.processing_class.save_pretrained(tmp_path)
+    trainer = image_trainer(tmp_path / "on", {"checkpoint": str(tmp_path)}, named, max_steps=1)
+    assert list(trainer.model.config.id2label.values()) == other
+    for ours, theirs in ((trainer.train_dataset, new.train_dataset), (trainer.eval_dataset, new.eval_dataset)):
+        expected = [other.index(named["class_names"][number]) for number in theirs[:20]["labels"]]
+        assert list(ours[:20]["labels"]) == expected
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [

@@ -198,6 +198,19 @@ def test_pairs_are_told_apart_by_token_types(tmp_path):
     assert train(recipe)["eval_accuracy"] > 0.9
 
 
+def test_token_types_are_left_out_where_a_model_has_none(bert, tmp_path):
+    """Of a tokenizer that makes them: a model without would refuse them in the first step."""
+    rows = [row | {"other": "so it is"} for row in reviews(40)]
+    data = {"train": write(tmp_path / "train.csv", rows), "second_text_column": "other"}
+    model = {"config": "imdb-standard", "overrides": SMALL, "tokenizer": str(bert / "masked")}
+    changes = ("training.eval_strategy=no", "training.max_steps=1")
+    trainer = trainer_of(recipe_of(tmp_path / "run", data, *changes, **model))
+    trainer.train()
+    trainer.save_model()
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert set(saved("one", "two")) == {"input_ids", "attention_mask"}
+
+
 def test_ratings_are_predicted(tmp_path):
     value = {"bad": -1.5, "fine": 0.25, "good": 2.0}
     rows = [row | {"label": value[row["label"]]} for row in reviews(300)]
@@ -401,6 +414,14 @@ REFUSED = {
         {"validation": rows_with({"label": "odd"})},
         [],
         "holds 'odd' in line 7 of .*validation.csv, which is none of the labels bad, fine, good",
+    ),
+    "no such number": (
+        {
+            "train": [row | {"label": 1 + number % 3} for number, row in enumerate(reviews(30))],
+            "validation": [row | {"label": number % 3} for number, row in enumerate(reviews(30, 1))],
+        },
+        [],
+        "holds '0' in line 2 of .*validation.csv, which is none of the labels 1, 2, 3",
     ),
     "no such class": ({}, ["data.class_names=[bad,fine,good,best]"], "No text of .*train.csv has the label 'best'"),
     "other class": ({}, ["data.class_names=[bad,good]"], "but .*train.csv has 'fine', too"),
