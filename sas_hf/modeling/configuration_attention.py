@@ -29,6 +29,7 @@ _EXTRA_KEYWORDS = {
     "output_attentions",
     "partial_rotary_factor",
     "per_layer_config",
+    "rope_parameters",
     "rope_scaling",
     "rope_theta",
     "sep_token_id",

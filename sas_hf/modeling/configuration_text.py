@@ -2,9 +2,11 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_attention import SASAttentionConfig, require_choice
+
+
+ROPE_KEYWORDS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
 
 @strict
@@ -17,6 +19,9 @@ class SASTextConfig(SASAttentionConfig):
         position_embedding_type (`str`, defaults to `"learned"`):
             `"learned"` absolute positions, `"sinusoidal"` ones (Marian's: sines, then cosines), or `"rope"` (of
             queries and keys after simulation; attention to a source knows no positions then).
+        rope_parameters (`dict`, *optional*):
+            Of RoPE, as in [`~transformers.LlamaConfig`]; only with RoPE is there such an attribute, by which
+            Transformers knows models whose positions can be scaled.
         padding_takes_positions (`bool`, defaults to `False`):
             Whether padding on the left counts as positions, as it does in BERT, BART and Marian. `False`: a row begins
             at its first real token, so that padding on either side changes nothing.
@@ -44,7 +49,6 @@ class SASTextConfig(SASAttentionConfig):
     embedding_norm: bool = True
     rms_norm_eps: float = 1e-6
     position_embedding_type: str = "learned"
-    rope_parameters: RopeParameters | dict | None = None
     padding_takes_positions: bool = False
     scale_embedding: bool = False
     mlp_type: str = "plain"
@@ -53,9 +57,15 @@ class SASTextConfig(SASAttentionConfig):
     attention_output_bias: bool = True
 
     def __post_init__(self, **kwargs):
+        if self.position_embedding_type == "rope":
+            self.rope_parameters = kwargs.pop("rope_parameters", None)
+        for name in ROPE_KEYWORDS:
+            if self.position_embedding_type != "rope" and kwargs.pop(name, None) is not None:
+                raise ValueError(
+                    f"`{name}` is of RoPE, but `position_embedding_type` is {self.position_embedding_type!r}; "
+                    "leave it out, or choose 'rope'."
+                )
         super().__post_init__(**kwargs)
-        if self.position_embedding_type != "rope":
-            self.rope_parameters = None
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
 

@@ -74,3 +74,16 @@ def test_the_base_model_resized_can_be_saved_and_loaded(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = SASSeq2SeqModel.from_pretrained(tmp_path)
     assert torch.equal(loaded(**model.dummy_inputs)[0], model(**model.dummy_inputs)[0])
+
+
+@pytest.mark.parametrize("config_class", [SASEncoderConfig, SASSeq2SeqConfig])
+def test_models_without_rope_do_not_seem_to_have_it(config_class, tmp_path):
+    """Transformers' tests of scaled RoPE ask for the attribute."""
+    assert not hasattr(config_class(), "rope_parameters")
+    rotating = config_class(position_embedding_type="rope", rope_theta=5e4)
+    assert rotating.rope_parameters == {"rope_theta": 5e4, "rope_type": "default"}
+    rotating.save_pretrained(tmp_path)
+    assert config_class.from_pretrained(tmp_path).rope_parameters == rotating.rope_parameters
+    for name, value in {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}.items():
+        with pytest.raises(ValueError, match=f"`{name}` is of RoPE, but `position_embedding_type` is 'learned'"):
+            config_class(**{name: value})
