@@ -4,7 +4,7 @@ figures of docs/conversion.md. Needs sentence-transformers 6, which sas_hf does 
 sas-hf convert SOURCE CONVERTED
 python benchmarks/sentence_embeddings.py SOURCE CONVERTED --sentences FILE
 python benchmarks/sentence_embeddings.py SOURCE CONVERTED --sentences PAIRS.parquet --columns en es --fine-tune 200 \
-    --batch-size 16 --max-length 48
+    --batch-size 8 --max-length 24
 """
 
 import argparse
