@@ -184,9 +184,12 @@ def named_architectures(config: PreTrainedConfig, family: SourceFamily) -> list[
         return list(family.architectures)
     known = [name for name in dict.fromkeys(named) if name in family.architectures]
     if not known:
+        names, body = ", ".join(map(str, named)), next(iter(family.architectures))
+        # A decoder alone shares too little with a body: what it lacks would be random.
+        save = f" Convert its body: `{body}.from_pretrained(SOURCE).save_pretrained(FOLDER)`, tokenizer beside it."
         raise ConversionError(
-            f"`architectures` names {', '.join(map(str, named))}, which has no SAS counterpart; convertible are "
-            f"{', '.join(family.architectures)}."
+            f"`architectures` names {names}, which has no SAS counterpart; convertible are "
+            f"{', '.join(family.architectures)}.{'' if 'CausalLM' in names else save}"
         )
     return known
 

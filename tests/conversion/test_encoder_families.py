@@ -360,7 +360,7 @@ REFUSED = {  # shape, class that the source names, fields, what the message must
         "bert",
         "BertForPreTraining",
         {},
-        "BertForPreTraining, which has no SAS.*BertModel, BertForMaskedLM",
+        "BertForPreTraining, which has no SAS.*BertModel, BertForMaskedLM.*`BertModel.from_pretrained",
     ),
     "next sentence": ("bert", "BertForNextSentencePrediction", {}, "BertForMultipleChoice"),
     "a language model": ("roberta", "RobertaForCausalLM", {}, "RobertaForCausalLM.*RobertaForMaskedLM"),

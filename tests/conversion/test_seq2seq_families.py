@@ -317,8 +317,8 @@ REFUSED = {  # shape, class that the source names, fields, what the message must
         {"decoder_start_token_id": 250},
         "`decoder_start_token_id` is 250, but the vocabulary has 200 tokens",
     ),
-    "a classifier": ("bart", "BartForSequenceClassification", {}, "no SAS.*BartModel, BartForConditionalGeneration"),
-    "a decoder alone": ("marian", "MarianForCausalLM", {}, "MarianForCausalLM.*MarianModel, MarianMTModel"),
+    "a classifier": ("bart", "BartForSequenceClassification", {}, "no SAS.*BartModel, BartForCond.*`BartModel.from"),
+    "a decoder alone": ("marian", "MarianForCausalLM", {}, r"MarianForCausalLM.*MarianModel, MarianMTModel\.$"),
     "quantised": ("bart", None, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
 }
 
