@@ -286,7 +286,7 @@ class Report:
                 "context": result.max_length and f"{result.max_length:,}",
                 "requests cut to the context": result.num_truncated or None,
                 "weights that the model does not use": ", ".join(result.unused_weights),
-                "limit": result.limit,
+                "limit": result.limit and f"{int(result.limit) if result.limit >= 1 else result.limit}",
                 "processes": result.num_processes,
                 "answers kept by an earlier run": result.num_reused or None,
                 "seconds": f"{result.seconds:.0f}",

@@ -111,6 +111,7 @@ def test_a_limit_takes_images_of_all_classes(grey_model, image_folder, tmp_path)
 def test_the_command(grey_model, idx_folder, tmp_path):
     run = sas_hf("eval", grey_model, "--images", idx_folder, "--limit", 20, "--output", tmp_path / "result.json")
     assert run.returncode == 0, run.stderr
+    assert " 20 " in run.stdout and "20.0" not in run.stdout  # the limit, which the command line reads as 20.0
     assert "top5_accuracy" in run.stdout and (tmp_path / "result.json").is_file()
 
 
