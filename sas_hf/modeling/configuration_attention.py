@@ -125,6 +125,17 @@ class SASAttentionConfig(PreTrainedConfig):
         resolve_attention_fields(self)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "PreTrainedConfig | tuple[PreTrainedConfig, dict]":
+        """As in Transformers, which sets the fields among `kwargs` once all others are checked: these are, too.
+
+        Raises:
+            ValueError: for an impossible combination.
+        """
+        found = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).validate_architecture()
+        return found
+
     def take_aliases(self, keywords: dict) -> dict:
         """Set the fields that `keywords` have under another name (`attribute_map`); the base class would do so after
         what follows from them was worked out. Returns the other keywords."""

@@ -2,8 +2,9 @@
 
 import pytest
 from helpers import GPT_BASE, SAS, SAS_VARIANTS, gpt_config
+from transformers import AutoConfig
 
-from sas_hf import SASGPTConfig, SASViTConfig
+from sas_hf import SASEncoderConfig, SASGPTConfig, SASSeq2SeqConfig, SASViTConfig
 
 
 ROPE = {"rope_theta": 1e4, "rope_type": "default"}
@@ -120,6 +121,31 @@ def test_a_given_scale_is_kept():
 def test_head_size_may_differ_from_the_hidden_size_over_heads():
     config = gpt_config("mha", hidden_size=30, head_dim=6)
     assert (config.head_dim, config.query_pre_attn_scalar) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (
+            SASSeq2SeqConfig,
+            {"cross_attention": {"attention_kind": "mha"}},
+            "`cross_attention` .*'attention_kind'",
+        ),
+        (SASSeq2SeqConfig, {"cross_attention": {"attention_type": "mhx"}}, "`cross_attention` .*'mhx'"),
+        (SASSeq2SeqConfig, {"decoder_layers": 0}, "`decoder_layers` is 0"),
+        (SASSeq2SeqConfig, {"vocab_size": 50}, "`share_encoder_decoder_embeddings` is True, but `decoder_vocab_size`"),
+        (SASEncoderConfig, {"classifier_pooling": "max"}, "`classifier_pooling` is 'max'"),
+        (SASGPTConfig, {"num_simulated_heads": 7}, "`num_simulated_heads` .*7"),
+        (SASViTConfig, {"num_simulated_heads": 7}, "`num_simulated_heads` .*7"),
+    ],
+)
+def test_fields_given_to_from_pretrained_are_checked(config_class, fields, message, tmp_path):
+    """Transformers sets them when the file's own are checked."""
+    config_class().save_pretrained(tmp_path)
+    for load in (config_class.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, **fields)
+    assert config_class.from_pretrained(tmp_path, attention_dropout=0.5).attention_dropout == 0.5
 
 
 @pytest.mark.parametrize("config_class", [SASGPTConfig, SASViTConfig])
