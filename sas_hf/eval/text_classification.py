@@ -156,7 +156,7 @@ def model_labels(config: PreTrainedConfig, rows: LabelledTexts) -> Labels:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"The model has several labels named {twice!r} (`id2label`); tell them apart.")
-    if config.problem_type == REGRESSION or config.num_labels == 1:
+    if (config.problem_type or (REGRESSION if config.num_labels == 1 else None)) == REGRESSION:
         if config.num_labels > 1:
             raise ValueError(f"The model predicts {config.num_labels} numbers for a text; one can be scored.")
         return Labels(REGRESSION, [])

@@ -129,6 +129,18 @@ def test_ratings_and_several_labels_are_scored(models, texts):
     assert found["loss"].value == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_one_label_of_several_is_no_rating(models, texts):
+    place, _ = texts
+    model = BertForSequenceClassification(
+        BertConfig(**SIZE, id2label={0: "a"}, problem_type="multi_label_classification", initializer_range=0.5)
+    ).eval()
+    found = evaluate_texts(model, place, label_column=["a"], tokenizer=models["bert"], batch_size=1)
+    metrics = found.tasks["text_classification"].metrics
+    assert set(metrics) == {"micro_f1", "exact_match", "loss"}
+    with pytest.raises(ValueError, match="a text has a list of labels"):
+        evaluate_texts(model, place, label_column="b", tokenizer=models["bert"])
+
+
 def test_numbered_labels_are_the_models_numbers(models, texts, tmp_path):
     place, rows = texts
     order = ["good", "bad", "fine"].index
