@@ -150,7 +150,8 @@ def convert(
         weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     absent, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     made = ".self_attn." if options.lossy is not None else "_simulation."
-    if unexpected or any(made not in name for name in absent):
+    absent = [name for name in absent if made not in name]
+    if unexpected or absent:
         raise ConversionError(f"Weights do not match: missing {absent[:5]}, unexpected {unexpected[:5]}.")
     _materialise(model, source)
     start_as_source(model, options.perturbation, options.seed)

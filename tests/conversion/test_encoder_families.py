@@ -384,6 +384,12 @@ def test_what_would_be_an_approximation_is_refused_before_weights_are_read(shape
     assert not (tmp_path / "sas").exists()
 
 
+def test_an_activation_with_weights_is_refused_by_their_names():
+    source = tiny_encoder("bert", "BertForMaskedLM", hidden_act="prelu")
+    with pytest.raises(ConversionError, match=r"missing \['[a-z0-9_.]+\.act_fn\.weight'"):
+        convert_model(source)
+
+
 def test_a_live_decoder_is_refused():
     config = BertConfig(**{name: value for name, value in SHAPES["bert"].items() if name != "model_type"})
     config.is_decoder = True
