@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,12 @@ def _checked(
         for cell in cells:
             if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
                 raise ValueError(f"`{label_field}` is {columns.label!r}, which is empty in {place}; label it.")
+            for value in cell if isinstance(cell, list) else [cell]:
+                if not (value is None or isinstance(value, str | int | float)):
+                    raise ValueError(
+                        f"`{label_field}` is {columns.label!r}, but in {place} that holds {str(cell)[:40]} "
+                        f"({type(value).__name__}), which is neither text nor a number."
+                    )
             if classes is not None and isinstance(cell, int) and cell < 0:
                 raise ValueError(f"There is no label in {place} ({cell}); take another split.")
         label = cells if several else cells[0]
@@ -217,6 +224,8 @@ def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, probl
             f"`model.overrides.problem_type` whether they are {CLASSES!r} or {REGRESSION!r}."
         )
     wanted = problem_type or kind
+    if wanted == CLASSES and kind == CLASSES and class_names is None and rows.names is None:
+        _refuse_numbers_beside_names(rows)
     if wanted == REGRESSION:
         if class_names is not None:
             raise ValueError(f"`data.class_names` is {class_names}, but the labels are numbers to be predicted.")
@@ -227,6 +236,8 @@ def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, probl
             f"`problem_type` is {problem_type!r}, but `{rows.field}` holds {first!r} in {rows.places[0]}."
         )
     names = _names_of_several(rows, class_names) if wanted == SEVERAL else _class_names(rows, class_names)
+    if not names:
+        raise ValueError(f"No text of {rows.source} has any label: `{rows.field}` holds empty lists.")
     labels = Labels(wanted, names)
     numbers = number_labels(rows, labels)
     if wanted == CLASSES:
@@ -309,7 +320,37 @@ def _class_names(rows: LabelledTexts, class_names: list[str] | None) -> list[str
                 f"`data.class_names` is {class_names}, but {rows.source} has {', '.join(map(repr, unknown[:5]))}, too."
             )
         return list(class_names)
+    if rows.names is None:
+        _refuse_one_in_two_ways(rows, found)
     return rows.names or sorted(found, key=int if numerals else str)
+
+
+def _refuse_numbers_beside_names(rows: LabelledTexts) -> None:
+    """Raise a ValueError where some labels are numbers and others are not: "nan" among ratings would make each rating
+    a class."""
+    places = {}
+    for label, place in zip(rows.labels, rows.places, strict=True):
+        places.setdefault(_is_number(label), (label, place))
+    if len(places) == 2:
+        (number, where), (name, there) = places[True], places[False]
+        raise ValueError(
+            f"`{rows.field}` holds the number {number!r} in {where}, but {name!r} in {there}; mend the one that is "
+            "wrong, or name all classes in `data.class_names` if both are."
+        )
+
+
+def _refuse_one_in_two_ways(rows: LabelledTexts, names: Iterable[str]) -> None:
+    """Raise a ValueError for names that differ by case, spaces around them, Unicode's form or zeros in front: a class
+    would fall apart into two."""
+    known: dict[str | int, str] = {}
+    for name in sorted(names):
+        plain = int(name) if WHOLE.fullmatch(name) else unicodedata.normalize("NFKC", name).casefold().strip()
+        if plain in known:
+            raise ValueError(
+                f"`{rows.field}` holds {known[plain]!a} and {name!a}, which seem to be one label; write it one way, "
+                "or name all in `data.class_names` if they are two."
+            )
+        known[plain] = name
 
 
 def _names_of_several(rows: LabelledTexts, class_names: list[str] | None) -> list[str]:
@@ -336,7 +377,9 @@ def _names_of_several(rows: LabelledTexts, class_names: list[str] | None) -> lis
                 "each label."
             )
     found = {name for label in rows.labels for name in label}
-    if class_names is not None and (unknown := sorted(found - set(class_names))):
+    if class_names is None:
+        _refuse_one_in_two_ways(rows, found)
+    elif unknown := sorted(found - set(class_names)):
         raise ValueError(f"`data.class_names` is {class_names}, but {rows.source} has {unknown[0]!r}, too.")
     return list(class_names or sorted(found))
 

@@ -248,7 +248,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 place = f"line {number}"
                 if line.strip():
                     yield place, json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON with an object on each line: {place} is not ({error}).") from error
 
 

@@ -442,6 +442,27 @@ REFUSED = {
     ),
     "no kind": ({}, ["model.overrides.problem_type=classes"], "`problem_type` is 'classes'; it must be"),
     "lists as text": ({"train": rows_with({"label": "[0 1]"})}, [], r"holds '\[0 1\]', a list as text"),
+    "nan among ratings": (
+        {"train": [row | {"label": number / 7 if number else "nan"} for number, row in enumerate(reviews(30))]},
+        [],
+        "holds the number '0.14.*' in line 3 of .*, but 'nan' in line 2",
+    ),
+    "a class with a space": (
+        {"train": rows_with({"label": "good "})},
+        [],
+        "holds 'good' and 'good ', which seem",
+    ),
+    "a class in capitals": ({"train": rows_with({"label": "Good"})}, [], "holds 'Good' and 'good', which seem to be"),
+    "two forms of Unicode": (
+        {"train": rows_with({"label": "caf\u00e9"}) + rows_with({"label": "cafe\u0301"})},
+        [],
+        r"holds 'cafe\\u0301' and 'caf\\xe9', which seem to be one label",
+    ),
+    "zeros in front": (
+        {"train": [row | {"label": ["1", "2", "01"][number % 3]} for number, row in enumerate(reviews(30))]},
+        [],
+        "holds '01' and '1', which seem to be one label",
+    ),
     "same file": ({}, ["data.validation=@train"], "train.csv, which is trained on, too"),
     "same texts": ({"validation": reviews(30)[::-1]}, [], "All texts to validate on are trained on, too"),
     "two validations": ({}, ["data.validation_documents=5"], "are both given"),
@@ -477,6 +498,30 @@ def test_what_cannot_be_trained_is_refused_before_a_model_is_built(name, tmp_pat
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(recipe_of(tmp_path / "run", data, *changes))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([{"a": 1}, {"a": 2}], r"in row 1 of x that holds {'a': 1} \(dict\), which is neither text nor a number"),
+        ([b"x", b"y"], r"holds b'x' \(bytes\)"),
+        ([[b"x"], [b"y"]], r"holds \[b'x'\] \(bytes\)"),
+        ([[], []], "No text of x has any label"),
+        ([["a", "b"], ["B"]], "holds 'B' and 'b', which seem to be one label"),
+    ],
+)
+def test_what_is_no_label_is_refused(labels, message):
+    rows = Dataset.from_list([{"text": "t", "label": label} for label in labels])
+    with pytest.raises(ValueError, match=message):
+        find_labels(from_dataset(rows, Columns(), "x"))
+
+
+def test_labels_that_look_alike_may_be_named(tmp_path):
+    names = ["Good", "good", "7", "07", "nan"]
+    rows = [row | {"label": names[number % 5]} for number, row in enumerate(reviews(30))]
+    data = {"train": write(tmp_path / "train.csv", rows), "class_names": names}
+    trainer = trainer_of(recipe_of(tmp_path / "x", data, "training.eval_strategy=no"))
+    assert trainer.train_dataset["labels"][:5] == [0, 1, 2, 3, 4]
 
 
 def test_smoothing_of_ratings_is_refused(tmp_path):
