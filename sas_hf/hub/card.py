@@ -67,7 +67,7 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
         f"Converted by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}: "
         f"{simulation['num_simulated_heads'] or 'no'} simulated heads, {simulation['simulated_head_dim'] or 'no'} "
         f"simulated features per head, kernel {simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
-        f"{_not_carried(report)}Recipe:\n\n```json\n{json.dumps(report['options'], indent=2)}\n```\n",
+        f"{_not_carried(report)}Recipe:\n\n```json\n{json.dumps(report['options'] | simulation, indent=2)}\n```\n",
     )
     sentences = _loading_sentences("import sas_hf  # registers the architecture\n") if _embeds(report) else ""
     _set_section(card, LOADING, sentences + _loading_with_package(getattr(modeling, report["architecture"])))
