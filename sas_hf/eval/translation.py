@@ -99,8 +99,7 @@ def evaluate_translation(
     available = len(rows)
     if limit is not None:
         rows = rows.take(min(available, max(1, round(limit * available)) if limit < 1 else int(limit)))
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        tokenizer = _load_tokenizer(str(tokenizer or (model.name_or_path if live else name)))
+    tokenizer = _find_tokenizer(tokenizer or (model.name_or_path if live else name))
     set_languages(tokenizer, (source_language, target_language), FIELDS["languages"], keep=True)
     if not live:
         model = _load_translator(name, dtype).to(device or default_device())
@@ -200,15 +199,20 @@ def _load_translator(name: str, dtype: str | torch.dtype | None) -> PreTrainedMo
     return model.eval()
 
 
-def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(place, None) if place else None
-    if tokenizer is None and (adapter := read_adapter(place)) is not None:
-        tokenizer = load_tokenizer(*adapter)
+def _find_tokenizer(given: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """One to be changed: that of this place, or a copy of one that is given."""
+    if isinstance(given, PreTrainedTokenizerBase):
+        tokenizer, place = copy.deepcopy(given), type(given).__name__
+    else:
+        place = str(given)
+        tokenizer = load_tokenizer(place, None) if place else None
+        if tokenizer is None and (adapter := read_adapter(place)) is not None:
+            tokenizer = load_tokenizer(*adapter)
     if tokenizer is None:
         raise ValueError(f"There is no tokenizer in {place!r}; pass one as `tokenizer`.")
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
         raise ValueError(
-            f"The tokenizer of {place} has no pad or no eos token, by which translations are batched and end."
+            f"The tokenizer ({place}) has no pad or no eos token, by which translations are batched and end."
         )
     tokenizer.padding_side = "right"
     return tokenizer

@@ -111,6 +111,21 @@ def test_beams_a_limit_and_a_live_model(place, results):
     assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == beams.samples[0]["translation"]
 
 
+def test_a_given_tokenizer_is_used_as_the_models_own_and_left_as_it_is(place, results):
+    tokenizer = toy_tokenizer()
+    tokenizer.padding_side = "left"  # which takes positions of a BART
+    found = evaluate_translation(
+        str(place / "learnt"), place / "pairs.jsonl", **COLUMNS, num_beams=1, batch_size=7, tokenizer=tokenizer
+    )
+    expected = results["learnt"].tasks["translation"]
+    assert found.tasks["translation"].metrics == expected.metrics
+    assert found.tasks["translation"].samples == expected.samples
+    assert tokenizer.padding_side == "left"
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="has no pad or no eos token"):
+        evaluate_translation(str(place / "learnt"), place / "pairs.jsonl", **COLUMNS, tokenizer=tokenizer)
+
+
 def test_two_models_are_compared_pair_by_pair(results, tmp_path):
     found = {each.name: each for each in compare(results["new"], results["learnt"])}
     bleu, loss = found["translation: bleu"], found["translation: loss"]
