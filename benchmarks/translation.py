@@ -52,8 +52,9 @@ def scores(study: Path, found: dict[str, list[EvaluationResult]]) -> Grid:
         for name, scale, digits in (("bleu", 1, 2), ("chrf", 1, 2), ("token_accuracy", 100, 2), ("loss", 1, 4)):
             mean, deviation = mean_and_deviation([scale * each[name].value for each in metrics])
             cells.append(f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else ""))
-        seconds = statistics.mean(seconds_per_epoch(Path(result.model)) for result in results)
-        rows.append([variant, f"{results[0].num_parameters:,}", *cells, f"{seconds:.0f}", str(len(results))])
+        seconds = [seconds_per_epoch(Path(result.model)) for result in results]
+        time = "-" if None in seconds else f"{statistics.mean(seconds):.0f}"
+        rows.append([variant, f"{results[0].num_parameters:,}", *cells, time, str(len(results))])
     task = next(iter(found.values()))[0].tasks["translation"]
     caption = f"{task.num_samples:,} pairs of {task.data}, greedily; mean ± standard deviation over seeds; "
     caption += "; ".join(task.details["signatures"].values()) + "."
@@ -61,9 +62,11 @@ def scores(study: Path, found: dict[str, list[EvaluationResult]]) -> Grid:
     return Grid("Translations of the test pairs", header, rows, caption)
 
 
-def seconds_per_epoch(run: Path) -> float:
-    """Of training alone, at the median speed of the log."""
+def seconds_per_epoch(run: Path) -> float | None:
+    """Of training alone, at the median speed of the log; `None` where that has none."""
     speeds = [line["steps_per_second"] for line in read_log(run) if line.get("steps_per_second")]
+    if not speeds:
+        return None
     last = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
     state = yaml.safe_load((last / "trainer_state.json").read_text())
     return math.ceil(state["global_step"] / state["epoch"]) / statistics.median(speeds)
