@@ -48,7 +48,13 @@ class SASEncoderStack:
             check_positions(self.config, position_ids)
 
         _, for_layers = layer_inputs(
-            attention, self.rotary_emb, inputs_embeds, attention_mask, position_ids, given_position_ids
+            attention.config,
+            attention,
+            self.rotary_emb,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            given_position_ids,
         )
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         for layer in self.layers:

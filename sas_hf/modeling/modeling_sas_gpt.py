@@ -182,6 +182,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
             check_positions(self.config, position_ids)
 
         cache, for_layers = layer_inputs(
+            self.config,
             attention,
             self.rotary_emb,
             inputs_embeds,

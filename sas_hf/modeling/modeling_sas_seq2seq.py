@@ -162,6 +162,7 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
             check_positions(self.config, position_ids)
 
         cache, for_layers = layer_inputs(
+            attention.config,
             attention,
             self.rotary_emb,
             inputs_embeds,

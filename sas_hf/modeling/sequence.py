@@ -19,6 +19,7 @@ from .kinds import as_boolean, with_boolean_masks
 
 
 def layer_inputs(
+    config: PreTrainedConfig,
     attention: SASAttention,
     rotary_emb: nn.Module | None,
     inputs_embeds: torch.Tensor,
@@ -31,7 +32,8 @@ def layer_inputs(
 ) -> tuple[Cache | None, dict]:
     """
     Args:
-        attention: one of the layers' own attention, whose kind and configuration are all the layers'.
+        config: of the layers' own attention.
+        attention: one of them, whose kind is all the layers'.
         rotary_emb: `None` without RoPE.
         inputs_embeds: `[B, T, C]`.
         attention_mask: `[B, S]`, 0 for padding; or a prepared 4-D mask.
@@ -44,7 +46,6 @@ def layer_inputs(
     Returns:
         The cache, and the arguments of every layer's self-attention.
     """
-    config = attention.config
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     mask_inputs = (inputs_embeds, attention_mask, given_position_ids, own)
     mask, mixing_mask = make_mask(config, *mask_inputs), None
