@@ -83,8 +83,8 @@ def differences(found: dict[str, list[EvaluationResult]], seeds: list[int]) -> G
         for name, both in pairs:
             before, after, references = [], [], []
             for one, other in both:
-                before += [sample["translation"] for sample in one.tasks["translation"].samples]
-                after += [sample["translation"] for sample in other.tasks["translation"].samples]
+                before += [sample["hypothesis"] for sample in one.tasks["translation"].samples]
+                after += [sample["hypothesis"] for sample in other.tasks["translation"].samples]
                 references += [sample["reference"] for sample in other.tasks["translation"].samples]
             language = both[0][0].tasks["translation"].details["language"]
             for metric, each in score_differences(before, after, references, language).items():

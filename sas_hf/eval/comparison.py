@@ -106,7 +106,7 @@ def _difference(
 
 
 def _of_translations(name: str, first: TaskResult, second: TaskResult) -> list[PairedDifference]:
-    hypotheses = [[sample["translation"] for sample in task.samples] for task in (first, second)]
+    hypotheses = [[sample["hypothesis"] for sample in task.samples] for task in (first, second)]
     references = [sample["reference"] for sample in first.samples]
     return [
         PairedDifference(

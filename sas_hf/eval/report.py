@@ -117,7 +117,7 @@ class Report:
         """A text file for each model that translated, a translation on each line, as sacrebleu reads them."""
         files = []
         for number, (_, task) in enumerate(self._translated(), 1):
-            lines = [" ".join(sample["translation"].split()) for sample in task.samples]
+            lines = [" ".join(sample["hypothesis"].split()) for sample in task.samples]
             files.append(folder / f"translations-{number}.txt")
             write_atomically(files[-1], "".join(f"{line}\n" for line in lines).encode())
         return files
@@ -186,7 +186,7 @@ class Report:
         lines = ["## What was translated\n"]
         for place, pair in enumerate(first.samples[:SHOWN]):
             texts = {"source": pair["source"], "reference": pair["reference"]}
-            texts |= {label: task.samples[place]["translation"] for label, task in alike}
+            texts |= {label: task.samples[place]["hypothesis"] for label, task in alike}
             said = [f"**{_line(name)}**: {_line(text)}" for name, text in texts.items()]
             lines.append(f"{place + 1}. " + "  \n   ".join(said))
         return "\n".join(lines) + "\n"

@@ -145,7 +145,7 @@ def evaluate_translation(
             "tokens": digest(str(target) for target in targets),
         },
         samples=[
-            {"source": source, "reference": reference, "translation": hypothesis, "loss": loss}
+            {"source": source, "reference": reference, "hypothesis": hypothesis, "loss": loss}
             for source, reference, hypothesis, loss in zip(
                 rows["source"], rows["target"], hypotheses, (losses / counts).tolist(), strict=True
             )

@@ -76,13 +76,13 @@ def test_scores_are_those_of_the_translations_that_generate_gives(place, results
         assert (sample["source"], sample["reference"]) == (row["en"], row["es"])
         inputs = tokenizer(row["en"], return_tensors="pt")
         tokens = model.generate(**inputs, num_beams=1, do_sample=False, max_length=LENGTH)
-        assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == sample["translation"]
+        assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == sample["hypothesis"]
         labels = torch.tensor([tokenizer(text_target=row["es"]).input_ids])
         output = model(**inputs, labels=labels)
         assert sample["loss"] == pytest.approx(output.loss.item(), rel=1e-4)
         losses.append(output.loss.item() * labels.numel())
         right, count = right + output.logits.argmax(-1).eq(labels).sum().item(), count + labels.numel()
-    hypotheses, references = ([sample[name] for sample in task.samples] for name in ("translation", "reference"))
+    hypotheses, references = ([sample[name] for sample in task.samples] for name in ("hypothesis", "reference"))
     assert task.metrics["bleu"].value == BLEU().corpus_score(hypotheses, [references]).score > 0
     assert task.metrics["chrf"].value == CHRF().corpus_score(hypotheses, [references]).score
     assert task.metrics["loss"].value == pytest.approx(sum(losses) / count, rel=1e-4)
@@ -103,12 +103,12 @@ def test_beams_a_limit_and_a_live_model(place, results):
     greedy = evaluate_translation(model, place / "pairs.jsonl", **options).tasks["translation"]
     assert model.training and model.generation_config.to_dict() == settings.to_dict()
     assert (beams.num_samples, beams.num_available, beams.details["num_beams"]) == (6, COUNT, 4)
-    wanted = [sample["translation"] for sample in results["learnt"].tasks["translation"].samples[:6]]
-    assert [sample["translation"] for sample in greedy.samples] == wanted
+    wanted = [sample["hypothesis"] for sample in results["learnt"].tasks["translation"].samples[:6]]
+    assert [sample["hypothesis"] for sample in greedy.samples] == wanted
     tokens = model.eval().generate(
         **tokenizer(toy_pairs()[400]["en"], return_tensors="pt"), num_beams=4, max_length=LENGTH
     )
-    assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == beams.samples[0]["translation"]
+    assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == beams.samples[0]["hypothesis"]
 
 
 def test_a_given_tokenizer_is_used_as_the_models_own_and_left_as_it_is(place, results):
@@ -149,10 +149,10 @@ def test_two_models_are_compared_pair_by_pair(results, tmp_path):
     files = report.save(tmp_path / "report")
     texts = (tmp_path / "report" / "translations-2.txt").read_text().splitlines()
     samples = again.tasks["translation"].samples
-    assert texts == [sample["translation"] for sample in samples] and tmp_path / "report" / "report.md" in files
+    assert texts == [sample["hypothesis"] for sample in samples] and tmp_path / "report" / "report.md" in files
     page = (tmp_path / "report" / "report.md").read_text()
     for sample in samples[:10]:
-        assert f"**source**: {sample['source']}" in page and f": {sample['translation']}" in page
+        assert f"**source**: {sample['source']}" in page and f": {sample['hypothesis']}" in page
     assert (
         f"{metrics[1]['bleu'].value:.2f} ± " in page
         and again.tasks["translation"].details["signatures"]["chrf"] in page

@@ -234,7 +234,7 @@ class LoadingTests:
         logits, expected = self.predict(loaded, **inputs), self.predict(model, **inputs)
         assert logits.dtype == dtype
         difference = (logits.float() - expected).square().mean().sqrt()
-        assert difference < (0.1 if dtype == torch.bfloat16 else 0.02) * expected.std()
+        assert difference < (0.15 if dtype == torch.bfloat16 else 0.04) * expected.std()
 
     @pytest.mark.parametrize("place", ["cpu", "auto", "disk"])
     def test_loads_through_the_meta_device(self, variant, place, tmp_path, monkeypatch):
