@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..configurations import NAMED_CONFIGS
 from ..hub.dtypes import parse_dtype
 from ..report.files import check_writable
 
@@ -29,6 +30,19 @@ def check_arguments(
         parse_dtype(str(dtype).removeprefix("torch."))
     if device is not None:
         check_device(device)
+
+
+def number_of_samples(limit: int | float | None, available: int) -> int:
+    """How many samples a limit leaves of those there are: so many, or that share of them if it is below 1."""
+    if limit is None:
+        return available
+    return min(available, max(1, round(limit * available)) if limit < 1 else int(limit))
+
+
+def refuse_named_configuration(name: str) -> None:
+    """Raise a `ValueError` for the name of one of the papers' models, where a checkpoint is asked for."""
+    if name in NAMED_CONFIGS:
+        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
 
 
 def refuse_unused(options: dict[str, object], reason: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from ..configurations import NAMED_CONFIGS
 from ..hub.checkpoints import load_model, read_settings
+from .arguments import refuse_named_configuration
 from .results import Metric
 
 
@@ -19,8 +19,7 @@ def require_head(name: str | Path, auto_class: type, what: str, remedy: str) -> 
         what: it is, such as "image classifier".
         remedy: how else it can be scored.
     """
-    if name in NAMED_CONFIGS:
-        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
+    refuse_named_configuration(name)
     model_type = read_settings(name).get("model_type")
     if not any(config_class.model_type == model_type for config_class in auto_class._model_mapping):
         raise ValueError(f"{name} has `model_type` {model_type!r}, which has no {what}; {remedy}.")

@@ -19,12 +19,11 @@ from ..data.image_files import open_image
 from ..data.images import find_split, load_image_dataset, undecoded
 from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
-from ..version import versions
-from .arguments import check_arguments, check_output
+from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, mean_score, require_head, require_numbers
 from .harness import default_device
 from .models import left_as_found
-from .results import EvaluationResult, TaskResult, digest
+from .results import EvaluationResult, TaskResult, digest, one_task_result
 
 
 AUTO_BATCH_SIZE = 64
@@ -83,8 +82,8 @@ def evaluate_images(
     split = split or find_split(images, "test", "validation")
     rows, available = images[split], len(images[split])
     check_labels(rows, split)
-    if limit is not None and (count := round(limit * available) if limit < 1 else int(limit)) < available:
-        rows = rows.shuffle(seed=0).select(range(max(1, count)))
+    if (count := number_of_samples(limit, available)) < available:
+        rows = rows.shuffle(seed=0).select(range(count))
 
     if not live:
         model = load_with_head(
@@ -108,20 +107,18 @@ def evaluate_images(
         scores={key: values.tolist() for key, values in scores.items()},
         questions=digest([Path(dataset).name, split, *map(str, rows["label"])]),
     )
-    result = EvaluationResult(
-        model=name,
-        num_parameters=model.num_parameters(),
-        tasks={"image_classification": task},
+    return one_task_result(
+        model,
+        "image_classification",
+        task,
+        name=name,
         limit=limit,
-        batch_size={"requested": batch_size, "smallest": size, "largest": size},
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        seconds=time.perf_counter() - start,
-        versions=versions("datasets"),
+        requested=batch_size,
+        size=size,
+        start=start,
+        library="datasets",
+        output=output,
     )
-    if output is not None:
-        result.save(output)
-    return result
 
 
 def check_labels(rows: Dataset, split: str) -> None:

@@ -12,13 +12,12 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from ..data.masking import MaskingCollator, masked_rows
 from ..data.tokenized_text import longest_text
 from ..report.files import one_at_a_time
-from ..version import versions
-from .arguments import check_arguments, check_output
+from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, require_head, require_numbers
 from .harness import default_device
 from .models import left_as_found
 from .perplexity import PerplexityText, read_documents
-from .results import EvaluationResult, Metric, TaskResult, digest
+from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 from .text_classification import find_tokenizer
 
 
@@ -86,8 +85,7 @@ def evaluate_masked(
         raise ValueError("The tokenizer has no mask token; pass the one that the model was trained with.")
     rows = _rows(documents, tokenizer, min(LENGTH, longest_text(model.config) or LENGTH), text.max_tokens)
     available = len(rows)
-    if limit is not None:
-        rows = rows[: max(1, min(available, round(limit * available) if limit < 1 else int(limit)))]
+    rows = rows[: number_of_samples(limit, available)]
     masked = masked_rows(Dataset.from_dict({"input_ids": rows}), tokenizer, mlm_probability)
 
     start = time.perf_counter()
@@ -109,20 +107,18 @@ def evaluate_masked(
         questions=digest([str(mlm_probability), *map(str, masked["input_ids"]), *map(str, masked["labels"])]),
         details={"mlm_probability": mlm_probability, "masked_tokens": int(counts.sum()), "masked_by_seed": 0},
     )
-    result = EvaluationResult(
-        model=name,
-        num_parameters=model.num_parameters(),
-        tasks={"masked_tokens": task},
+    return one_task_result(
+        model,
+        "masked_tokens",
+        task,
+        name=name,
         limit=limit,
-        batch_size={"requested": batch_size, "smallest": size, "largest": size},
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        seconds=time.perf_counter() - start,
-        versions=versions("datasets"),
+        requested=batch_size,
+        size=size,
+        start=start,
+        library="datasets",
+        output=output,
     )
-    if output is not None:
-        result.save(output)
-    return result
 
 
 def _rows(

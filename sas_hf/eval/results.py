@@ -7,11 +7,15 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from ..report.files import write_atomically
+from ..version import versions
 
 
 @dataclass
@@ -180,6 +184,49 @@ class EvaluationResult:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{path}: {str(error).rstrip('.')}; give what `sas-hf eval --output` wrote.") from error
+
+
+def one_task_result(
+    model: PreTrainedModel,
+    task: str,
+    found: TaskResult,
+    *,
+    name: str,
+    limit: int | float | None,
+    requested: int | str,
+    size: int,
+    start: float,
+    library: str,
+    output: str | Path | None,
+    num_truncated: int = 0,
+) -> EvaluationResult:
+    """
+    The result of an evaluation of one task, written to `output` if there is one.
+
+    Args:
+        task, found: its name and its result.
+        name: of the model.
+        limit: as given.
+        requested, size: samples at a time, as given and as it was.
+        start: when the scoring began, by `time.perf_counter`.
+        library: whose version counts, beside those that always do.
+        num_truncated: samples that were cut.
+    """
+    result = EvaluationResult(
+        model=name,
+        num_parameters=model.num_parameters(),
+        tasks={task: found},
+        limit=limit,
+        batch_size={"requested": requested, "smallest": size, "largest": size},
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        num_truncated=num_truncated,
+        seconds=time.perf_counter() - start,
+        versions=versions(library),
+    )
+    if output is not None:
+        result.save(output)
+    return result
 
 
 def perplexities(result: EvaluationResult) -> dict[int, TaskResult]:

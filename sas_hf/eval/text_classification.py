@@ -25,12 +25,11 @@ from ..data.tokenized_text import longest_text, prepare_tokenizer, tokenize
 from ..hub.checkpoints import load_tokenizer
 from ..report.files import one_at_a_time
 from ..report.measures import jackknife_error, macro_f1, micro_f1, pearson, spearman
-from ..version import versions
-from .arguments import check_arguments, check_output
+from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, mean_score, require_head, require_numbers
 from .harness import default_device
 from .models import left_as_found
-from .results import EvaluationResult, Metric, TaskResult, digest
+from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 
 
 AUTO_BATCH_SIZE = 64
@@ -94,9 +93,9 @@ def evaluate_texts(
     columns = Columns(text_column, second_text_column, label_column)
     rows = read_labelled_texts(texts, columns, "texts", config, split or "test")
     available, order = len(rows), list(range(len(rows)))
-    if limit is not None and (count := round(limit * available) if limit < 1 else int(limit)) < available:
+    if (count := number_of_samples(limit, available)) < available:
         random.Random(0).shuffle(order)
-        rows = rows.select(order[: max(1, count)])
+        rows = rows.select(order[:count])
 
     if not live:
         model = load_with_head(
@@ -126,21 +125,19 @@ def evaluate_texts(
         scores={key: values.tolist() for key, values in scores.items()},
         questions=digest([*rows.texts, *(rows.seconds or ()), *map(str, rows.labels)]),
     )
-    result = EvaluationResult(
-        model=name,
-        num_parameters=model.num_parameters(),
-        tasks={"text_classification": task},
+    return one_task_result(
+        model,
+        "text_classification",
+        task,
+        name=name,
         limit=limit,
-        batch_size={"requested": batch_size, "smallest": size, "largest": size},
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        seconds=time.perf_counter() - start,
+        requested=batch_size,
+        size=size,
+        start=start,
+        library="datasets",
+        output=output,
         num_truncated=cut,
-        versions=versions("datasets"),
     )
-    if output is not None:
-        result.save(output)
-    return result
 
 
 def model_labels(config: PreTrainedConfig, rows: LabelledTexts) -> Labels:

@@ -15,17 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..configurations import NAMED_CONFIGS
 from ..data.languages import begin_with_language, set_languages
 from ..data.text_pairs import PairColumns, encode_side, read_pairs
 from ..hub.checkpoints import check_vocabulary, load_adapter, load_model, load_tokenizer, read_adapter, read_settings
 from ..report.files import one_at_a_time
 from ..report.translation import corpus_metrics, measured_scores
-from ..version import versions
-from .arguments import check_arguments, check_output
+from .arguments import check_arguments, check_output, number_of_samples, refuse_named_configuration
 from .harness import default_device
 from .models import left_as_found
-from .results import EvaluationResult, Metric, TaskResult, digest
+from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 
 
 TASK = "translation"
@@ -97,8 +95,7 @@ def evaluate_translation(
         _require_translator(name)
     rows = read_pairs(pairs if isinstance(pairs, list) else str(pairs), columns, "pairs", config=config, split=split)
     available = len(rows)
-    if limit is not None:
-        rows = rows.take(min(available, max(1, round(limit * available)) if limit < 1 else int(limit)))
+    rows = rows.take(number_of_samples(limit, available))
     tokenizer = _find_tokenizer(tokenizer or (model.name_or_path if live else name))
     set_languages(tokenizer, (source_language, target_language), FIELDS["languages"], keep=True)
     if not live:
@@ -151,27 +148,24 @@ def evaluate_translation(
             )
         ],
     )
-    result = EvaluationResult(
-        model=name,
-        num_parameters=model.num_parameters(),
-        tasks={TASK: task},
+    return one_task_result(
+        model,
+        TASK,
+        task,
+        name=name,
         limit=limit,
-        batch_size={"requested": batch_size, "smallest": size, "largest": size},
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        requested=batch_size,
+        size=size,
+        start=start,
+        library="sacrebleu",
+        output=output,
         num_truncated=cut_sources,
-        seconds=time.perf_counter() - start,
-        versions=versions("sacrebleu"),
     )
-    if output is not None:
-        result.save(output)
-    return result
 
 
 def _require_translator(name: str) -> None:
     """Refuse what is no encoder-decoder, or cannot be one, before pairs or weights are read."""
-    if name in NAMED_CONFIGS:
-        raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
+    refuse_named_configuration(name)
     adapter = read_adapter(name)
     place, revision = adapter or (name, None)
     settings = read_settings(place, revision)

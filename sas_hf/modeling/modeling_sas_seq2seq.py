@@ -218,9 +218,7 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """As in Transformers, whatever `tie_word_embeddings`, which is about the head."""
-        if not self.config.share_encoder_decoder_embeddings:
-            return {}
-        return {"decoder.embeddings.embed_tokens.weight": "encoder.embeddings.embed_tokens.weight"}
+        return dict(self._tied_weights_keys) if self.config.share_encoder_decoder_embeddings else {}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embeddings.embed_tokens
