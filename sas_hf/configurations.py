@@ -13,6 +13,7 @@ from .modeling import SASEncoderConfig, SASGPTConfig, SASSeq2SeqConfig, SASViTCo
 
 # name of the size: (hidden size, layers, MHA heads)
 SIZES = {
+    "cpu": (64, 2, 4),  # ours: the papers' comparisons at a size for two cores
     "125m": (768, 12, 12),
     "350m": (1024, 24, 16),
     "760m": (1280, 36, 20),
@@ -22,8 +23,17 @@ SIZES = {
     "10.6b": (5120, 33, 40),  # ours: the paper gives no configuration
 }
 
-# Table 2: as many heads of 64 as keep the parameters of MHA.
+# Of that size: its vocabulary, and weights that start as large as the width lets them (0.02 is for thousands).
+CPU_BACKBONE = {"vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1}
+
+# Table 2: as many heads of 64 as keep the parameters of MHA; at our size for CPUs likewise, of 16.
 BASELINES = {
+    "cpu": {
+        "mqa": {"num_attention_heads": 7, "num_key_value_heads": 1},
+        "gqa": {"num_attention_heads": 6, "num_key_value_heads": 2},
+        "mla": {"num_attention_heads": 5},
+        "tpa": {"num_attention_heads": 8, "q_rank": 3, "k_rank": 1, "v_rank": 1},
+    },
     "125m": {
         "mqa": {"num_attention_heads": 23, "num_key_value_heads": 1},
         "gqa": {"num_attention_heads": 22, "num_key_value_heads": 2},
@@ -38,6 +48,13 @@ BASELINES = {
     },
 }
 MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
+CPU_MLA_RANKS = {
+    "q_lora_rank": 40,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
 
 # IMDB and Amazon reviews, after the text classifier of Keras's examples, which the paper names: post-norm, ReLU,
 # learned positions, the mean of the tokens, dropout 0.1 but inside of the attention. Vocabulary sizes and the
@@ -139,7 +156,7 @@ def _backbone(size: str) -> dict:
         "max_position_embeddings": 1024,
         "bos_token_id": 50256,
         "eos_token_id": 50256,
-    }
+    } | (CPU_BACKBONE if size == "cpu" else {})
 
 
 def _simulated(fields: dict, times: int, kernel_size: int) -> dict:
@@ -195,11 +212,13 @@ def _all_configs() -> dict[str, dict]:
         named[f"sas-{size}"] = _simulated(_backbone(size), times=3, kernel_size=1)
     for size, kinds in BASELINES.items():
         for kind, fields in kinds.items():
-            ranks = MLA_RANKS if kind == "mla" else {}
-            named[f"{kind}-{size}"] = _backbone(size) | {"head_dim": 64, "attention_type": kind} | fields | ranks
-    named["mha-sas-125m"] = _simulated(named["mha-125m"], times=3, kernel_size=5)  # Table 7
-    for kind in BASELINES["125m"]:
-        named[f"{kind}-sas-125m"] = _simulated(named[f"{kind}-125m"], times=2, kernel_size=1)
+            ranks = {} if kind != "mla" else CPU_MLA_RANKS if size == "cpu" else MLA_RANKS
+            head_dim = named[f"mha-{size}"]["head_dim"]
+            named[f"{kind}-{size}"] = _backbone(size) | {"head_dim": head_dim, "attention_type": kind} | fields | ranks
+    for size in ("cpu", "125m"):  # Table 7
+        named[f"mha-sas-{size}"] = _simulated(named[f"mha-{size}"], times=3, kernel_size=5)
+        for kind in BASELINES[size]:
+            named[f"{kind}-sas-{size}"] = _simulated(named[f"{kind}-{size}"], times=2, kernel_size=1)
     for task in TEXT_CLASSIFIERS:
         for kind in ("standard", "optimised", "efficient", "super", "sas"):
             named[f"{task}-{kind}"] = _text_classifier(task, kind)

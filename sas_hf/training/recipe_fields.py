@@ -23,8 +23,8 @@ class ModelRecipe:
             `None`: trained as it is.
         overrides: configuration fields to change (of a checkpoint that is converted: after it is).
         tokenizer: folder or Hub id; the checkpoint's own where `None`; "python-reference": one of 2,048 tokens that
-            is trained on that text. Where `None`, a new classifier of texts or masked language model gets one that is
-            trained on its data.
+            is trained on that text. Where `None`, a new language model, masked language model or classifier of texts
+            gets one that is trained on its data.
         chat_template: Jinja file, or `chatml`; the tokenizer's own where `None`.
         lora: fields of peft's `LoraConfig`, such as `{r: 8, target_modules: [q_proj, v_proj]}`.
         trainable: regular expressions; only parameters whose names one of them matches are trained.

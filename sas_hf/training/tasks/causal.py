@@ -39,13 +39,17 @@ class CausalTask(Task):
             ValueError, FileNotFoundError, ImportError: as [`load_config`], [`load_tokenizer`], [`check_match`],
                 [`lora_config`] and [`check_benchmarks`].
         """
-        config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+        config = load_config(recipe.model)
+        tokenizer = self.tokenizer(recipe, config)
         check_match(recipe, config, tokenizer)
         take_special_tokens(recipe.model, config, tokenizer)
         if recipe.model.lora is not None:
             lora_config(recipe.model.lora)
         check_benchmarks(recipe.evaluation)
         return config, tokenizer
+
+    def tokenizer(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+        return load_tokenizer(recipe.model)
 
     def build_model(
         self,

@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.utils.generic import is_flash_attention_requested
 
+from ...data.text import train_tokenizer
 from ..adapters import prepare_parameters
-from ..data import check_data, training_data
+from ..data import check_data, training_data, training_texts
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import TrainingRecipe
 from .causal import CausalTask
@@ -26,7 +33,10 @@ DOCUMENTS = (
 
 
 class LanguageModeling(CausalTask):
+    """A new model without a tokenizer gets one that is trained on its data."""
+
     name = "language_modeling"
+    needs_tokenizer = False
     reads = ("model.conversion", *DOCUMENTS, "data.streaming", "data.shuffle_buffer")
 
     def check_sources(self, recipe: TrainingRecipe) -> None:
@@ -35,6 +45,11 @@ class LanguageModeling(CausalTask):
 
     def tokens_per_sequence(self, recipe: TrainingRecipe) -> int:
         return recipe.data.sequence_length
+
+    def tokenizer(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+        if recipe.model.checkpoint is None and recipe.model.tokenizer is None:
+            return train_tokenizer(_excerpts("".join(training_texts(recipe.data))), config.vocab_size)
+        return super().tokenizer(recipe, config)
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
@@ -55,3 +70,9 @@ class LanguageModeling(CausalTask):
         # Transformers' FlashAttention looks for packed documents in batches of one row alone.
         trainer.joins_rows = is_flash_attention_requested(trainer.model.config)
         return trainer
+
+
+def _excerpts(text: str, count: int = 1000, size: int = 4000) -> str:
+    """So many stretches of a text at equal distances: enough to train a tokenizer on in seconds."""
+    every = max(len(text) // count, size)
+    return "".join(text[start : start + size] for start in range(0, len(text), every))
