@@ -1,0 +1,210 @@
+"""What an item of a paper ends in: our numbers beside the printed ones, and whether they agree."""
+
+import datetime
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..report.figures import save_figure
+from ..report.files import write_atomically
+from ..report.tables import Grid
+from ..version import __version__
+
+
+RESULT_NAME = "result.json"
+
+# What the agreement of a comparison means.
+AGREEMENTS = {
+    "agrees": "our interval lies on the paper's side",
+    "contradicts": "our interval lies on the other side",
+    "smaller": "our interval holds no difference, and not the paper's: an effect of its size would have been seen",
+    "undecided": "our interval holds both no difference and the paper's",
+    "one run": "one run, which says nothing of chance",
+    "equal": "the same number",
+    "differs": "another number",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    A printed number beside ours.
+
+    Args:
+        what: such as "sas minus mha, perplexity", "optimised over standard, seconds" or "super, parameters".
+        unit: such as "nats", "points" or "ratio"; "" of counts.
+        ours: the difference, the ratio, or the count.
+        printed: the paper's.
+        low, high: of differences the 95 % confidence interval over paired seeds, of ratios the smallest and the largest
+            of the rounds.
+        n: seeds or rounds.
+        neutral: what no difference is: 0, or 1 of ratios; `None` of counts, which are equal or not.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    printed: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    neutral: float | None = 0.0
+
+    @property
+    def agreement(self) -> str:
+        """One of [`AGREEMENTS`]."""
+        if self.neutral is None:
+            return "equal" if self.ours == self.printed else "differs"
+        if self.low is None or self.high is None:
+            return "one run"
+        if self.low <= self.neutral <= self.high:
+            return "undecided" if self.low <= self.printed <= self.high else "smaller"
+        return "agrees" if (self.ours > self.neutral) == (self.printed > self.neutral) else "contradicts"
+
+    def row(self) -> list[str]:
+        """For a table of comparisons: what, ours with its interval, the paper's, agreement."""
+        style = ",.0f" if self.neutral is None else ".3f" if self.neutral else "+.4f"
+        if self.unit in ("points", "BLEU"):
+            style = "+.2f"
+        ours = format(self.ours, style)
+        if self.low is not None:
+            ours += f" ({self.low:{style}} to {self.high:{style}})"
+        return [self.what, ours, format(self.printed, style), self.agreement]
+
+
+def comparison_grid(title: str, comparisons: list[Comparison]) -> Grid:
+    """Comparisons as a table, with what they are measured in and what the agreements mean."""
+    units = ", ".join(dict.fromkeys(comparison.unit for comparison in comparisons if comparison.unit))
+    counts = sorted({comparison.n for comparison in comparisons if comparison.neutral is not None})
+    caption = [f"in {units}"] if units else []
+    if counts:
+        caption.append(f"n = {', '.join(map(str, counts))}")
+    told = dict.fromkeys(comparison.agreement for comparison in comparisons)
+    caption += [f"{name}: {AGREEMENTS[name]}" for name in told]
+    rows = [comparison.row() for comparison in comparisons]
+    return Grid(title, ["compared", "ours (interval)", "paper", "agreement"], rows, "; ".join(caption) + ".")
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a measurement was made on."""
+    cuda = device is not None and device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sas_hf": __version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """
+    One table or figure, as it came out here.
+
+    Args:
+        paper, item, size: such as "sas", "table7", "cpu".
+        title: what it compares.
+        stand_in: what takes the place of the paper's data and models, which every heading names; `None` where nothing
+            does.
+        command: that makes it again.
+        seconds: that the machine worked on it, in all processes.
+        environment: as [`environment`] gives it.
+        grids: tables, of which the comparison with the paper is the last.
+        comparisons: with what is printed.
+        numbers: all that was measured, as plain JSON.
+        notes: what must be said of it.
+        figure: a matplotlib `Figure`; `None` of one that was read from a file.
+    """
+
+    paper: str
+    item: str
+    size: str
+    title: str
+    stand_in: str | None
+    command: str
+    seconds: float
+    environment: dict[str, Any]
+    grids: list[Grid]
+    comparisons: list[Comparison]
+    numbers: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    figure: Any = None
+
+    @property
+    def heading(self) -> str:
+        """The title, and never the paper's data without what stands for them."""
+        return self.title + (f" ({self.stand_in})" if self.stand_in else "")
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `result.md`, `result.json` and the figure; returns the files."""
+        paths = save_figure(self.figure, folder, "figure") if self.figure is not None else []
+        lines = [f"# {self.heading}", "", f"    {self.command}", "", self.told(), ""]
+        lines += [grid.markdown() for grid in self.grids]
+        lines += [f"- {note}" for note in self.notes]
+        lines += ["", "![" + self.title + "](figure.png)"] if paths else []
+        write_atomically(folder / "result.md", ("\n".join(lines) + "\n").encode())
+        write_atomically(folder / RESULT_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        return [folder / "result.md", folder / RESULT_NAME, *paths]
+
+    def told(self) -> str:
+        """Where and in how long it was made."""
+        made = self.environment
+        threads = f"{made['threads']} of {made['cores']} cores"
+        where = f"{made['device']}, {threads}, torch {made['torch']}, transformers {made['transformers']}"
+        return f"{where}; {spell_seconds(self.seconds)} of work; {made['date']}."
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = ("paper", "item", "size", "title", "stand_in", "command", "seconds", "environment", "notes", "numbers")
+        content = {name: getattr(self, name) for name in plain}
+        content["comparisons"] = [
+            vars(comparison) | {"agreement": comparison.agreement} for comparison in self.comparisons
+        ]
+        content["grids"] = [vars(grid) for grid in self.grids]
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ItemResult":
+        comparisons = [
+            Comparison(**{name: value for name, value in fields.items() if name != "agreement"})
+            for fields in content["comparisons"]
+        ]
+        grids = [Grid(**fields) for fields in content["grids"]]
+        return cls(**content | {"comparisons": comparisons, "grids": grids})
+
+
+def read_result(path: Path) -> ItemResult:
+    """
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is none of an item.
+    """
+    try:
+        return ItemResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no result of `sas-hf paper`: {error!r}") from error
+
+
+def spell_seconds(seconds: float) -> str:
+    """Such as "42 s", "14 min" or "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
