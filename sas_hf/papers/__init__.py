@@ -1,1 +1,1 @@
-"""Every table and figure of both papers, each a declaration that one command runs, at a size for a CPU and the paper's."""
+"""Every table and figure of both papers: declarations that one command runs, at a size for a CPU and the paper's."""

@@ -41,7 +41,7 @@ class Comparison:
         unit: such as "nats", "points" or "ratio"; "" of counts.
         ours: the difference, the ratio, or the count.
         printed: the paper's.
-        low, high: of differences the 95 % confidence interval over paired seeds, of ratios the smallest and the largest
+        low, high: of differences the 95 % confidence interval over paired seeds, of ratios the smallest and largest
             of the rounds.
         n: seeds or rounds.
         neutral: what no difference is: 0, or 1 of ratios; `None` of counts, which are equal or not.
