@@ -1,0 +1,258 @@
+"""The declarations: which models, data and seeds make a table or figure, and which printed rows stand beside them.
+
+`declarations/PAPER/ITEM.yaml` is an item; `declarations/grids/SIZE/GRID.yaml` holds the models, data and recipe that
+several items take from; `methods.yaml` the attention methods of the SAS paper at any size.
+"""
+
+import copy
+import difflib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from ..report.printed import PaperTable, printed
+from ..training.fields import build, read_fields, shipped_names
+from ..training.recipe import merge
+
+
+DECLARATIONS = files(__package__) / "declarations"
+PAPERS = {
+    "sas": "Simulated Attention Score",
+    "better": "You Need to Pay Better Attention",
+}
+SIZES = ("cpu", "paper")
+METHODS = "methods"
+# In the methods' declarations, for the size of a grid.
+SIZE = "SIZE"
+
+
+@dataclass
+class Grid:
+    """
+    Trainings that items share: every variant can be trained on every data set.
+
+    Args:
+        recipe: what all share, as of a study.
+        size: of the SAS paper's methods, such as "125m", which are then among the variants.
+        variants: by name, the fields that each changes.
+        data: by name, the fields of `data`; files are in the folder that the user names.
+        text: what the data are, such as "technical text".
+        needs: what must be in the user's folder; `None`: nothing, the data are the Hub's.
+        instead: fields of `data` where no folder is named, and `instead_text` what those are.
+    """
+
+    recipe: str | dict[str, Any]
+    size: str | None = None
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    text: str = ""
+    needs: str | None = None
+    instead: dict[str, Any] | None = None
+    instead_text: str = ""
+
+
+@dataclass
+class AtSize:
+    """
+    An item at one size.
+
+    Args:
+        grid: whose trainings it takes.
+        data: names of the grid's data sets, each with the printed data sets that it stands for (or is).
+        seeds: of each run.
+        variants, rows, numbers: in the place of the item's.
+        stands_for: what of the paper the data and models stand for; `None` where they are the paper's own.
+        arguments: of what is measured instead of trained.
+        overrides: fields of every recipe.
+        note: what must be said of it.
+    """
+
+    grid: str | None = None
+    data: dict[str, str | list[str] | None] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    variants: list[str] | None = None
+    rows: dict[str, str] | None = None
+    numbers: dict[str, float] | None = None
+    stands_for: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    note: str | None = None
+
+
+@dataclass
+class Item:
+    """
+    A table or figure.
+
+    Args:
+        title: what it compares.
+        claim: what the paper says of it.
+        kind: "training", or what is measured: "inference-time", "step-time", "operations".
+        printed: key of the printed table or figure whose rows stand beside ours, such as "table7".
+        variants: names of the grid's; the first is what the others are compared with.
+        rows: by variant, the printed row's model.
+        against: by variant, what it is compared with instead of the first.
+        metrics: by metric of ours, the printed column; the first is the one that is drawn.
+        by_step: the printed columns are steps, and our curve stands beside them.
+        figure: as of a study.
+        numbers: of a sweep, by variant, and `number` what they are.
+        cpu, paper: at these sizes; `None`: not at this one, and `missing` says why.
+    """
+
+    title: str
+    claim: str
+    kind: Literal["training", "inference-time", "step-time", "operations"]
+    printed: str
+    variants: list[str] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
+    against: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    by_step: bool = False
+    figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
+    numbers: dict[str, float] = field(default_factory=dict)
+    number: str = ""
+    cpu: dict[str, Any] | None = None
+    paper: dict[str, Any] | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An item of a paper at a size, looked up: `item` is as declared, `at` with the size's own fields."""
+
+    paper: str
+    name: str
+    size: str
+    item: Item
+    at: AtSize
+
+    @property
+    def table(self) -> PaperTable:
+        return printed(self.paper)[self.item.printed]
+
+    @property
+    def grid(self) -> Grid:
+        return load_grid(self.at.grid, self.size)
+
+    @property
+    def variants(self) -> list[str]:
+        return self.at.variants or self.item.variants
+
+    @property
+    def rows(self) -> dict[str, str]:
+        return self.item.rows if self.at.rows is None else self.at.rows
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return self.item.numbers if self.at.numbers is None else self.at.numbers
+
+
+def item_names(paper: str) -> list[str]:
+    """The items of a paper: tables, then figures, by number."""
+    check_paper(paper)
+    return sorted(shipped_names(DECLARATIONS / paper), key=_order)
+
+
+def _order(name: str) -> tuple[bool, bool, float]:
+    number = "".join(letter for letter in name if letter.isdigit() or letter == ".")
+    return not name.startswith("table"), not name.startswith("figure"), float(number)
+
+
+def check_paper(paper: str) -> None:
+    if paper not in PAPERS:
+        known = ", ".join(f"{name} ({title})" for name, title in PAPERS.items())
+        raise ValueError(f"There is no paper {paper!r}; there are {known}.")
+
+
+def load_item(paper: str, name: str) -> Item:
+    """
+    Raises:
+        ValueError: for an unknown paper or item (with the nearest known ones).
+    """
+    names = item_names(paper)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+        raise ValueError(f"{PAPERS[paper]} has no item {name!r}; there are, for instance, {', '.join(near)}.")
+    return build(Item, read_fields(Path(str(DECLARATIONS / paper / f"{name}.yaml"))), kind="no field of an item")
+
+
+def find_place(paper: str, name: str, size: str) -> Place:
+    """
+    An item at a size.
+
+    Raises:
+        ValueError: as [`load_item`], for an unknown size, or one at which the item is not declared.
+    """
+    item = load_item(paper, name)
+    if size not in SIZES:
+        raise ValueError(f"`size` is {size!r}; it must be {' or '.join(SIZES)}.")
+    fields = getattr(item, size)
+    if fields is None:
+        raise ValueError(f"{paper} {name} has no form at the size {size!r}: {item.missing}")
+    return Place(paper, name, size, item, build(AtSize, fields, f"{size}.", "no field of a size"))
+
+
+def load_grid(name: str, size: str) -> Grid:
+    """A grid with all of its variants."""
+    path = Path(str(DECLARATIONS / "grids" / size / f"{name}.yaml"))
+    grid = build(Grid, read_fields(path), kind="no field of a grid")
+    if grid.size is not None:
+        methods = read_fields(Path(str(DECLARATIONS / "grids" / f"{METHODS}.yaml")))
+        grid.variants = _sized(methods, grid.size) | grid.variants
+    return grid
+
+
+def _sized(fields: Any, size: str) -> Any:
+    """The methods' fields with the names of a size's configurations."""
+    if isinstance(fields, dict):
+        return {name: _sized(value, size) for name, value in fields.items()}
+    return fields.replace(SIZE, size) if isinstance(fields, str) else fields
+
+
+def study_fields(place: Place, data: Path | None) -> dict[str, Any]:
+    """
+    What the study of an item's trainings says, but for where it is written.
+
+    Args:
+        data: the user's folder.
+
+    Raises:
+        ValueError: where it is not given, and the item cannot do without.
+        FileNotFoundError: where it lacks a file.
+    """
+    grid = place.grid
+    recipe = {"base": grid.recipe} if isinstance(grid.recipe, str) else copy.deepcopy(grid.recipe)
+    chosen = {name: dict(grid.data[name]) for name in place.at.data}
+    if data is not None:
+        for fields in chosen.values():
+            for name in ("train", "validation"):
+                if isinstance(fields.get(name), str):
+                    fields[name] = str(_existing(data / fields[name], place))
+    elif grid.instead is not None:
+        chosen = {name: _without_files(fields) | grid.instead for name, fields in chosen.items()}
+    elif grid.needs is not None:
+        raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {grid.needs}.")
+    variants = {name: grid.variants[name] for name in place.variants}
+    return {"recipe": merge(recipe, {}), "variants": variants, "data": chosen, "seeds": list(place.at.seeds)}
+
+
+def _existing(path: Path, place: Place) -> Path:
+    if not path.exists() and not any(path.parent.glob(path.name)):
+        raise FileNotFoundError(f"--data has no {path}; {place.paper} {place.name} needs {place.grid.needs} in it.")
+    return path.resolve()
+
+
+def _without_files(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in ("train", "validation")}
+
+
+def stand_in(place: Place, data: Path | None) -> str | None:
+    """What stands for the paper's data and models, in words; `None` where they are its own."""
+    if place.at.stands_for is None:
+        return None
+    if place.at.grid is None:
+        return place.at.stands_for
+    grid = place.grid
+    text = grid.text if data is not None or grid.instead is None else grid.instead_text
+    return f"{text} for {place.at.stands_for}"
