@@ -76,6 +76,7 @@ MOVED = {
     "card": "hub.card",
     "checkpoints": "hub.checkpoints",
     "dtypes": "hub.dtypes",
+    "eval.papers": "report.printed",
     "export": "hub.export",
     "figures": "report.figures",
     "files": "report.files",

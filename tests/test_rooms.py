@@ -62,7 +62,7 @@ def room(module: str) -> str:
 
 def test_every_import_is_found():
     """The reader above sees what there is: relative imports of all depths, in functions, for type checkers."""
-    assert IMPORTS["sas_hf.eval.papers"] == {"sas_hf.report.tables"}
+    assert IMPORTS["sas_hf.report.printed"] == {"sas_hf.report.tables"}
     assert {"sas_hf.modeling", "sas_hf.hub.card", "sas_hf.report.files"} <= IMPORTS["sas_hf.hub.export"]
     assert "sas_hf.eval.plots" in IMPORTS["sas_hf.eval.report"]
     assert "sas_hf.configurations" in IMPORTS["sas_hf"]

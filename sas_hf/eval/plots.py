@@ -6,7 +6,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..report.figures import label_axes, save_figure
-from .papers import TABLE_OF_SUITE, paper_tables
 from .results import EvaluationResult, Metric, perplexities
 
 
@@ -54,8 +53,7 @@ def _suite_bars(report, name: str) -> Figure:
     printed = {}
     for row in report.paper_rows(name):
         if row.model in ("MHA", "SAS"):  # SAS and what it stands on; the tables have all rows
-            columns = paper_tables()[TABLE_OF_SUITE[name]].columns
-            values = dict(zip(columns, row.values, strict=True)) | {"average": row.average}
+            values = dict(zip(report.paper_table(name).columns, row.values, strict=True)) | {"average": row.average}
             printed[row.label] = {label: value for label, value in values.items() if label in shown}
     return _bars(scores, f"{name}, %", printed)
 

@@ -13,13 +13,15 @@ from rich.markup import escape
 
 from ..report.figures import require_matplotlib
 from ..report.files import one_at_a_time, write_atomically
+from ..report.printed import PaperRow, PaperTable, printed, rows_of_size
 from ..report.tables import Grid
 from .comparison import METHOD, PairedDifference, compare
-from .papers import TABLE_OF_SUITE, PaperRow, paper_tables, rows_of_size
 from .results import EvaluationResult, Metric, TaskResult, finite, is_translation, perplexities, save_json
 
 
 SHOWN = 10  # translations of each model
+# What of the SAS paper a suite repeats.
+TABLE_OF_SUITE = {"sas_table1": "table1", "sas_table8": "table8"}
 
 
 class Report:
@@ -122,11 +124,16 @@ class Report:
             write_atomically(files[-1], "".join(f"{line}\n" for line in lines).encode())
         return files
 
+    @staticmethod
+    def paper_table(suite: str) -> PaperTable | None:
+        """The printed table that the suite repeats, `None` where there is none."""
+        return printed("sas")[TABLE_OF_SUITE[suite]] if suite in TABLE_OF_SUITE else None
+
     def paper_rows(self, suite: str) -> list[PaperRow]:
         """The printed rows of the suite's table for models of the sizes of those that ran it."""
-        if suite not in TABLE_OF_SUITE:
+        table = self.paper_table(suite)
+        if table is None:
             return []
-        table = paper_tables()[TABLE_OF_SUITE[suite]]
         sizes = [result.num_parameters for result in self.results if suite in result.suites]
         return list({id(row): row for size in sizes for row in rows_of_size(table, size)}.values())
 
@@ -137,23 +144,22 @@ class Report:
         for label, suite in having:
             cells = [_percent(suite.columns[c].score) if c in suite.columns else "" for c in columns]
             rows.append([label, *cells, _percent(suite.average)])
-        printed = self.paper_rows(name)
-        for row in printed:
-            values = dict(zip(paper_tables()[TABLE_OF_SUITE[name]].columns, row.values, strict=True))
+        table, paper_rows = self.paper_table(name), self.paper_rows(name)
+        for row in paper_rows:
+            values = dict(zip(table.columns, row.values, strict=True))
             average = "" if row.average is None or set(columns) != set(values) else f"{row.average:.2f}"
             rows.append([row.label, *(f"{values[c]:.2f}" for c in columns), average])
         metrics = {column: suite.columns[column].metric for _, suite in having for column in suite.columns}
         notes = ["per cent ± standard error; " + ", ".join(f"{c} {m}" for c, m in metrics.items())]
         if any(not suite.complete for _, suite in having):
             notes.append("not all columns of the suite: the average is not the paper's")
-        if name not in TABLE_OF_SUITE:
+        if table is None:
             notes.append("the paper prints no table of this suite")
-        elif not printed:
-            table = paper_tables()[TABLE_OF_SUITE[name]]
+        elif not paper_rows:
             sizes = ", ".join(dict.fromkeys(row.size for row in table.rows))
-            notes.append(f"the paper's Table {table.number} has no model of about this size, but {sizes}")
+            notes.append(f"the paper's {table.source.partition(',')[0]} has no model of about this size, but {sizes}")
         else:
-            notes.append(f"paper: printed in Table {TABLE_OF_SUITE[name]} of {paper_tables()['1'].paper}")
+            notes.append(f"paper: printed in {table.source.partition(',')[0]} of {table.paper}")
         return Grid(name, ["model", *columns, "average"], rows, "; ".join(notes) + ".")
 
     def _translated(self) -> list[tuple[str, TaskResult]]:

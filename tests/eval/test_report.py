@@ -22,9 +22,9 @@ from sas_hf.eval import (
     evaluate,
 )
 from sas_hf.eval.comparison import compare
-from sas_hf.eval.papers import paper_tables
 from sas_hf.eval.plots import _bars, _perplexity_curves, checkpoint_series
 from sas_hf.eval.report import Grid
+from sas_hf.report.printed import printed
 
 
 def made_up(model, answers, parameters=353_450_000, **fields):
@@ -241,10 +241,10 @@ def test_nothing_to_report():
 def test_the_longest_suite_can_be_read_on_a_narrow_terminal():
     """80 columns for the nine benchmarks, their average and the paper's rows: no number is broken."""
     row = ["runs/smollm2-135m", *["100.00 ± 10.00"] * 10]
-    printed = ["paper: SAS 1.5B, 50B tokens", *["66.84"] * 10]
-    columns = [*paper_tables()["8"].columns, "average"]
+    paper_row = ["paper: SAS 1.5B, 50B tokens", *["66.84"] * 10]
+    columns = [*printed("sas")["table8"].columns, "average"]
     console = rich.console.Console(width=80, file=io.StringIO())
-    console.print(Grid("sas_table8", ["model", *columns], [row, printed]).rich())
+    console.print(Grid("sas_table8", ["model", *columns], [row, paper_row]).rich())
     text = console.file.getvalue()
     assert text.count("100.00") == text.count("±10.00") == text.count("66.84") == 10
     assert {"paper:", "tokens"} <= set(text.split())

@@ -12,8 +12,9 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from sas_hf.eval import evaluate
-from sas_hf.eval.papers import TABLE_OF_SUITE, paper_tables
+from sas_hf.eval.report import TABLE_OF_SUITE
 from sas_hf.eval.task_loading import leaf_names, load_tasks, stock_config, task_manager
+from sas_hf.report.printed import printed
 
 
 SUITES = ("sas_table1", "sas_table1_2shot", "sas_table8")
@@ -35,7 +36,7 @@ def test_the_members_are_the_harness_s_own(suite):
 
 @pytest.mark.parametrize("suite", TABLE_OF_SUITE)
 def test_the_columns_are_the_paper_s(suite):
-    table = paper_tables()[TABLE_OF_SUITE[suite]]
+    table = printed("sas")[TABLE_OF_SUITE[suite]]
     columns = task_manager().task_index[suite].cfg["metadata"]["columns"]
     assert list(columns) == table.columns
     assert [column["metric"] for column in columns.values()] == table.metrics

@@ -1,8 +1,8 @@
-"""The result tables of both papers as data, so that a report can print them beside a run's own numbers.
+"""What both papers print, as data: every table, figure and number of the text that a run can be set beside.
 
-`sas.json` holds Tables 1 and 3 to 8 of "Simulated Attention Score", `pay_better_attention.json` Tables 1 to 3 and 7
-of "You Need to Pay Better Attention", in the papers' own units. Averages recomputed from the printed cells differ
-from the printed ones at two places, which are kept as printed (`AVERAGES_THAT_DIFFER`).
+`sas.json` holds "Simulated Attention Score", `better.json` "You Need to Pay Better Attention", in their own units and
+as printed, also where one print contradicts another; the `note` says so. A figure holds what the text and its caption
+print of it: the curves themselves are nowhere in numbers.
 """
 
 import functools
@@ -11,16 +11,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...report.tables import PAPER
+from ..tables import PAPER
 
 
-SAS, PAY_BETTER_ATTENTION = "sas", "pay_better_attention"
-
-# (table of the SAS paper, size, model): the printed average, and that of the printed cells.
-AVERAGES_THAT_DIFFER = {("1", "760M", "MQA"): (52.32, 52.30), ("8", "1.5B", "SAS"): (55.85, 55.87)}
-
-# The table of the SAS paper that a suite repeats.
-TABLE_OF_SUITE = {"sas_table1": "1", "sas_table8": "8"}
+# The papers by short name, in the order in which they are shown.
+PAPERS = ("sas", "better")
 
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 # A model of 353M or 430M parameters is one of "350M", SmolLM2-135M is not.
@@ -62,10 +57,22 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table: `columns` name the values of each row, `unit` what they are, `metrics` are the harness's."""
+    """
+    A table, a figure or what a section says.
+
+    Attributes:
+        paper: title and number on arXiv.
+        source: where it stands, such as "Table 7, Appendix J".
+        title: what it compares.
+        unit: of all values, or of those whose columns do not name theirs.
+        columns: they name the values of each row.
+        rows: as printed, in the paper's order.
+        metrics: the harness's, one per column.
+        note: what must be said of it, above all which prints are to be distrusted.
+    """
 
     paper: str
-    number: str
+    source: str
     title: str
     unit: str
     columns: list[str]
@@ -75,18 +82,21 @@ class PaperTable:
 
 
 @functools.cache
-def paper_tables(paper: str = SAS) -> dict[str, PaperTable]:
-    """The tables of a paper by number.
+def printed(paper: str) -> dict[str, PaperTable]:
+    """What a paper prints, by "table1", "figure2", "section4.1", ...
 
     Args:
-        paper: "sas" or "pay_better_attention".
+        paper: "sas" or "better".
+
+    Raises:
+        ValueError: for another paper.
     """
-    if paper not in (SAS, PAY_BETTER_ATTENTION):
-        raise ValueError(f"`paper` is {paper!r}; it must be {SAS!r} or {PAY_BETTER_ATTENTION!r}.")
+    if paper not in PAPERS:
+        raise ValueError(f"`paper` is {paper!r}; it must be one of {', '.join(map(repr, PAPERS))}.")
     content = json.loads((Path(__file__).parent / f"{paper}.json").read_text(encoding="utf-8"))
     return {
-        number: PaperTable(content["paper"], number, **table | {"rows": [PaperRow(**row) for row in table["rows"]]})
-        for number, table in content["tables"].items()
+        key: PaperTable(content["paper"], **table | {"rows": [PaperRow(**row) for row in table["rows"]]})
+        for key, table in content["printed"].items()
     }
 
 
