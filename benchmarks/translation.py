@@ -26,8 +26,9 @@ def main() -> None:
     parser.add_argument("pairs", help="test file, with the columns that were trained on")
     options = parser.parse_args()
     study = yaml.safe_load((options.study / "declaration.yaml").read_text())
+    runs = Path(study.get("runs") or options.study)
     found = {
-        variant: [evaluated(options.study / variant / f"seed-{seed}", options.pairs) for seed in study["seeds"]]
+        variant: [evaluated(runs / variant / f"seed-{seed}", options.pairs) for seed in study["seeds"]]
         for variant in study["variants"]
     }
     for grid in (scores(options.study, found), differences(found, study["seeds"])):

@@ -14,13 +14,13 @@ import yaml
 from accelerate import PartialState
 
 from ..report.figures import require_matplotlib
-from ..report.files import locked, write_atomically, writing
+from ..report.files import check_writable, locked, write_atomically, writing
 from .arguments import training_arguments
 from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipped_names
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import RECIPE_NAME, check_folder, train
-from .study_report import FinishedRun, StudyReport
+from .study_report import REPORT_NAME, FinishedRun, StudyReport
 from .tasks import Metric, Task, find_task
 
 
@@ -28,7 +28,7 @@ from .tasks import Metric, Task, find_task
 STUDY_NAME = "declaration.yaml"
 STUDIES = files(__package__) / "studies"
 # Fields of a recipe that a study sets itself, and where they are given to it.
-DECIDED = {"training.seed": "as `seeds` or --seeds", "training.output_dir": "as `output` or --output"}
+DECIDED = {"training.seed": "as `seeds` or --seeds", "training.output_dir": "as `output`, --output or `runs`"}
 NAME = re.compile(r"\w[\w.+-]*")  # names become folders
 
 
@@ -44,7 +44,10 @@ class Study:
         seeds: of each.
         data: by name, the fields of the recipe's `data` to change: every variant is trained on each. None: as the
             recipe says.
-        output: folder of the study; a run's is `VARIANT/seed-N` in it, below the data's name where there are several.
+        output: folder of the study: its declaration, report and runs. A run's is `VARIANT/seed-N` in it, below the
+            data's name where there are several.
+        runs: folder of the runs, where several studies share them: what one has trained another takes as it is, and a
+            study of fewer or other variants leaves the rest alone. None: `output`.
         metric: of the task's, such as "accuracy", by which variants are compared and which is drawn. None: the task's
             first, which is the validation loss of language models.
         figure: "curves": the metric over tokens (steps, where the task does not count tokens); "curves-over-time": and
@@ -57,6 +60,7 @@ class Study:
     seeds: list[int] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str | None = None
+    runs: str | None = None
     metric: str | None = None
     figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
     variable: str | None = None
@@ -143,7 +147,7 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
     for seed in study.seeds:
         for data, data_fields in (study.data or {"": {}}).items():
             for variant, fields in study.variants.items():
-                folder = Path(study.output, data, variant, f"seed-{seed}")
+                folder = Path(study.runs or study.output, data, variant, f"seed-{seed}")
                 ours = {"data": data_fields, "training": {"seed": seed, "output_dir": str(folder)}}
                 try:
                     recipe = load_recipe(merge(merge(base, fields), ours), overrides)
@@ -190,7 +194,7 @@ def run_study(
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as [`plan_runs`] and `train`.
-        FileExistsError: where the folder holds something else than a part of this study.
+        FileExistsError: where the folder holds something else than a part of this study, or a run's another recipe's.
         BlockingIOError: where another process is at work in it.
         PermissionError: where nothing can be written.
         InterruptedError, KeyboardInterrupt: after SIGTERM or SIGHUP, after Ctrl-C; the same study goes on from there.
@@ -205,6 +209,9 @@ def run_study(
 def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: Callable[[str], None]) -> StudyReport:
     folder = Path(study.output)
     _check_folder(folder, declared)
+    if study.runs is not None and Path(study.runs).is_file():
+        raise FileExistsError(f"`runs` is {study.runs!r}, a file; name a folder.")
+    check_writable(runs[0].folder, f"`runs` is {study.runs or study.output!r}")
     for run in runs:
         _check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
@@ -243,18 +250,24 @@ def _declaration(study: Study, overrides: list[str] | tuple[str, ...]) -> dict[s
 
 def _check_folder(folder: Path, declared: dict[str, Any]) -> None:
     """
-    Raise a FileExistsError unless the folder is free or holds this study, which may have grown since; one without a
-    checkpoint counts as free. A PermissionError where nothing can be written.
+    Raise a FileExistsError unless the folder is free or holds this study, which may have grown since; one with neither
+    a report nor a checkpoint counts as free. A PermissionError where nothing can be written.
+
+    Of runs in a folder of their own it may be any part: nothing becomes a stranger there.
     """
     where = f"`output` is {str(folder)!r}"
     if not holds(folder, STUDY_NAME, where, "study"):
         return
-    if not any(has_trained(run.parent) for run in folder.rglob(RECIPE_NAME)):
+    shared = Path(declared["runs"] or folder).resolve()
+    trained = [run.parent for run in folder.resolve().rglob(RECIPE_NAME) if has_trained(run.parent)]
+    if shared != folder.resolve():
+        trained = [run for run in trained if not run.is_relative_to(shared)]
+    if not trained and not (folder / REPORT_NAME).is_file():
         return
     there = read_yaml((folder / STUDY_NAME).read_text(encoding="utf-8"))
     if listed := differences(_shared_fields(there), _shared_fields(declared)):
         raise FileExistsError(f"{where}, which holds another study ({listed}); name another folder.")
-    for kind in ("variants", "data", "seeds"):
+    for kind in ("variants", "data", "seeds") if trained else ():
         held, wanted = (as_dict(study[kind]) for study in (there, declared))
         if other := [name for name in held if name not in wanted or held[name] != wanted[name]]:
             raise FileExistsError(
@@ -285,6 +298,8 @@ def _check(study: Study) -> None:
         raise ValueError("`recipe` is not given; name a recipe or a file, or write its fields.")
     if not study.output:
         raise ValueError("`output` is not given; name the folder of the study.")
+    if study.runs == "":
+        raise ValueError("`runs` is ''; name the folder of the runs, or leave it out.")
     for name in ("variants", "seeds"):
         if not getattr(study, name):
             raise ValueError(f"`{name}` is empty; a study needs at least one, and two of each to compare.")

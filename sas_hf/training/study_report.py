@@ -19,6 +19,8 @@ from .tasks import Metric
 from .tasks.task import LOSS
 
 
+# What programs read of a study, beside `study.md`; a folder that has it has a report.
+REPORT_NAME = "study.json"
 METHOD = (
     "mean ± standard deviation over seeds; differences of the final {} are paired by seed, with their "
     "95 % confidence interval and two-sided p-value by Student's t, not corrected for the number of comparisons"
@@ -161,8 +163,8 @@ class StudyReport:
             "summaries": [self._summary_fields(summary) for summary in self.summaries],
             "runs": [self._run_fields(run) for run in self.runs],
         }
-        write_atomically(folder / "study.json", (json.dumps(content, indent=2) + "\n").encode())
-        return [folder / "study.md", folder / "study.json", *figures]
+        write_atomically(folder / REPORT_NAME, (json.dumps(content, indent=2) + "\n").encode())
+        return [folder / "study.md", folder / REPORT_NAME, *figures]
 
     def _run_fields(self, run: FinishedRun) -> dict:
         """For `study.json`: metrics by name, and the curve of the study's own metric before the others'."""

@@ -1,6 +1,7 @@
 """Studies: real tiny grids, one killed in its third run; statistics against scipy; what is refused before any run."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +276,52 @@ def test_a_folder_of_something_else_is_refused(whole, tmp_path):
     unwritable = load_study(write_study(tmp_path, output="/proc/study"))
     with pytest.raises(PermissionError, match="`output` is '/proc/study', but no file can be written into /proc"):
         run_study(unwritable)
+
+
+def test_studies_that_share_a_folder_take_each_others_runs(whole, tmp_path):
+    """What the first trained the second keeps to the byte; of what is there it may be a part, not another recipe."""
+    first, _ = whole
+    shared = tmp_path / "shared"
+    shutil.copytree(first, shared)
+    kept = {file: file.read_bytes() for file in shared.rglob("*") if file.is_file()}
+    variants = {"sas": {}, "wide": {"model": {"overrides": {"num_simulated_heads": 16}}}}
+    fields = {"output": str(tmp_path / "second"), "runs": str(shared), "seeds": [3]}
+    messages = []
+    report = run_study(load_study(write_study(tmp_path, variants=variants, **fields)), progress=messages.append)
+    assert messages[0].startswith("run 1 of 2: sas, seed 3 (has ended, kept")
+    assert [run.variant for run in report.runs] == ["sas", "wide"] and (shared / "wide/seed-3/log.jsonl").is_file()
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert {path.name for path in (tmp_path / "second").iterdir()} == {
+        "declaration.yaml",
+        "study.md",
+        "study.json",
+        "curves.png",
+        "curves.svg",
+    }
+    run_study(load_study(write_study(tmp_path, variants={"sas": {}}, **fields)))  # fewer, in the same folder
+    declared = yaml.safe_load((tmp_path / "second" / "declaration.yaml").read_text())
+    assert declared["runs"] == str(shared) and list(declared["variants"]) == ["sas"]
+
+    def refuses(error, message, *overrides, **changes):
+        with pytest.raises(error, match=message):
+            run_study(load_study(write_study(tmp_path, variants=variants, **fields | changes)), overrides)
+        assert not (tmp_path / "third").exists()
+
+    third = {"output": str(tmp_path / "third")}
+    refuses(FileExistsError, "Run sas, seed 3: .*run of another recipe .*max_steps", "training.max_steps=9", **third)
+    refuses(FileExistsError, "second', which holds another study .*max_steps", "training.max_steps=9")
+    refuses(FileExistsError, "`runs` is .*, a file; name a folder", runs=str(tmp_path / "study.yaml"), **third)
+    refuses(PermissionError, "`runs` is '/proc/runs', but no file", runs="/proc/runs", **third)
+    refuses(ValueError, "`runs` is ''; name the folder", runs="", **third)
+
+
+def test_a_folder_of_shared_runs_may_lie_in_the_studys(whole, tmp_path):
+    runs = tmp_path / "out" / "runs"
+    shutil.copytree(whole[0], runs)
+    shutil.copy(whole[0] / "declaration.yaml", runs.parent)
+    for seeds in ([3, 5], [3]):
+        report = run_study(load_study(write_study(tmp_path, seeds=seeds, runs=str(runs))))
+        assert len(report.runs) == 2 * len(seeds)
 
 
 def test_a_name_given_twice_is_refused(tmp_path):
