@@ -14,10 +14,7 @@ lengths, contexts or models of the same machine and shape are added to it. Names
 """
 
 import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,7 +25,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sas_hf.configurations import SIZES
-from sas_hf.report.files import check_writable, write_atomically
+from sas_hf.report.files import check_writable
+from sas_hf.report.kept import keep_figures, kept_figures
+from sas_hf.report.turns import beside_first, take_turns
 
 
 MODELS = ("mha", "llama", "paper", "sas", "sas-kept", "sas-k5", "sas-base")
@@ -104,60 +103,7 @@ def results_so_far(arguments: argparse.Namespace) -> dict:
     names = ("size", "layers", "vocabulary", "batch", "threads", "device", "dtype")
     settings = {name: getattr(arguments, name) for name in names} | {"measure": arguments.models[0]}
     settings |= {"device": str(arguments.device), "torch": torch.__version__}
-    if arguments.output is None or not arguments.output.exists():
-        return {"settings": settings, "figures": {}}
-    try:
-        results = json.loads(arguments.output.read_text(encoding="utf-8"))
-        held = results["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"--output {arguments.output} exists and is no file of figures: choose another.") from error
-    for name, value in settings.items():
-        if held.get(name) != value:
-            raise ValueError(
-                f"--output {arguments.output} holds figures with {name} {held.get(name)!r}, not {value!r}: choose "
-                "another file, or the same setting."
-            )
-    return results
-
-
-def _seconds(job, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    job()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    job.reset()
-    return seconds
-
-
-def take_turns(jobs: dict, device: torch.device, rounds: int, calls: int, now: Callable) -> dict[str, dict]:
-    """Time jobs round by round, each round in another order, after one for warming up.
-
-    Args:
-        calls: how many units (tokens) a call of a job is.
-        now: is told which job runs.
-
-    Returns:
-        by name: the median in milliseconds and every round's; median, smallest and largest ratio to the first job
-        *in the same round*.
-    """
-    times = {name: [] for name in jobs}
-    names = list(jobs)
-    for turn in range(rounds + 1):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            now(name, f"round {turn} of {rounds}" if turn else "warming up")
-            seconds = _seconds(jobs[name], device) / calls
-            if turn:
-                times[name].append(1000 * seconds)
-    figures = {}
-    for name, values in times.items():
-        ratios = [value / first for value, first in zip(values, times[names[0]], strict=True)]
-        spread = {"smallest": min(ratios), "largest": max(ratios), "rounds": values}
-        figures[name] = {"value": statistics.median(values), "ratio": statistics.median(ratios), **spread}
-    return figures
+    return kept_figures(arguments.output, settings, f"--output {arguments.output}")
 
 
 def figures_of(name: str, place: int | None, models: dict, arguments: argparse.Namespace, progress: Progress) -> dict:
@@ -168,7 +114,8 @@ def figures_of(name: str, place: int | None, models: dict, arguments: argparse.N
     title = f"{part.title}, {place:,}" if place else part.title
     task = progress.add_task(title, total=len(able) * (1 if part.count else arguments.rounds + 1))
 
-    def now(model: str, state: str = "") -> None:
+    def now(model: str, turn: int | None = None) -> None:
+        state = "" if turn is None else f"round {turn} of {arguments.rounds}" if turn else "warming up"
         progress.update(task, description=f"{title}: {model} {state}", advance=1)
 
     progress.update(task, completed=-1)  # `now` is called before a model runs
@@ -182,7 +129,8 @@ def figures_of(name: str, place: int | None, models: dict, arguments: argparse.N
     else:
         jobs = {model: part.job(made, ids, arguments.tokens) for model, made in able.items()}
         calls = arguments.tokens if part.along == "contexts" else 1
-        figures = take_turns(jobs, arguments.device, arguments.rounds, calls, now)
+        times = take_turns(jobs, arguments.rounds, now, arguments.device)
+        figures = beside_first({m: [1000 * seconds / calls for seconds in rounds] for m, rounds in times.items()})
     progress.remove_task(task)
     progress.console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)
     return figures
@@ -207,8 +155,7 @@ def main() -> None:
                 }
                 measured = figures_of(name, place, models, arguments, progress)
                 held[str(place or "")] = held.get(str(place or ""), {}) | measured  # others' ratios stay true
-                if arguments.output:
-                    write_atomically(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
+                keep_figures(arguments.output, results)
     show(results)
     if arguments.plot:
         plot(results, arguments.plot)
