@@ -1,0 +1,3 @@
+"""Items that are measured or counted instead of trained, by kind: `function(place, folder, command, progress)`."""
+
+MEASURED = {}
