@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from . import convert, eval_data, eval_report, evaluate, export, info, restore, study, train
+from . import convert, eval_data, eval_report, evaluate, export, info, paper, restore, study, train
 from .convert import conversion_table
 from .shared import Commands, console, explain_errors
 
@@ -44,6 +44,7 @@ app.command("restore")(restore.restore)
 app.command("export")(export.export)
 app.command("train")(train.train)
 app.command("study")(study.study)
+app.command("paper")(paper.paper)
 app.command("eval")(evaluate.evaluate)
 app.command("eval-report")(eval_report.eval_report)
 app.command("eval-data")(eval_data.eval_data)

@@ -65,9 +65,10 @@ def run_item(
     if place.item.kind == "training":
         data = None if data is None else Path(data)
         study = make_study(place, Path(runs), folder / "study", data, seeds)
-        check_memory(planned(place, study, overrides))
+        trainings = planned(place, study, overrides)
+        check_memory(trainings)
         with claimed(folder, place):
-            result = result_of(place, study, run_trainings(place, study, overrides, progress), command, data)
+            result = result_of(place, trainings, run_trainings(place, study, overrides, progress), command, data)
             result.save(folder)
         return result
     _check_measured(place, data, seeds, overrides)

@@ -9,7 +9,7 @@ from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
 from ..training.reporting import read_log
 from ..training.study import Run, Study, plan_runs, run_study
-from ..training.study_report import FinishedRun, StudyReport, mean_and_deviation, paired_test
+from ..training.study_report import StudyReport, mean_and_deviation, paired_test
 from .comparison import AGREEMENTS, Comparison, ItemResult, environment
 from .items import Place, stand_in, study_fields
 
@@ -58,16 +58,17 @@ def run_trainings(
     return run_study(study, overrides_of(place, overrides), progress)
 
 
-def result_of(place: Place, study: Study, report: StudyReport, command: str, data: Path | None) -> ItemResult:
+def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, data: Path | None) -> ItemResult:
     """What the trainings say beside what is printed."""
-    grids, comparisons, numbers = report.grids(), [], {"variants": {}}
+    grids, comparisons = report.grids(), []
     for name, labels in place.at.data.items():
         for label in labels if isinstance(labels, list) else [labels]:
             for metric, column in place.item.metrics.items():
-                beside = Beside(place, report, name if len(place.at.data) > 1 else report.data[0], label, metric, column)
+                beside = Beside(
+                    place, report, name if len(place.at.data) > 1 else report.data[0], label, metric, column
+                )
                 grids += beside.grids()
                 comparisons += beside.comparisons
-    numbers["study"] = report.content()
     return ItemResult(
         place.paper,
         place.name,
@@ -75,11 +76,11 @@ def result_of(place: Place, study: Study, report: StudyReport, command: str, dat
         place.item.title,
         stand_in(place, data),
         command,
-        _seconds(study, report),
+        _seconds(runs),
         environment(),
         grids,
         comparisons,
-        numbers,
+        report.content(),
         [*([place.at.note] if place.at.note else []), *power(comparisons)],
         report.draw(),
     )
@@ -95,16 +96,16 @@ def power(comparisons: list[Comparison]) -> list[str]:
         widths = sorted((c.high - c.low) / 2 for c in known)
         printed = sorted(abs(c.printed - c.neutral) for c in known)
         notes.append(
-            f"Power: with n = {known[0].n}, the 95 % intervals reach {widths[0]:.2g} to {widths[-1]:.2g} {unit} to either "
-            f"side (median {widths[len(widths) // 2]:.2g}); the paper's differences are {printed[0]:.2g} to "
+            f"Power: with n = {known[0].n}, the 95 % intervals reach {widths[0]:.2g} to {widths[-1]:.2g} {unit} to "
+            f"either side (median {widths[len(widths) // 2]:.2g}); the paper's differences are {printed[0]:.2g} to "
             f"{printed[-1]:.2g} {unit}."
         )
     return notes
 
 
-def _seconds(study: Study, report: StudyReport) -> float:
+def _seconds(runs: list[Run]) -> float:
     """Of all runs, by their logs."""
-    return sum(read_log(folder)[-1]["seconds"] for folder in report.folders())
+    return sum(read_log(run.folder)[-1]["seconds"] for run in runs)
 
 
 class Beside:
@@ -198,7 +199,9 @@ class Beside:
             curves = [run.curves[self.metric] for run in runs]
             if any(len(curve) != count for curve in curves):
                 return []  # evaluated at other shares of the training than the paper
-            rows.append([variant, *(f"{sum(curve[i][1] for curve in curves) / len(curves):.1f}" for i in range(count))])
+            rows.append(
+                [variant, *(f"{sum(curve[i][1] for curve in curves) / len(curves):.1f}" for i in range(count))]
+            )
             if (row := self.row(variant)) is not None:
                 rows.append([PAPER + row.model, *("-" if value is None else f"{value:.1f}" for value in row.values)])
         header = ["of the steps", *(f"{100 * (number + 1) / count:.0f} %" for number in range(count))]

@@ -1,0 +1,189 @@
+"""The page of all items (docs/papers.md), made of the declarations and of the results that the package keeps."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from ..report.files import write_atomically
+from ..report.printed import printed
+from ..report.tables import Grid
+from .comparison import AGREEMENTS, RESULT_NAME, Comparison, ItemResult, read_result
+from .items import PAPERS, SIZES, find_place, item_names, load_item
+from .run import has_run
+
+
+RESULTS = files(__package__) / "results"
+INTRODUCTION = """# The papers, item by item
+
+<!-- Written by `python -m sas_hf.papers.page`: change the declarations in sas_hf/papers, not this page. -->
+
+Every table and figure of *Simulated Attention Score* (`sas`) and *You Need to Pay Better Attention* (`better`) is one
+command:
+
+    sas-hf paper                               # what there is, what it needs, what has been run
+    sas-hf paper sas table7 --data FOLDER      # our rows beside the paper's; the same again goes on where it stopped
+    sas-hf paper sas table7 --size paper --data FOLDER --dry-run
+
+At `--size cpu` models are small and other data stand in for the paper's; every heading names them, and our numbers are
+never printed under the name of data that they were not made on. `--size paper` is declared completely, with the
+paper's models; data come from the Hub or from a folder of yours, and training is distributed as any recipe's
+([distributed.md](distributed.md)). Trainings are shared: Table 3 and Table 7 train MHA once. Differences are paired by
+seed, with 95 % intervals by Student's t and no correction for several comparisons.
+"""
+
+
+def kept_results() -> dict[tuple[str, str], ItemResult]:
+    """The results that come with the package, by paper and item."""
+    found = (read_result(Path(str(path))) for path in RESULTS.iterdir() if path.name.endswith(".json"))
+    return {(result.paper, result.item): result for result in found}
+
+
+def needs(paper: str, name: str, size: str) -> str:
+    """What data an item needs."""
+    if getattr(load_item(paper, name), size) is None:
+        return "no such size"
+    place = find_place(paper, name, size)
+    if place.at.grid is None:
+        return "nothing"
+    grid = place.grid
+    if grid.needs is None:
+        return "the Hub's data"
+    return grid.needs if grid.instead is None else f"{grid.needs}; without them: {grid.instead_text}"
+
+
+def state(paper: str, name: str, runs: Path) -> str:
+    """Where an item has been run: here, or by us."""
+    here = [
+        size
+        for size in SIZES
+        if getattr(load_item(paper, name), size) is not None and has_run(find_place(paper, name, size), runs)
+    ]
+    told = [f"here ({', '.join(here)})"] if here else []
+    if (result := kept_results().get((paper, name))) is not None:
+        told.append(f"by us ({result.size})")
+    return ", ".join(told) or "-"
+
+
+def write_page(path: Path, figures: str = "figures/papers") -> None:
+    """
+    Args:
+        path: of the page.
+        figures: where its pictures are, from there.
+    """
+    write_atomically(path, page(figures).encode())
+
+
+def page(figures: str = "figures/papers") -> str:
+    """The page as Markdown."""
+    results = kept_results()
+    parts = [INTRODUCTION, _meanings()]
+    for paper in PAPERS:
+        parts.append(_overview(paper, results).markdown())
+    parts.append(_unseen(results))
+    for paper in PAPERS:
+        parts += [_section(results[paper, name], figures) for name in item_names(paper) if (paper, name) in results]
+    return "\n".join(parts)
+
+
+def _meanings() -> str:
+    told = [f"- **{name}**: {meaning}" for name, meaning in AGREEMENTS.items()]
+    return "\n".join(["Agreement with what is printed:", "", *told, ""])
+
+
+def name_of(paper: str, item: str) -> str:
+    """Such as "Table 7, Appendix J"."""
+    return printed(paper)[load_item(paper, item).printed].source
+
+
+def _overview(paper: str, results: dict[tuple[str, str], ItemResult]) -> Grid:
+    rows = []
+    for name in item_names(paper):
+        item, result = load_item(paper, name), results.get((paper, name))
+        sizes = ", ".join(size for size in SIZES if getattr(item, size) is not None)
+        link = f"[{name_of(paper, name)}](#{paper}-{name.replace('.', '')})" if result else name_of(paper, name)
+        row = [link, item.title, f"`sas-hf paper {paper} {name}`", sizes]
+        if result is None:
+            rows.append([*row, "no", "-", "-", "-"])
+            continue
+        main = _main(result)
+        ours = "-" if main is None else f"{main.what}: {main.row()[1]} {main.unit}".rstrip()
+        theirs = "-" if main is None else f"{main.row()[2]} {main.unit}".rstrip()
+        rows.append(
+            [*row, f"{result.size}: {result.stand_in or 'as printed'}", ours, theirs, _counted(result.comparisons)]
+        )
+    header = ["item", "compares", "command", "sizes", "run", "ours", "the paper's", "agreement of all comparisons"]
+    return Grid(f"{PAPERS[paper]} (`{paper}`)", header, rows, text_columns=8)
+
+
+def _main(result: ItemResult) -> Comparison | None:
+    """The comparison that an item is about: that of SAS, or the last."""
+    ours = [comparison for comparison in result.comparisons if comparison.what.startswith("sas ")]
+    return (ours or result.comparisons or [None])[0 if ours else -1]
+
+
+def _counted(comparisons: Iterable[Comparison]) -> str:
+    counts = Counter(comparison.agreement for comparison in comparisons)
+    return ", ".join(f"{name} {counts[name]}" for name in AGREEMENTS if counts[name]) or "-"
+
+
+def _unseen(results: dict[tuple[str, str], ItemResult]) -> str:
+    """What the papers claim and our runs do not show."""
+    lines = ["## What the papers claim and these runs do not show", ""]
+    for (paper, name), result in sorted(results.items()):
+        unseen = [c for c in result.comparisons if c.agreement in ("contradicts", "smaller", "differs")]
+        if unseen:
+            counted = f"{len(unseen)} of {len(result.comparisons)} comparisons"
+            told = "; ".join(f"{c.what}: {c.row()[1]}, printed {c.row()[2]} ({c.agreement})" for c in unseen[:6])
+            more = f"; and {len(unseen) - 6} more" if len(unseen) > 6 else ""
+            lines.append(
+                f"- {name_of(paper, name)} ({paper}), {result.stand_in or 'as printed'}: {counted}: {told}{more}."
+            )
+    return "\n".join([*lines, ""])
+
+
+def _section(result: ItemResult, figures: str) -> str:
+    paper, name = result.paper, result.item
+    item = load_item(paper, name)
+    lines = [
+        f'<a id="{paper}-{name.replace(".", "")}"></a>',
+        "",
+        f"## {name_of(paper, name)} ({paper}): {result.heading}",
+        "",
+    ]
+    lines += [f"The paper: {item.claim}", "", f"    {result.command}", "", result.told(), ""]
+    lines += [grid.markdown().replace("## ", "### ", 1) for grid in result.grids]
+    lines += [f"- {note}" for note in result.notes]
+    lines += ["", f"![{result.title}]({figures}/{paper}-{name}.png)", ""]
+    return "\n".join(lines)
+
+
+def keep(folder: Path, figures: Path) -> list[str]:
+    """
+    Take the results of a folder of items (`runs/papers/cpu`) into the package, their pictures into the documentation.
+
+    Returns:
+        what was taken.
+    """
+    taken = []
+    for path in sorted(folder.glob(f"*/{RESULT_NAME}")):
+        result = read_result(path)
+        name = f"{result.paper}-{result.item}"
+        shutil.copyfile(path, Path(str(RESULTS)) / f"{name}.json")
+        figures.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path.with_name("figure.png"), figures / f"{name}.png")
+        taken.append(name)
+    return taken
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Write docs/papers.md.")
+    parser.add_argument("--keep", type=Path, help="folder of items whose results and pictures are taken first")
+    arguments = parser.parse_args()
+    docs = Path("docs")
+    if arguments.keep is not None:
+        print("taken:", ", ".join(keep(arguments.keep, docs / "figures" / "papers")))
+    write_page(docs / "papers.md")
