@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from ..report.printed import PaperTable, printed
+from ..report.printed import PaperRow, PaperTable, printed
 from ..training.fields import build, read_fields, shipped_names
 from ..training.recipe import merge
 
@@ -59,7 +59,8 @@ class AtSize:
 
     Args:
         grid: whose trainings it takes.
-        data: names of the grid's data sets, each with the printed data sets that it stands for (or is).
+        data: names of the grid's data sets, each with the printed data sets (or sizes, "350M" or "350M, 10B") that it
+            stands for or is; `None`: the table has only one.
         seeds: of each run.
         variants, rows, numbers: in the place of the item's.
         stands_for: what of the paper the data and models stand for; `None` where they are the paper's own.
@@ -72,7 +73,7 @@ class AtSize:
     data: dict[str, str | list[str] | None] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     variants: list[str] | None = None
-    rows: dict[str, str] | None = None
+    rows: dict[str, Any] | None = None
     numbers: dict[str, float] | None = None
     stands_for: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Item:
         kind: "training", or what is measured: "inference-time", "step-time", "operations".
         printed: key of the printed table or figure whose rows stand beside ours, such as "table7".
         variants: names of the grid's; the first is what the others are compared with.
-        rows: by variant, the printed row's model.
+        rows: by variant, the printed row: its model, or what it must have, such as {model: standard, heads: 4}.
         against: by variant, what it is compared with instead of the first.
         metrics: by metric of ours, the printed column; the first is the one that is drawn.
         by_step: the printed columns are steps, and our curve stands beside them.
@@ -105,7 +106,7 @@ class Item:
     kind: Literal["training", "inference-time", "step-time", "operations"]
     printed: str
     variants: list[str] = field(default_factory=list)
-    rows: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
     against: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     by_step: bool = False
@@ -140,8 +141,38 @@ class Place:
         return self.at.variants or self.item.variants
 
     @property
-    def rows(self) -> dict[str, str]:
+    def rows(self) -> dict[str, Any]:
         return self.item.rows if self.at.rows is None else self.at.rows
+
+    def printed_row(self, variant: str, label: str | None = None) -> PaperRow | None:
+        """
+        The row that is printed of a variant; `None` where none is.
+
+        Args:
+            label: of the printed data set or size.
+
+        Raises:
+            ValueError: where the table has no such row, or several.
+        """
+        if variant not in self.rows:
+            return None
+        wanted = self.rows[variant]
+        wanted = {"model": wanted} if isinstance(wanted, str) else wanted
+        columns = self.table.columns
+
+        def value(row: PaperRow, name: str) -> Any:
+            return row.values[columns.index(name)] if name in columns else getattr(row, name)
+
+        found = [
+            row
+            for row in self.table.rows
+            if label in (None, row.dataset, row.size, f"{row.size}, {row.tokens}")
+            and all(value(row, name) == theirs for name, theirs in wanted.items())
+        ]
+        if len(found) != 1:
+            where = f" on {label}" if label else ""
+            raise ValueError(f"{self.paper} {self.item.printed} has {len(found)} rows {wanted}{where}, not one.")
+        return found[0]
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -119,8 +119,6 @@ class Beside:
         self.place, self.report, self.data, self.label, self.metric = place, report, data, label, metric
         table = place.table
         self.columns, self.column = table.columns, table.columns.index(column)
-        rows = [row for row in table.rows if label is None or label in (row.dataset, row.size)]
-        self.printed: dict[str, PaperRow] = {row.model: row for row in rows}
         self.digits = 2 if metric in (PERPLEXITY, "bleu", *SHARES) else 4
         self.unit = "nats" if metric in (PERPLEXITY, "loss") else "BLEU" if metric == "bleu" else "points"
         self.compared = {
@@ -132,7 +130,7 @@ class Beside:
         return self.place.item.against.get(variant, self.place.variants[0])
 
     def row(self, variant: str) -> PaperRow | None:
-        return self.printed.get(self.place.rows.get(variant, ""))
+        return self.place.printed_row(variant, self.label)
 
     def _printed_value(self, variant: str) -> float | None:
         row = self.row(variant)
