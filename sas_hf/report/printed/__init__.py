@@ -34,6 +34,7 @@ class PaperRow:
         dataset: in tables over several.
         average: as printed.
         std: standard deviations over seeds.
+        ranks: printed in parentheses behind the values, among the rows of the same data and number of heads.
     """
 
     model: str
@@ -43,6 +44,7 @@ class PaperRow:
     dataset: str | None = None
     average: float | None = None
     std: list[float] | None = None
+    ranks: list[int | None] | None = None
 
     @property
     def label(self) -> str:
