@@ -13,7 +13,8 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import SASHFLM, evaluate
-from sas_hf.eval.harness import bytes_per_sequence, control_group_memory
+from sas_hf.eval.harness import bytes_per_sequence
+from sas_hf.eval.memory import control_group_memory
 from sas_hf.eval.task_loading import SHIPPED_TASKS, task_manager
 
 
