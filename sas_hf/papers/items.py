@@ -89,7 +89,7 @@ class Item:
     Args:
         title: what it compares.
         claim: what the paper says of it.
-        kind: "training", or what is measured: "inference-time", "step-time", "operations".
+        kind: "training", or what is counted or measured: "parameters", "inference-time", "step-time", "operations".
         printed: key of the printed table or figure whose rows stand beside ours, such as "table7".
         variants: names of the grid's; the first is what the others are compared with.
         rows: by variant, the printed row: its model, or what it must have, such as {model: standard, heads: 4}.
@@ -103,7 +103,7 @@ class Item:
 
     title: str
     claim: str
-    kind: Literal["training", "inference-time", "step-time", "operations"]
+    kind: Literal["training", "parameters", "inference-time", "step-time", "operations"]
     printed: str
     variants: list[str] = field(default_factory=list)
     rows: dict[str, Any] = field(default_factory=dict)
@@ -154,9 +154,12 @@ class Place:
         Raises:
             ValueError: where the table has no such row, or several.
         """
-        if variant not in self.rows:
-            return None
-        wanted = self.rows[variant]
+        return self.match(self.rows[variant], label) if variant in self.rows else None
+
+    def match(self, wanted: str | dict[str, Any], label: str | None = None) -> PaperRow:
+        """
+        The printed row of this model, or with these values; raises as [`printed_row`].
+        """
         wanted = {"model": wanted} if isinstance(wanted, str) else wanted
         columns = self.table.columns
 

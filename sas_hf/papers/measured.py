@@ -1,3 +1,6 @@
 """Items that are measured or counted instead of trained, by kind: `function(place, folder, command, progress)`."""
 
-MEASURED = {}
+from .parameters import parameters
+
+
+MEASURED = {"parameters": parameters}
