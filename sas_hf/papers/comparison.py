@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..report.figures import save_figure
+from ..report.figures import label_axes, save_figure
 from ..report.files import write_atomically
 from ..report.tables import Grid
 from ..version import __version__
@@ -91,6 +91,33 @@ def comparison_grid(title: str, comparisons: list[Comparison]) -> Grid:
     return Grid(title, ["compared", "ours (interval)", "paper", "agreement"], rows, "; ".join(caption) + ".")
 
 
+def draw_comparisons(comparisons: list[Comparison]):
+    """Ours with their intervals and the paper's, from the top in their order, a panel per unit; `None` of counts."""
+    from matplotlib.figure import Figure
+
+    shown = [comparison for comparison in comparisons if comparison.neutral is not None]
+    units = list(dict.fromkeys(comparison.unit for comparison in shown))
+    if not shown:
+        return None
+    heights = [sum(comparison.unit == unit for comparison in shown) for unit in units]
+    figure = Figure(figsize=(7, 1 + sum(0.3 * height + 0.7 for height in heights)), layout="constrained")
+    panels = figure.subplots(len(units), squeeze=False, height_ratios=[height + 1 for height in heights])[:, 0]
+    for axes, unit in zip(panels, units, strict=True):
+        ours = [comparison for comparison in shown if comparison.unit == unit]
+        places = range(len(ours))
+        low = [c.ours if c.low is None else c.low for c in ours]
+        high = [c.ours if c.high is None else c.high for c in ours]
+        axes.axvline(ours[0].neutral, color="0.6", linewidth=1)
+        axes.hlines(places, low, high, color="C0")
+        axes.plot([c.ours for c in ours], places, "o", color="C0", label="ours")
+        axes.plot([c.printed for c in ours], places, "D", color="C1", fillstyle="none", label="paper")
+        axes.set_yticks(places, [c.what for c in ours], fontsize=8)
+        axes.set_ylim(len(ours) - 0.5, -0.5)
+        label_axes(axes, f"ours with its interval, and the paper's ({unit})", "")
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    return figure
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """What a measurement was made on."""
     cuda = device is not None and device.type == "cuda"
@@ -132,7 +159,8 @@ class ItemResult:
         comparisons: with what is printed.
         numbers: all that was measured, as plain JSON.
         notes: what must be said of it.
-        figure: a matplotlib `Figure`; `None` of one that was read from a file.
+        figure: a matplotlib `Figure`; `None` of what has none, or was read from a file.
+        drawn: of what was read from a file, the names of its pictures.
     """
 
     paper: str
@@ -148,6 +176,13 @@ class ItemResult:
     numbers: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     figure: Any = None
+    drawn: list[str] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Names of the pictures that [`save`] writes, or has written."""
+        beside = any(comparison.neutral is not None for comparison in self.comparisons)
+        return self.drawn or ["figure"] * (self.figure is not None) + ["beside"] * beside
 
     @property
     def heading(self) -> str:
@@ -155,12 +190,18 @@ class ItemResult:
         return self.title + (f" ({self.stand_in})" if self.stand_in else "")
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `result.md`, `result.json` and the figure; returns the files."""
-        paths = save_figure(self.figure, folder, "figure") if self.figure is not None else []
+        """Write `result.md`, `result.json`, `figure` and, ours beside the paper's, `beside`; returns the files."""
+        pictures = {"figure": self.figure, "beside": draw_comparisons(self.comparisons)}
+        paths = [
+            path
+            for name, picture in pictures.items()
+            if picture is not None
+            for path in save_figure(picture, folder, name)
+        ]
         lines = [f"# {self.heading}", "", f"    {self.command}", "", self.told(), ""]
         lines += [grid.markdown() for grid in self.grids]
         lines += [f"- {note}" for note in self.notes]
-        lines += ["", "![" + self.title + "](figure.png)"] if paths else []
+        lines += ["", *(f"![{self.title}]({path.name})" for path in paths if path.suffix == ".png")]
         write_atomically(folder / "result.md", ("\n".join(lines) + "\n").encode())
         write_atomically(folder / RESULT_NAME, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
         return [folder / "result.md", folder / RESULT_NAME, *paths]
@@ -179,7 +220,7 @@ class ItemResult:
             vars(comparison) | {"agreement": comparison.agreement} for comparison in self.comparisons
         ]
         content["grids"] = [vars(grid) for grid in self.grids]
-        return content
+        return content | {"drawn": self.pictures}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ItemResult":

@@ -15,6 +15,7 @@ from .run import has_run
 
 
 RESULTS = files(__package__) / "results"
+PICTURES = ("figure", "beside")  # that an item may have
 INTRODUCTION = """# The papers, item by item
 
 <!-- Written by `python -m sas_hf.papers.page`: change the declarations in sas_hf/papers, not this page. -->
@@ -155,7 +156,7 @@ def _section(result: ItemResult, figures: str) -> str:
     lines += [f"The paper: {item.claim}", "", f"    {result.command}", "", result.told(), ""]
     lines += [grid.markdown().replace("## ", "### ", 1) for grid in result.grids]
     lines += [f"- {note}" for note in result.notes]
-    lines += ["", f"![{result.title}]({figures}/{paper}-{name}.png)", ""]
+    lines += ["", *(f"![{result.title}]({figures}/{paper}-{name}-{picture}.png)" for picture in result.pictures), ""]
     return "\n".join(lines)
 
 
@@ -172,7 +173,9 @@ def keep(folder: Path, figures: Path) -> list[str]:
         name = f"{result.paper}-{result.item}"
         shutil.copyfile(path, Path(str(RESULTS)) / f"{name}.json")
         figures.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path.with_name("figure.png"), figures / f"{name}.png")
+        for picture in PICTURES:
+            if (drawn := path.with_name(f"{picture}.png")).is_file():
+                shutil.copyfile(drawn, figures / f"{name}-{picture}.png")
         taken.append(name)
     return taken
 
