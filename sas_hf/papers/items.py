@@ -66,6 +66,7 @@ class AtSize:
         stands_for: what of the paper the data and models stand for; `None` where they are the paper's own.
         arguments: of what is measured instead of trained.
         overrides: fields of every recipe.
+        counted: the printed column of the attention parameters of a layer, where the models are as wide as the paper's.
         note: what must be said of it.
     """
 
@@ -78,6 +79,7 @@ class AtSize:
     stands_for: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    counted: str | None = None
     note: str | None = None
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
+from ..training.models import load_config
 from ..training.reporting import read_log
 from ..training.study import Run, Study, plan_runs, run_study
 from ..training.study_report import StudyReport, mean_and_deviation, paired_test
+from ..training.tasks import find_task
 from .comparison import AGREEMENTS, Comparison, ItemResult, environment
 from .items import Place, stand_in, study_fields
+from .parameters import attention_parameters
 
 
 # Of a printed perplexity, what differences are taken of: its logarithm, which is the loss.
@@ -69,6 +72,7 @@ def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, 
                 )
                 grids += beside.grids()
                 comparisons += beside.comparisons
+    comparisons += counted(place, runs)
     return ItemResult(
         place.paper,
         place.name,
@@ -84,6 +88,21 @@ def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, 
         [*([place.at.note] if place.at.note else []), *power(comparisons)],
         report.draw(),
     )
+
+
+def counted(place: Place, runs: list[Run]) -> list[Comparison]:
+    """The parameters of an attention layer of each variant, beside the printed ones."""
+    if place.at.counted is None:
+        return []
+    column, found = place.table.columns.index(place.at.counted), []
+    for run in {run.variant: run for run in runs}.values():
+        label = place.at.data[run.data or next(iter(place.at.data))]
+        row = place.printed_row(run.variant, label[0] if isinstance(label, list) else label)
+        if row is not None:
+            ours = attention_parameters(load_config(run.recipe.model, find_task(run.recipe.task).auto_class))
+            what = f"{run.variant}, {place.at.counted}"
+            found.append(Comparison(what, "", ours, row.values[column], neutral=None))
+    return found
 
 
 def power(comparisons: list[Comparison]) -> list[str]:
