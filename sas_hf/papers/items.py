@@ -66,7 +66,7 @@ class AtSize:
         stands_for: what of the paper the data and models stand for; `None` where they are the paper's own.
         arguments: of what is measured instead of trained.
         overrides: fields of every recipe.
-        counted: the printed column of the attention parameters of a layer, where the models are as wide as the paper's.
+        counted: the printed column of a layer's attention parameters, where the models are as wide as the paper's.
         note: what must be said of it.
     """
 
