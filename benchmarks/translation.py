@@ -17,7 +17,7 @@ from sas_hf.eval import EvaluationResult, evaluate_translation
 from sas_hf.report.tables import Grid
 from sas_hf.report.translation import score_differences
 from sas_hf.training.reporting import read_log
-from sas_hf.training.study_report import mean_and_deviation
+from sas_hf.training.study_results import mean_and_deviation
 
 
 def main() -> None:

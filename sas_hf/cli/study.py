@@ -41,5 +41,5 @@ def study(
     chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
     report = run_study(chosen, fields or (), progress=show_progress)
     for grid in report.grids():
-        console.print(grid.rich())
+        console.print(grid.rich(), "")
     console.print(f"[green]Saved[/green] {chosen.output}")

@@ -190,6 +190,21 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def logged_seconds(folder: Path, step: int | None = None) -> float | None:
+    """
+    Seconds of a training, interrupted or not, until its log's last line; `None` where the log does not know them.
+
+    Args:
+        step: until the last line that is not beyond it.
+    """
+    try:
+        lines = read_log(folder)
+    except FileNotFoundError:
+        return None
+    seconds = [line["seconds"] for line in lines if "seconds" in line and (step is None or line["step"] <= step)]
+    return seconds[-1] if seconds else None
+
+
 def plot_training(folder: Path) -> list[Path]:
     """
     Draw training and validation loss (nats per token) over tokens, or over steps where tokens are not known.

@@ -1,8 +1,9 @@
 """A study: the same training for every variant, data set and seed of a grid, and what the runs say together.
 
-Declared as YAML, resumable run by run. Statistics and tables are in `study_report.py`.
+Declared as YAML, resumable run by run. What it says in the end is in `study_report.py`.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,9 @@ from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipp
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import RECIPE_NAME, check_folder, train
-from .study_report import REPORT_NAME, FinishedRun, StudyReport
+from .study_report import REPORT_NAME, StudyReport
+from .study_results import FinishedRun
+from .study_time import duration, seconds_left
 from .tasks import Metric, Task, find_task
 
 
@@ -63,7 +66,8 @@ class Study:
     runs: str | None = None
     metric: str | None = None
     figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
-    variable: str | None = None
+    variable: str | dict[str, float] | None = None
+    variable_label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,12 +158,19 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
                 except ValueError as error:
                     raise ValueError(f"Variant {variant!r}: {error}") from error
                 runs.append(Run(variant, data, seed, recipe))
-    for name, fields in study.variants.items() if study.variable else ():
-        value = flat(fields).get(study.variable)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"Variant {name!r} has {value!r} as `{study.variable}`; a sweep needs a number.")
+    for name, value in _variables(study).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            field = study.variable if isinstance(study.variable, str) else "variable"
+            raise ValueError(f"Variant {name!r} has {value!r} as `{field}`; a sweep needs a number.")
     _check_task(study, runs)
     return runs
+
+
+def _variables(study: Study) -> dict[str, Any]:
+    """Of a sweep, what each variant has."""
+    if isinstance(study.variable, dict):
+        return {name: study.variable.get(name) for name in study.variants}
+    return {name: flat(fields).get(study.variable) for name, fields in study.variants.items() if study.variable}
 
 
 def _check_task(study: Study, runs: list[Run]) -> None:
@@ -187,7 +198,7 @@ def run_study(
 
     Args:
         overrides: fields of every recipe, as of [`load_recipe`].
-        progress: is told of each run.
+        progress: is told of each run, and about how long the whole study still takes, once a run has ended.
 
     Returns:
         the report, which is also in the study's folder: `study.md`, `study.json` and the figure.
@@ -222,18 +233,16 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     for number, run in enumerate(runs, 1):
-        kept = " (has ended, kept)" if (run.folder / METRICS_NAME).is_file() else ""
-        progress(f"run {number} of {len(runs)}: {run.name}{kept}")
+        known = ["has ended, kept"] if (run.folder / METRICS_NAME).is_file() else []
+        known += [] if (left := seconds_left(runs)) is None else [f"about {duration(left)} left"]
+        progress(f"run {number} of {len(runs)}: {run.name}" + (f" ({'; '.join(known)})" if known else ""))
         results = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))
-    variables = None
-    if study.figure == "sweep":
-        variables = {name: flat(fields)[study.variable] for name, fields in study.variants.items()}
     report = StudyReport(
         finished,
         declared,
         study.figure,
-        variables,
+        _variables(study),
         metrics=metrics,
         metric=next((metric for metric in metrics if metric.name == study.metric), None),
         across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
@@ -323,6 +332,12 @@ def _check(study: Study) -> None:
         raise ValueError(
             f"`variable` is {study.variable!r} and `figure` is {study.figure!r}; a sweep needs a variable."
         )
+    if isinstance(study.variable, dict):
+        check_names(study.variable, study.variants, "variable.", "no variant of the study")
+        if not study.variable_label:
+            raise ValueError("`variable_label` is not given; say what the numbers of `variable` are.")
+    elif study.variable_label is not None and study.variable is None:
+        raise ValueError(f"`variable_label` is {study.variable_label!r}, but there is no sweep; leave it out.")
 
 
 def _check_run(run: Run) -> None:

@@ -237,11 +237,11 @@ def test_a_study_of_images_compares_their_accuracy(squares, tmp_path):
         assert run.metrics["accuracy"] == results["eval_accuracy"] and "perplexity" not in results
         assert [step for step, _ in run.curves["accuracy"]] == [2, 4]
         accuracies[run.variant].append(results["eval_accuracy"])
-    (grid,) = report.grids()
-    assert grid.header[:5] == ["variant", "validation accuracy", "top-5 accuracy", "validation loss", "parameters"]
+    results, differences, *_ = report.grids()
+    assert results.header[:5] == ["variant", "validation accuracy", "top-5 accuracy", "validation loss", "parameters"]
     difference = sum(accuracies["standard"]) / 2 - sum(accuracies["sas"]) / 2
-    assert grid.rows[1][7] == f"{difference:+.4f}" and grid.header[7] == "minus sas"
-    assert "differences of the final validation accuracy (higher is better) are paired by seed" in grid.caption
+    assert differences.rows[0][1] == f"{difference:+.4f}" and differences.header[1] == "minus sas"
+    assert "differences of the final validation accuracy (higher is better) are paired by seed" in differences.caption
     (panel,) = report.draw().axes
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("steps", "validation accuracy")
     saved = json.loads((tmp_path / "study" / "study.json").read_text())

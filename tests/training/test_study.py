@@ -1,19 +1,34 @@
 """Studies: real tiny grids, one killed in its third run; statistics against scipy; what is refused before any run."""
 
+import io
 import json
+import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import rich.console
 import yaml
 from helpers import python_environment, sas_hf
 from scipy import stats
 
 from sas_hf.training.recipe import recipe_names
 from sas_hf.training.study import load_study, plan_runs, run_study, study_names
-from sas_hf.training.study_report import FinishedRun, StudyReport, count_parameters, mean_and_deviation, paired_test
+from sas_hf.training.study_report import StudyReport
+from sas_hf.training.study_results import (
+    FinishedRun,
+    count_parameters,
+    mean_and_deviation,
+    paired_test,
+    step_reaching,
+)
+from sas_hf.training.study_time import duration, seconds_left
+from sas_hf.training.tasks import Metric
+from sas_hf.training.tasks.task import LOSS
 
 
 PLAIN = {"num_simulated_heads": None, "simulated_head_dim": None}
@@ -54,6 +69,8 @@ def timeless(folder):
     del content["study"]["output"]
     for entry in content["summaries"] + content["runs"]:
         assert entry.pop("tokens_per_second") > 0
+    for run in content["runs"]:
+        assert run.pop("seconds") > 0
     return content
 
 
@@ -62,12 +79,12 @@ def whole(tmp_path_factory):
     """Folder and report of a study that nothing interrupts."""
     folder, messages = tmp_path_factory.mktemp("whole"), []
     report = run_study(load_study(write_study(folder)), progress=messages.append)
-    assert messages == [
-        "run 1 of 4: mha, seed 3",
-        "run 2 of 4: sas, seed 3",
-        "run 3 of 4: mha, seed 5",
-        "run 4 of 4: sas, seed 5",
+    runs = ["mha, seed 3", "sas, seed 3", "mha, seed 5", "sas, seed 5"]
+    assert [message.partition(" (")[0] for message in messages] == [
+        f"run {number} of 4: {run}" for number, run in enumerate(runs, 1)
     ]
+    first, *others = [message.partition(" (")[2] for message in messages]
+    assert first == "" and all(re.fullmatch(r"about \d+ (s|min) left\)", left) for left in others), messages
     return folder / "out", report
 
 
@@ -91,7 +108,8 @@ def test_what_a_study_says(whole):
     assert sas.parameters > mha.parameters
     document = (folder / "study.md").read_text()
     assert f"{found['difference']:+.4f}" in document and f"{mha.parameters:,}" in document and "curves.png" in document
-    assert "| variant | validation loss | perplexity | parameters | tokens/s | n | minus mha |" in document
+    assert "| variant | validation loss | perplexity | parameters | tokens/s | n |" in document
+    assert "| variant | minus mha | 95 % interval | p | n |" in document
     assert "differences of the final validation loss are paired by seed" in document
     saved = json.loads((folder / "study.json").read_text())
     assert [(run["loss"], run["curve"][-1][1]) for run in saved["runs"]] == [
@@ -100,6 +118,80 @@ def test_what_a_study_says(whole):
     assert [summary["difference"] for summary in saved["summaries"]] == [None, found["difference"]]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert all(f"<!-- {label} -->" in (folder / "curves.svg").read_text() for label in ("mha", "sas", "tokens"))
+
+
+def logged(folder, run, name):
+    """Steps and values of a metric as a run's log has them."""
+    lines = (folder / run.variant / f"seed-{run.seed}" / "log.jsonl").read_text().splitlines()
+    return [(line["step"], line[name]) for line in map(json.loads, lines) if name in line]
+
+
+def test_every_metric_is_told_by_step(whole):
+    folder, report = whole
+    document = (folder / "study.md").read_text()
+    for title, name, digits in (("Validation loss", "eval_loss", 4), ("Perplexity", "perplexity", 2)):
+        table = document.partition(f"## {title} by step\n\n")[2]
+        assert table.startswith("| variant | 2 | 4 | 6 |\n")
+        for variant in ("mha", "sas"):
+            curves = [dict(logged(folder, run, name)) for run in report.of("", variant)]
+            spreads = [mean_and_deviation([curve[step] for curve in curves]) for step in (2, 4, 6)]
+            cells = [f"{mean:.{digits}f} ± {deviation:.{digits}f}" for mean, deviation in spreads]
+            assert f"| {variant} | {' | '.join(cells)} |" in table.partition("\n\n")[0]
+    assert [run["steps"]["loss"] for run in json.loads((folder / "study.json").read_text())["runs"]] == [[2, 4, 6]] * 4
+    assert "Perplexity by step" not in [grid.title for grid in report.grids()]  # the terminal has the study's own
+
+
+def test_when_each_variant_is_where_the_first_ended(whole):
+    """Against the logs, walked in small steps: seed by seed, of the first variant's own last loss."""
+    folder, report = whole
+    last = {run.seed: logged(folder, run, "eval_loss")[-1][1] for run in report.of("", "mha")}
+    for arrival, run in zip(report.arrivals, report.of("", "mha") + report.of("", "sas"), strict=True):
+        steps, losses = zip(*logged(folder, run, "eval_loss"), strict=True)
+        walked = np.linspace(steps[0], steps[-1], 4001)
+        there = walked[np.interp(walked, steps, losses) <= last[run.seed]]
+        assert (arrival.variant, arrival.seed, arrival.value) == (run.variant, run.seed, last[run.seed])
+        assert arrival.step == (pytest.approx(there[0], abs=0.002) if len(there) else None)
+        assert arrival.share == (None if arrival.step is None else arrival.step / 6)
+    assert [arrival.step for arrival in report.arrivals[:2]] == [6, 6]
+    saved = json.loads((folder / "study.json").read_text())
+    assert saved["arrivals"] == [vars(arrival) for arrival in report.arrivals]
+    (grid,) = [grid for grid in report.grids() if grid.title == "Steps to the final validation loss of mha"]
+    assert grid.rows[0] == ["mha", "2 of 2", "6", "6", "100 %", "100 %"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "value", "higher", "step"),
+    [
+        ([(10, 4.0), (20, 3.0), (30, 2.5)], 3.5, False, 15),
+        ([(10, 4.0), (20, 3.0), (30, 2.5)], 2.5, False, 30),
+        ([(10, 4.0), (20, 3.0), (30, 2.5)], 2.4, False, None),
+        ([(10, 4.0), (20, 3.0)], 5.0, False, 10),  # before the first evaluation nothing is known
+        ([(10, 4.0), (20, 3.0), (30, 3.5), (40, 2.0)], 3.0, False, 20),  # the first time
+        ([(10, 0.1), (20, 0.5), (30, 0.3)], 0.4, True, 17.5),
+        ([(10, 0.1), (20, 0.5)], 0.6, True, None),
+        ([(10, math.inf), (20, 3.0)], 3.5, False, 20),
+        ([(10, math.nan), (20, 3.0)], 3.5, False, 20),
+        ([(10, 4.0), (20, 3.0)], math.nan, False, None),
+        ([], 1.0, False, None),
+    ],
+)
+def test_the_step_that_reaches_a_value(curve, value, higher, step):
+    assert step_reaching(curve, value, higher_is_better=higher) == (None if step is None else pytest.approx(step))
+
+
+def test_a_value_that_not_all_seeds_reach_says_how_many_do():
+    curves = {"a": [(4, 3), (4, 2.0)], "b": [(4, 2.5), (4, 2.25)], "c": [(4, 3.5), (4, 2.5)]}
+    runs = [
+        FinishedRun(variant, "", seed, {"loss": ends[1]}, 10, None, {"loss": [(100, ends[0]), (200, ends[1])]})
+        for variant, both in curves.items()
+        for seed, ends in enumerate(both)
+    ]
+    *_, grid = StudyReport(runs).grids()
+    assert grid.rows == [
+        ["a", "2 of 2", "200", "200", "100 %", "100 %"],
+        ["b", "1 of 2", "167", "167", "83 %", "83 %"],
+        ["c", "0 of 2", "not reached", "", "", ""],
+    ]
 
 
 def test_killed_it_trains_only_what_is_missing(whole, tmp_path):
@@ -114,11 +206,13 @@ def test_killed_it_trains_only_what_is_missing(whole, tmp_path):
     assert not (out / "study.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in out.glob("*/seed-3/*")}
     begun = (out / "mha" / "seed-5" / "checkpoint-2").stat().st_mtime_ns
-    run_study(load_study(path))
+    report = run_study(load_study(path))
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert timeless(out) == timeless(whole[0])
     first_line = json.loads((out / "mha" / "seed-5" / "log.jsonl").read_text().split("\n")[0])
     assert first_line["step"] == 2 and begun > 0  # the interrupted run's own
+    (resumed,) = [run for run in report.runs if (run.variant, run.seed) == ("mha", 5)]
+    assert resumed.seconds == logged(out, resumed, "seconds")[-1][1] > first_line["seconds"]
 
 
 def test_the_command_shows_the_table_of_a_finished_study(whole):
@@ -159,6 +253,32 @@ def finished(variant, seed, loss, data="", speed=None):
     return FinishedRun(variant, data, seed, {"loss": loss}, 10, speed, curves)
 
 
+def test_all_tables_can_be_read_on_a_terminal():
+    """80 columns for twelve evaluations of variants with long names: no number is broken, and the last is there."""
+    curve = [(step * 1000, 9 - step / 2) for step in range(1, 13)]
+    runs = [
+        FinishedRun(variant, "", seed, {"loss": 3.0 + seed / 8, "bleu": 12.345 + seed}, 123_456_789, 98_765.0, curves)
+        for variant in ("standard-attention", "optimised-attention")
+        for seed in (0, 1)
+        for curves in [{"loss": [(step, value + seed / 8) for step, value in curve]}]
+    ]
+    bleu = [Metric("bleu", f"validation BLEU {number}", higher_is_better=True) for number in (1, 2, 3)]
+    report = StudyReport(runs, metrics=(LOSS, *bleu))
+    console = rich.console.Console(width=80, file=io.StringIO())
+    for grid in report.grids():
+        console.print(grid.rich())
+    results, differences, by_step, arrivals = report.grids()
+    text = console.file.getvalue()
+    words = text.split()
+    for grid in (results, differences, by_step, arrivals):
+        for cell in (cell for row in grid.rows for cell in row):
+            assert set(cell.replace(" ± ", " ±").split()) <= set(words), cell
+    assert "12,000" in by_step.header and 3 < len(by_step.header) < 13
+    assert f"{len(by_step.header) - 1} of 12 evaluations" in by_step.caption
+    assert len(report.grids(whole=True)[2].header) == 13
+    assert max(map(len, text.splitlines())) == 80  # the captions, which are as wide as the terminal
+
+
 @pytest.mark.parametrize("figure", ["curves", "bars", "sweep"])
 def test_figures(figure, tmp_path):
     """A panel per data set; the points of a sweep stand at their numbers, in order."""
@@ -180,11 +300,66 @@ def test_figures(figure, tmp_path):
         assert len(panels[0].collections) == 3  # the bands
     elif figure == "bars":
         assert [bar.get_height() for bar in panels[1].patches] == pytest.approx([3.1, 3.6, 3.2])
+        assert "axis not from 0" in panels[0].get_ylabel() and panels[0].get_ylim()[0] > 0
     else:
         assert list(panels[1].lines[0].get_xdata()) == [1, 2, 4]
+        assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "4"]
         assert list(panels[1].lines[0].get_ydata()) == pytest.approx([3.6, 3.2, 3.1])
         assert panels[1].get_xlabel() == "num attention heads"
+    assert panels[0].get_ylim() == panels[1].get_ylim()
     assert [path.name for path in report.save(tmp_path)][2:] == [f"{figure}.png", f"{figure}.svg"]
+
+
+def test_a_sweep_takes_the_numbers_that_it_is_given(tmp_path):
+    """By the study's `variable`, or to the report itself."""
+    variable = {"sas": 8, "mha": 1}
+    path = write_study(tmp_path, figure="sweep", variable=variable, variable_label="simulated heads")
+    study = load_study(path)
+    assert study.variable == variable and len(plan_runs(study)) == 4
+    runs = [finished("sas", 0, 3.0), finished("mha", 0, 3.5)]
+    (panel,) = StudyReport(runs, vars(study), "sweep", variable).draw().axes
+    assert panel.get_xlabel() == "simulated heads" and list(panel.lines[0].get_xdata()) == [1, 8]
+    (panel,) = StudyReport(runs, figure="sweep", variables=variable).draw().axes
+    assert panel.get_xlabel() == "" and list(panel.lines[0].get_ydata()) == [3.5, 3.0]
+    with pytest.raises(ValueError, match="`variables` has no number of mha; a sweep needs one of every variant"):
+        StudyReport(runs, figure="sweep", variables={"sas": 8})
+
+
+def test_bars_stand_on_0_where_differences_are_large():
+    runs = [finished(variant, 0, loss) for variant, loss in (("mha", 0.5), ("sas", 0.2))]
+    (panel,) = StudyReport(runs, figure="bars").draw().axes
+    assert panel.get_ylim()[0] == 0 and panel.get_ylabel() == "final validation loss"
+
+
+def test_how_long_a_study_still_takes(tmp_path):
+    """Each run as those of its variant, or as the mean of all; less what it has behind it at its last checkpoint."""
+    runs = plan_runs(load_study(write_study(tmp_path)))
+
+    def log(run, seconds, ended=True):
+        run.folder.mkdir(parents=True)
+        lines = [{"step": step, "seconds": seconds * step / 6} for step in (2, 4, 6)]
+        (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run.folder / "all_results.json").write_text("{}") if ended else (run.folder / "checkpoint-4").mkdir()
+
+    assert [run.name for run in runs] == ["mha, seed 3", "sas, seed 3", "mha, seed 5", "sas, seed 5"]
+    assert seconds_left(runs) is None  # nothing is known
+    log(runs[3], 90.0)  # one that was there before, though its turn comes last
+    assert seconds_left(runs) == pytest.approx(3 * 90)
+    log(runs[0], 30.0)
+    assert seconds_left(runs) == pytest.approx(90 + 30)
+    log(runs[2], 27.0, ended=False)
+    assert seconds_left(runs) == pytest.approx(90 + 30 - 18)
+    log(runs[1], 80.0)
+    (runs[2].folder / "all_results.json").write_text("{}")
+    assert seconds_left(runs) is None
+    assert [duration(seconds) for seconds in (0, 89, 840, 5399, 12600, 200_000)] == [
+        "0 s",
+        "89 s",
+        "14 min",
+        "90 min",
+        "3.5 h",
+        "2.3 days",
+    ]
 
 
 def test_curves_over_time_take_each_variant_at_its_speed():
@@ -215,6 +390,15 @@ def test_curves_over_time_take_each_variant_at_its_speed():
         ({"figure": "pie"}, "`figure` is 'pie'; it must be 'curves' or 'curves-over-time' or 'bars'"),
         ({"figure": "sweep"}, "a sweep needs a variable"),
         ({"figure": "sweep", "variable": "batch_size"}, "'mha' has None as `batch_size`"),
+        ({"figure": "sweep", "variable": {"mha": 1}, "variable_label": "heads"}, "'sas' has None as `variable`"),
+        (
+            {"figure": "sweep", "variable": {"mha": 1, "sas": 2, "gqa": 3}, "variable_label": "heads"},
+            "`variable.gqa` is no variant of the study",
+        ),
+        ({"figure": "sweep", "variable": {"mha": 1, "sas": math.nan}, "variable_label": "heads"}, "'sas' has nan"),
+        ({"figure": "sweep", "variable": {"mha": "1", "sas": 2}}, "`variable` is .*text or fields and values"),
+        ({"figure": "sweep", "variable": {"mha": 1, "sas": 2}}, "`variable_label` is not given"),
+        ({"variable_label": "heads"}, "`variable_label` is 'heads', but there is no sweep"),
         ({"variants": {"../mha": {}}}, "has the name '../mha'"),
         ({"variants": {"mha": {"training": {"seed": 1}}}}, "sets `training.seed`, which the study decides"),
         ({"variants": {"mha": {"modle": {}}}}, "Variant 'mha': `modle` is no field of a recipe; did you mean `model`"),

@@ -26,7 +26,8 @@ from sas_hf.training.recipe import load_recipe
 from sas_hf.training.reporting import read_log
 from sas_hf.training.run import train
 from sas_hf.training.study import Study, load_study, run_study
-from sas_hf.training.study_report import FinishedRun, StudyReport
+from sas_hf.training.study_report import StudyReport
+from sas_hf.training.study_results import FinishedRun
 from sas_hf.training.tasks import TASKS, Metric, Task
 from sas_hf.training.tasks.task import LOSS
 
@@ -215,8 +216,8 @@ def test_a_metric_that_is_better_when_higher_is_said_to_be(sums, monkeypatch):
         assert training_arguments(recipe).greater_is_better is True
     runs = [FinishedRun(variant, "", 0, {"error": 0.5, "loss": 1.0}, 9, None, {}) for variant in ("a", "b")]
     by_accuracy, by_loss = (StudyReport(runs, metrics=(LOSS, accuracy), metric=metric) for metric in (accuracy, None))
-    assert "differences of the final accuracy (higher is better) are paired" in by_accuracy.grids()[0].caption
-    assert "differences of the final validation loss are paired" in by_loss.grids()[0].caption
+    assert "differences of the final accuracy (higher is better) are paired" in by_accuracy.grids()[1].caption
+    assert "differences of the final validation loss are paired" in by_loss.grids()[1].caption
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers

@@ -546,13 +546,13 @@ def test_studies_compare_what_the_labels_are_measured_by(files, tmp_path):
         return Study(recipe=recipe, variants=variants, seeds=[0, 1], output=str(tmp_path / name), **fields)
 
     report = run_study(study(files, "classes", metric="f1"))
-    (grid,) = report.grids()
+    grid = report.grids()[0]
     assert grid.header[:4] == ["variant", "validation accuracy", "macro F1", "validation loss"]
     assert report.draw().axes[0].get_ylabel() == "macro F1"
     for run in report.runs:
         saved = json.loads((tmp_path / "classes" / run.variant / f"seed-{run.seed}" / "all_results.json").read_text())
         assert run.metrics["f1"] == saved["eval_f1"]
-    (grid,) = run_study(study(rated, "ratings")).grids()
+    grid = run_study(study(rated, "ratings")).grids()[0]
     assert grid.header[1:4] == ["Pearson's r", "Spearman's rank correlation", "mean squared error"]
     with pytest.raises(ValueError, match="`f1` is no `metric` of the task text_classification; known are pearson"):
         run_study(study(rated, "other", metric="f1"))

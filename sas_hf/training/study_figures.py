@@ -1,0 +1,98 @@
+"""The figure of a study's report: curves, bars or a sweep, with deviations over seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from ..report.figures import label_axes, require_matplotlib
+from .study_results import mean_and_deviation
+
+
+if TYPE_CHECKING:
+    from .study_report import StudyReport
+
+
+def draw_study(report: StudyReport):
+    """A matplotlib `Figure` with a panel per data set (of "curves-over-time" two), all with the same y axis."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    draws = {
+        "curves": [_curves],
+        "curves-over-time": [_curves, _curves_over_time],
+        "bars": [_bars],
+        "sweep": [_sweep],
+    }[report.figure]
+    panels = list(itertools.product(report.data, draws))
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (data, draw) in zip(axes, panels, strict=True):
+        draw(report, panel, data)
+        panel.tick_params(labelleft=True)
+    return figure
+
+
+def _curves(report: StudyReport, axes, data: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    _draw_curves(report, axes, data, dict.fromkeys(report.variants, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    label_axes(axes, report.across, report.metric.label, data)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.legend()
+
+
+def _curves_over_time(report: StudyReport, axes, data: str) -> None:
+    speeds = {summary.variant: summary.tokens_per_second for summary in report.summaries if summary.data == data}
+    _draw_curves(report, axes, data, {variant: speed for variant, speed in speeds.items() if speed})
+    label_axes(axes, "seconds of training, at the median speed", report.metric.label, data)
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _draw_curves(report: StudyReport, axes, data: str, scales: dict[str, float]) -> None:
+    for variant, scale in scales.items():
+        curves = [dict(run.curves[report.metric.name]) for run in report.of(data, variant)]
+        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        points = [mean_and_deviation([curve[place] for curve in curves]) for place in shared]
+        places = [place / scale for place in shared]
+        (line,) = axes.plot(places, [mean for mean, _ in points], marker="o", markersize=3, label=variant)
+        if len(curves) > 1:
+            low, high = ([mean + sign * deviation for mean, deviation in points] for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _bars(report: StudyReport, axes, data: str) -> None:
+    for place, variant in enumerate(report.variants):
+        mean, deviation = report.final(data, variant)
+        axes.bar(place, mean, 0.7, yerr=deviation, capsize=3)
+    # Of all panels. Where differences are small beside the values, the axis does not begin at 0, and says so.
+    values = [run.metrics[report.metric.name] for run in report.runs]
+    reach = max(values) - min(values) or abs(max(values)) or 1.0
+    low, high = min(values) - reach, max(values) + reach / 2
+    if low < 0 <= min(values):
+        low = 0.0
+    axes.set_ylim(low, high)
+    axes.set_xticks(range(len(report.variants)), report.variants, rotation=30, ha="right")
+    cut = "" if low <= 0 <= high else " (axis not from 0)"
+    label_axes(axes, "", f"final {report.metric.label}{cut}", data)
+    if low < 0 < high:
+        axes.axhline(0, color="black", linewidth=0.8)
+
+
+def _sweep(report: StudyReport, axes, data: str) -> None:
+    order = sorted(report.variants, key=report.variables.__getitem__)
+    points = [report.final(data, variant) for variant in order]
+    places = [report.variables[variant] for variant in order]
+    deviations = [math.nan if deviation is None else deviation for _, deviation in points]
+    axes.errorbar(places, [mean for mean, _ in points], deviations, marker="o", capsize=3)
+    if min(places) > 0 and max(places) >= 8 * min(places):
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
+    axes.ticklabel_format(axis="y", useOffset=False)
+    variable = report.study.get("variable")
+    name = variable.rpartition(".")[2].replace("_", " ") if isinstance(variable, str) else ""
+    label_axes(axes, report.study.get("variable_label") or name, f"final {report.metric.label}", data)
