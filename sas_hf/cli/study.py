@@ -22,6 +22,9 @@ def study(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the study. By default as it says.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: say what it will take, by counting and a few steps.")
+    ] = False,
 ) -> None:
     """Train a grid of variants, data and seeds, and compare them; the same command again goes on where it stopped."""
     from ..training.study import load_study, run_study, study_names
@@ -39,6 +42,12 @@ def study(
 
     keep_freed_memory()
     chosen = load_study(name, output, None if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"))
+    if dry_run:
+        from ..training.estimates import estimate
+        from ..training.study import plan_runs
+
+        console.print(estimate(plan_runs(chosen, fields or (), needs_data=False), show_progress).grid().rich())
+        return
     report = run_study(chosen, fields or (), progress=show_progress)
     for grid in report.grids():
         console.print(grid.rich(), "")

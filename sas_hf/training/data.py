@@ -158,6 +158,11 @@ def training_data(
     return TrainingData(train, validation)
 
 
+def training_rows(recipe: DataRecipe, packer: Packer) -> Iterator[dict[str, list[int]]]:
+    """The rows that [`training_data`] makes to train on, one after another: none is kept, nor written to the cache."""
+    return _sequences(_documents(recipe)[0], packer, "train")
+
+
 def training_texts(recipe: DataRecipe, characters: int = 50_000_000) -> list[str]:
     """The documents to train on, from their start: so many characters, to train a tokenizer on."""
     texts, count = [], 0

@@ -31,7 +31,9 @@ def recipe_names() -> list[str]:
     return shipped_names(RECIPES)
 
 
-def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> TrainingRecipe:
+def load_recipe(
+    source: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = (), needs_data: bool = True
+) -> TrainingRecipe:
     """
     Read a recipe. One that begins with `base: OTHER` has OTHER's fields and changes some: a recipe of the package, or
     a file beside it.
@@ -39,6 +41,7 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tupl
     Args:
         source: a YAML file, the name of a recipe that comes with the package, or what such a file holds.
         overrides: such as `"training.max_steps=100"` or `"model.config=mha-125m"`; the value is YAML.
+        needs_data: refuse a recipe without `data.train`, which can be planned but not run.
 
     Raises:
         FileNotFoundError: where there is neither such a file nor such a recipe.
@@ -51,7 +54,7 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tupl
     if isinstance(fields.get("training"), dict):  # null: not given
         fields["training"] = {name: value for name, value in fields["training"].items() if value is not None}
     recipe = recipe_from_dict(fields)
-    check_recipe(recipe)
+    check_recipe(recipe, needs_data)
     return recipe
 
 

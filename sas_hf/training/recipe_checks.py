@@ -57,11 +57,16 @@ FOR_SCRIPTS = ("do_train", "do_eval", "do_predict")
 COSINE_WITH_FLOOR = SchedulerType.COSINE_WITH_MIN_LR.value
 
 
-def check_recipe(recipe: TrainingRecipe) -> None:
-    """Raise a ValueError, naming field, value and what would be right, for a recipe that cannot be run."""
+def check_recipe(recipe: TrainingRecipe, needs_data: bool = True) -> None:
+    """
+    Raise a ValueError, naming field, value and what would be right, for a recipe that cannot be run.
+
+    Args:
+        needs_data: `data.train` must be given.
+    """
     task = find_task(recipe.task)
     _check_model(recipe, task)
-    _check_data(recipe)
+    _check_data(recipe, needs_data)
     _check_training_fields(recipe, task)
     _check_rates(recipe)
     _check_batch_size(recipe)
@@ -95,9 +100,9 @@ def _check_model(recipe: TrainingRecipe, task: Task) -> None:
             raise ValueError(f"`model.trainable` has {pattern!r}, which is no regular expression: {error}.") from error
 
 
-def _check_data(recipe: TrainingRecipe) -> None:
+def _check_data(recipe: TrainingRecipe, needs_data: bool) -> None:
     data = recipe.data
-    if not data.train:
+    if needs_data and not data.train:
         raise ValueError("`data.train` is not given; name text files, parquet files or a Hub dataset.")
     if data.streaming and recipe.training.get("max_steps", -1) <= 0:
         raise ValueError("`data.streaming` is true, and a stream has no length; set `training.max_steps`.")

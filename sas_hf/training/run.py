@@ -28,6 +28,7 @@ from .lineage import read_lineage
 from .recipe import TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
 from .reporting import TrainingLog, plot_training
+from .sizes import check_fits
 from .tasks import find_task
 
 
@@ -71,6 +72,7 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     check_folder(folder, recipe)
     if (folder / METRICS_NAME).is_file():
         return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    check_fits(recipe, arguments)
     task = find_task(recipe.task)
     from_loss = {metric.name: metric.from_loss for metric in task.metrics if metric.from_loss}
     log = TrainingLog(folder, task.tokens_per_sequence(recipe), from_loss)

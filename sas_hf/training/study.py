@@ -21,6 +21,7 @@ from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipp
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .recipe import TrainingRecipe, load_recipe, merge
 from .run import RECIPE_NAME, check_folder, train
+from .sizes import check_fits
 from .study_report import REPORT_NAME, StudyReport
 from .study_results import FinishedRun
 from .study_time import duration, seconds_left
@@ -126,12 +127,13 @@ def _beside(path: Path, recipe: str) -> str:
     return str(path.parent / recipe) if (path.parent / recipe).is_file() else recipe
 
 
-def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list[Run]:
+def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = (), needs_data: bool = True) -> list[Run]:
     """
     The study's trainings, seed by seed, so that the first results compare all variants.
 
     Args:
         overrides: fields of every recipe, as of [`load_recipe`].
+        needs_data: likewise.
 
     Raises:
         ValueError, FileNotFoundError: for a recipe that cannot be run, or an override of what the variants differ in.
@@ -154,7 +156,7 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = ()) -> list
                 folder = Path(study.runs or study.output, data, variant, f"seed-{seed}")
                 ours = {"data": data_fields, "training": {"seed": seed, "output_dir": str(folder)}}
                 try:
-                    recipe = load_recipe(merge(merge(base, fields), ours), overrides)
+                    recipe = load_recipe(merge(merge(base, fields), ours), overrides, needs_data)
                 except ValueError as error:
                     raise ValueError(f"Variant {variant!r}: {error}") from error
                 runs.append(Run(variant, data, seed, recipe))
@@ -346,7 +348,7 @@ def _check_run(run: Run) -> None:
     try:
         if not task.is_validated(recipe):
             raise ValueError("`data` has nothing to validate on; give `data.validation` or one of its like.")
-        training_arguments(recipe)
+        check_fits(recipe, training_arguments(recipe))
         task.check_sources(recipe)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"Run {run.name}: {error}") from error

@@ -1,5 +1,6 @@
 """What the tasks of causal language models share: their model, tokenizer and metrics."""
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -14,7 +15,7 @@ from ..benchmarks import check_benchmarks
 from ..models import check_match, load_config, load_tokenizer, take_special_tokens
 from ..recipe_fields import TrainingRecipe
 from ..reporting import perplexity
-from .task import LOSS, Metric, Task
+from .task import LOSS, Metric, Task, random_tokens
 
 
 PERPLEXITY = Metric("perplexity", "perplexity", digits=2, from_loss=perplexity)
@@ -50,6 +51,10 @@ class CausalTask(Task):
 
     def tokenizer(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
         return load_tokenizer(recipe.model)
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        tokens = random_tokens(config, rows, *lengths)
+        return {"input_ids": tokens, "labels": tokens}
 
     def build_model(
         self,

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from jinja2 import TemplateError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
 
@@ -22,6 +29,7 @@ from ..held_out import check_apart, compare_with_training, digests
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import RECIPES, DataRecipe, TrainingRecipe
 from .causal import CausalTask
+from .task import Samples, evenly
 
 
 FORMATS = ("json", "parquet")
@@ -47,6 +55,20 @@ class Chat(CausalTask):
         "data.max_validation_sequences",
     )
     varied_lengths = True
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        _, tokenizer = self.load_sources(recipe)
+        tokenizer.chat_template = read_chat_template(recipe.model.chat_template) or tokenizer.chat_template
+        train, _ = load_splits(recipe.data, tokenizer.chat_template)
+        tokens = [
+            tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), return_dict=False)
+            for row in train.select(evenly(train))
+        ]
+        return Samples(len(train), [(min(len(ids), recipe.data.sequence_length),) for ids in tokens])
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        batch = super().random_batch(config, rows, lengths)
+        return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

@@ -25,7 +25,7 @@ from ..base import starting_model
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, ModelRecipe, TrainingRecipe
 from .classification import check_classifier_recipe, check_head_trains, classifier_config
-from .task import LOSS, Metric, Task
+from .task import LOSS, Metric, Samples, Task
 
 
 class ImageClassification(Task):
@@ -47,6 +47,19 @@ class ImageClassification(Task):
 
     def is_validated(self, recipe: TrainingRecipe) -> bool:
         return True  # a split "validation" or "test" is found by itself
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        train, _ = load_splits(recipe.data)
+        return Samples(len(train), fields={"num_labels": len(train.features["label"].names)})
+
+    def longest(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> tuple[int, ...]:
+        return ()
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        size = config.image_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        images = torch.rand(rows, getattr(config, "num_channels", 3), height, width)
+        return {"pixel_values": images, "labels": torch.randint(config.num_labels, (rows,))}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

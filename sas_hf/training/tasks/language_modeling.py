@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -13,10 +14,12 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from ...data.text import train_tokenizer
 from ..adapters import prepare_parameters
-from ..data import check_data, training_data, training_texts
+from ..data import check_data, training_data, training_rows, training_texts
 from ..optimizer import RecipeTrainer
+from ..packing import Packer
 from ..recipe_fields import TrainingRecipe
 from .causal import CausalTask
+from .task import Samples
 
 
 # Of `data`, what tells which documents there are and what sequences are made of them.
@@ -50,6 +53,18 @@ class LanguageModeling(CausalTask):
         if recipe.model.checkpoint is None and recipe.model.tokenizer is None:
             return train_tokenizer(_excerpts("".join(training_texts(recipe.data))), config.vocab_size)
         return super().tokenizer(recipe, config)
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        check_data(recipe.data)
+        packer = Packer(self.tokenizer(recipe, config), recipe.data.sequence_length)
+        return Samples(sum(1 for _ in training_rows(recipe.data, packer)))
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Two documents a row, so that there is a mask as of packed ones."""
+        batch = super().random_batch(config, rows, lengths)
+        positions = torch.arange(*lengths).expand(rows, -1)
+        first = lengths[0] // 2
+        return batch | {"position_ids": torch.where(positions < first, positions, positions - first)}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

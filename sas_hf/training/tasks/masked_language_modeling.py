@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from transformers import (
     AutoModelForMaskedLM,
     EvalPrediction,
@@ -15,13 +16,13 @@ from ...data.masking import MaskingCollator, masked_rows
 from ...data.text import train_word_tokenizer
 from ..adapters import lora_config, prepare_parameters
 from ..base import starting_model
-from ..data import check_data, training_data, training_texts
+from ..data import check_data, training_data, training_rows, training_texts
 from ..models import check_match, load_config, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
 from ..packing import MaskedPacker
 from ..recipe_fields import TrainingRecipe
 from .language_modeling import DOCUMENTS
-from .task import LOSS, Metric, Task
+from .task import LOSS, Metric, Samples, Task, evenly, random_tokens
 
 
 class MaskedLanguageModeling(Task):
@@ -76,6 +77,16 @@ class MaskedLanguageModeling(Task):
         if recipe.model.lora is not None:
             lora_config(recipe.model.lora)
         return config, tokenizer
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        _, tokenizer = self._load_sources(recipe)
+        packer = MaskedPacker(tokenizer, recipe.data.sequence_length, recipe.data.packed)
+        lengths = [(len(row["input_ids"]),) for row in training_rows(recipe.data, packer)]
+        return Samples(len(lengths), [] if recipe.data.packed else [lengths[place] for place in evenly(lengths)])
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        tokens = random_tokens(config, rows, *lengths)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

@@ -2,10 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+import torch
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
 
+from ...data.tokenized_text import longest_text
+from ..models import load_config
 from ..recipe_fields import TrainingRecipe
 
 
@@ -45,6 +49,24 @@ class Metric:
 
 
 LOSS = Metric("loss", "validation loss")
+MEASURED = 2000  # samples, whose lengths stand for those of all
+
+
+@dataclass(frozen=True)
+class Samples:
+    """
+    What a run trains on, as far as an estimate needs it.
+
+    Args:
+        count: of one epoch.
+        lengths: in tokens, of some of the samples: a row for each, with a number for each of its sides (one, or of a
+            pair of texts to translate two). Empty where all are of one length.
+        fields: of the model's configuration, those that the data decide.
+    """
+
+    count: int
+    lengths: list[tuple[int, ...]] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -106,3 +128,49 @@ class Task(ABC):
     def tokens_per_sequence(self, recipe: TrainingRecipe) -> int | None:
         """Of every sequence, where all have as many; then logs and studies count in tokens, else in steps."""
         return None
+
+    def model_config(self, recipe: TrainingRecipe) -> PreTrainedConfig:
+        """The configuration of its model, as far as it can be told without the data.
+
+        Raises:
+            ValueError, FileNotFoundError: as [`load_config`].
+        """
+        return load_config(recipe.model, self.auto_class)
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples | None:
+        """Read how many samples there are to train on, and how long they are; `None`: this task does not tell.
+
+        Raises:
+            ValueError, FileNotFoundError: for data that cannot be trained on.
+        """
+        return None
+
+    def longest(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> tuple[int, ...]:
+        """The most tokens of each side of a sample."""
+        positions = longest_text(config)
+        length = recipe.data.sequence_length
+        return (length if positions is None else min(length, positions),)
+
+    def random_batch(
+        self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]
+    ) -> dict[str, torch.Tensor] | None:
+        """Inputs and labels of the shape that the collator makes, with random numbers in them; `None`: this task does
+        not tell.
+
+        Args:
+            lengths: of the sides, in tokens.
+        """
+        return None
+
+
+def random_tokens(config: PreTrainedConfig, rows: int, length: int) -> torch.Tensor:
+    """`[rows, length]`, special ones among them but no padding."""
+    text_config = config.get_text_config()
+    tokens = torch.randint(text_config.vocab_size, (rows, length))
+    pad = text_config.pad_token_id
+    return tokens if pad is None else tokens.masked_fill(tokens == pad, (pad + 1) % text_config.vocab_size)
+
+
+def evenly(rows: Sequence, count: int = MEASURED) -> list[int]:
+    """Places of so many rows at equal distances."""
+    return list(range(0, len(rows), max(1, len(rows) // count)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -39,7 +40,7 @@ from ..models import check_tokenizer, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, TrainingRecipe
 from .classification import check_classifier_recipe, check_head_trains, classifier_config
-from .task import LOSS, Metric, Task
+from .task import LOSS, Metric, Samples, Task, evenly, random_tokens
 
 
 # By what the labels are; studies compare by the first.
@@ -88,6 +89,23 @@ class TextClassification(Task):
 
     def metrics_of(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
         return METRICS[load_texts(recipe)[2].problem_type]
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        train, _, _, config, tokenizer, _ = _load(recipe)
+        if tokenizer is None:
+            tokenizer = train_word_tokenizer([*train.texts, *(train.seconds or ())], config.vocab_size)
+        prepare_padding(recipe, config, tokenizer)
+        columns, _ = tokenize(train.select(evenly(train)), tokenizer, _longest(recipe, config, tokenizer)[0])
+        fields = {"num_labels": config.num_labels, "problem_type": config.problem_type}
+        return Samples(len(train), [(len(ids),) for ids in columns["input_ids"]], fields)
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        tokens = random_tokens(config, rows, *lengths)
+        labels = {
+            REGRESSION: torch.rand(rows),
+            SEVERAL: torch.rand(rows, config.num_labels).round(),
+        }.get(config.problem_type, torch.randint(config.num_labels, (rows,)))
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

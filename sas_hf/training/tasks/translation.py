@@ -48,7 +48,7 @@ from ..models import check_match, load_config, load_tokenizer, take_special_toke
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, TrainingRecipe
 from ..reporting import read_log
-from .task import LOSS, Metric, Task
+from .task import LOSS, Metric, Samples, Task, evenly, random_tokens
 
 
 # Of a run: what each evaluation translated, a file each.
@@ -123,6 +123,25 @@ class Translation(Task):
         check_match(recipe, config, tokenizer)
         check_tokens(recipe, config, tokenizer)
         return config, tokenizer, train, validation
+
+    def read_samples(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> Samples:
+        _, tokenizer, train, _ = self.load_sources(recipe)
+        some = train.select(evenly(train))
+        sides = (("source", False), ("target", True))
+        found = [
+            encode_side(tokenizer, some[name][:], recipe.data.sequence_length, target=target)[0]
+            for name, target in sides
+        ]
+        return Samples(len(train), [tuple(map(len, pair)) for pair in zip(*found, strict=True)])
+
+    def longest(self, recipe: TrainingRecipe, config: PreTrainedConfig) -> tuple[int, ...]:
+        return super().longest(recipe, config) * 2
+
+    def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        tokens = random_tokens(config, rows, lengths[0])
+        vocabulary = getattr(config, "decoder_vocab_size", None) or config.get_text_config().vocab_size
+        labels = torch.randint(vocabulary, (rows, lengths[1]))
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()

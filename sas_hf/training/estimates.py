@@ -1,0 +1,487 @@
+"""What a grid of trainings will take, before it is begun: counted on the meta device, timed by a few real steps."""
+
+import gc
+import math
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..report.quantities import count_text, memory_text, operations_text, time_text
+from ..report.tables import Grid
+from .adapters import prepare_parameters
+from .arguments import training_arguments
+from .optimizer import RecipeTrainer
+from .recipe_fields import TrainingRecipe
+from .sizes import (
+    Memory,
+    check_fits,
+    count_operations,
+    count_parameters,
+    free_memory,
+    machine_memory,
+    memory_needed,
+    meta_model,
+)
+from .study import Run
+from .tasks import Task, find_task
+from .tasks.task import Samples
+
+
+BUDGET = 20  # seconds of real steps for each line; what is longer by itself is one step
+STEPS, MOST_STEPS, ENOUGH = 3, 30, 2  # that are timed, after one to warm up; short ones, until as many seconds
+SPARE = 0.7  # the share of free memory that real steps may take
+# Of `TrainingArguments`, what a few steps leave out. The rate is too small to lead anywhere.
+REHEARSED = {
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 1,
+    "learning_rate": 1e-6,
+    "warmup_steps": 0,
+    "logging_strategy": "no",
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "metric_for_best_model": None,
+    "report_to": "none",
+    "train_sampling_strategy": "sequential",
+    "remove_unused_columns": False,
+    "dataloader_num_workers": 0,
+    "disable_tqdm": True,
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """
+    What a few real steps took.
+
+    Attributes:
+        row: seconds of a row's forward and backward pass.
+        optimiser: seconds of what a step does once.
+        kept: bytes that a row keeps for its backward pass.
+        rows, steps: that were timed.
+    """
+
+    row: float
+    optimiser: float
+    kept: int
+    rows: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    One variant on one data set.
+
+    Attributes:
+        model: name of the configuration, or checkpoint; with `changed`, some of its fields are others.
+        runs: seeds.
+        parameters, trained: of the model.
+        rows: of a step, over all devices.
+        steps, samples, tokens: of a run; tokens of tasks whose samples all have as many. `None` where unknown.
+        operations: of a run's forward and backward passes.
+        memory: of one device.
+        seconds: of a run's steps.
+        unknown: what is not known, and why.
+    """
+
+    variant: str
+    data: str
+    model: str
+    changed: bool
+    runs: int
+    parameters: int
+    trained: int
+    rows: int
+    steps: int | None
+    samples: int | None
+    tokens: int | None
+    operations: int | None
+    memory: Memory
+    pace: Pace | None
+    seconds: float | None
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Of a grid: a line for each variant and data set."""
+
+    lines: list[Estimate]
+
+    @property
+    def operations(self) -> int | None:
+        """Of all runs; `None` where those of one are not known."""
+        return _total((line.operations, line.runs) for line in self.lines)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all runs, one after another."""
+        return _total((line.seconds, line.runs) for line in self.lines)
+
+    def grid(self) -> Grid:
+        """A table of 80 columns; "?" is not known, and the caption says why."""
+        counts_tokens = all(line.tokens is not None or line.samples is None for line in self.lines)
+        header = ["variant", "data", "model", "parameters", "tokens" if counts_tokens else "samples"]
+        header += ["steps", "operations", "memory", "time", "runs"]
+        rows, runs = [], sum(line.runs for line in self.lines)
+        for line in self.lines:
+            seen = line.tokens if counts_tokens else line.samples
+            known = "" if line.memory.kept is not None else "> "
+            rows.append(
+                [
+                    line.variant,
+                    line.data,
+                    line.model + ("*" if line.changed else ""),
+                    count_text(line.parameters),
+                    _text(count_text, seen),
+                    _text(lambda steps: f"{steps:,}", line.steps),
+                    _text(operations_text, line.operations),
+                    known + memory_text(line.memory.sure + (line.memory.kept or 0)),
+                    _text(time_text, line.seconds),
+                    str(line.runs),
+                ]
+            )
+        if runs > 1:
+            total = [f"all {runs}", "", "", "", "", "", _text(operations_text, self.operations), ""]
+            rows.append([*total, _text(time_text, self.seconds), ""])
+        if not any(line.data for line in self.lines):
+            header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
+        return Grid(
+            "What it will take", header, rows, self._caption(), text_columns=header.index("parameters"), compact=True
+        )
+
+    def _caption(self) -> str:
+        parts = []
+        if any(line.changed for line in self.lines):
+            parts.append("*: with other fields")
+        parts.append(
+            "operations: products of forward and backward passes, attention in whole squares, nothing computed twice"
+        )
+        paces = [line.pace for line in self.lines if line.pace is not None]
+        if paces:
+            parts.append(
+                "times: of steps alone, without evaluations, checkpoints and reading, by "
+                f"{_range('step', (pace.steps for pace in paces))} of {_range('row', (pace.rows for pace in paces))} "
+                "here and now"
+            )
+        parts.append(
+            "memory: weights, gradients, AdamW's moments" + (" and what a backward pass needs" if paces else "")
+        )
+        reasons: dict[str, list[str]] = {}
+        for line in self.lines:
+            for reason in line.unknown:
+                reasons.setdefault(reason, []).append(", ".join(filter(None, (line.data, line.variant))))
+        parts += [
+            reason if len(names) == len(self.lines) else f"{'; '.join(names)}: {reason}"
+            for reason, names in reasons.items()
+        ]
+        return ". ".join(part[0].upper() + part[1:] if part[0] != "*" else part for part in parts) + "."
+
+
+def estimate(runs: Sequence[Run], progress: Callable[[str], None] = lambda message: None) -> Estimates:
+    """
+    What these runs will take. Nothing is written but to the caches of `datasets`, where the number or the lengths of
+    samples have to be read.
+
+    A few real steps are made on the device that the Trainer would use, on random numbers of the recipe's shapes:
+    forward and backward passes of as many rows as fit into some seconds, and the optimiser's step. A model that the
+    machine cannot hold is counted, but not timed.
+
+    Args:
+        runs: of [`plan_runs`]; data may be missing (`needs_data=False`).
+        progress: is told of each variant.
+
+    Raises:
+        ValueError, FileNotFoundError: for a model that there is not, data that cannot be trained on, or arguments that
+            this machine cannot heed.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.variant, run.data), []).append(run)
+    known: dict[str, Samples | str] = {}
+    return Estimates([_estimate(group, known, progress) for group in groups.values()])
+
+
+def check_memory(runs: Sequence[Run]) -> None:
+    """Raise a ValueError, before anything is built, for a model whose weights, gradients and moments alone are more
+    than this machine holds."""
+    for group in {(run.variant, run.data): run for run in runs}.values():
+        check_fits(group.recipe, training_arguments(group.recipe))
+
+
+def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Callable[[str], None]) -> Estimate:
+    run = group[0]
+    recipe, task = run.recipe, find_task(run.recipe.task)
+    arguments, config = training_arguments(recipe), task.model_config(recipe)
+    unknown = []
+    samples = None
+    fixed = task.tokens_per_sequence(recipe)
+    if arguments.max_steps <= 0 or (fixed is None and task.varied_lengths):
+        samples = _samples(task, recipe, config, known, progress)
+        if isinstance(samples, str):
+            unknown, samples = [samples], None
+    for name, value in (samples.fields if samples else {}).items():
+        setattr(config, name, value)
+    longest, micro = task.longest(recipe, config), arguments.train_batch_size
+    lengths = longest
+    if fixed is None and samples is not None and samples.lengths:
+        lengths = padded_lengths(samples.lengths, micro, recipe.training.get("train_sampling_strategy"))
+    elif fixed is None and task.varied_lengths:
+        unknown.append(f"lengths of samples are not known: all are taken to have {max(longest)} tokens")
+
+    model = meta_model(recipe, config)
+    parameters, trained = count_parameters(model)
+    rows = micro * arguments.gradient_accumulation_steps * arguments.world_size
+    steps = count_steps(arguments, samples and samples.count)
+    seen = None
+    if steps is not None:
+        seen = steps * rows if arguments.max_steps > 0 else round(arguments.num_train_epochs * samples.count)
+    operations = None
+    batch = task.random_batch(config, micro, lengths)
+    if batch is None:
+        unknown.append(f"operations and time: the task {task.name} does not tell what a batch of it is")
+    else:
+        try:
+            operations = count_operations(model, batch) / micro
+        except ValueError as error:
+            unknown.append(f"operations: {error}")
+    memory = memory_needed(model, arguments)
+    del model
+
+    pace = None
+    if batch is not None:
+        lacking = _lack(memory, arguments)
+        if lacking is None:
+            progress(f"{', '.join(filter(None, (run.data, run.variant)))}: real steps")
+            try:
+                pace = rehearse(recipe, config, lengths, micro)
+            except (RuntimeError, MemoryError, FloatingPointError) as error:
+                lacking = f"real steps failed: {str(error).partition(chr(10))[0]}"
+        if lacking is not None:
+            unknown.append(f"time not measured: {lacking}")
+    if pace is not None:
+        memory = replace(memory, kept=pace.kept * micro)
+    seconds = None
+    if pace is not None and steps is not None:
+        seconds = seen / arguments.world_size * pace.row + steps * pace.optimiser
+    return Estimate(
+        variant=run.variant,
+        data=run.data,
+        model=recipe.model.config or recipe.model.checkpoint,
+        changed=bool(recipe.model.overrides),
+        runs=len(group),
+        parameters=parameters,
+        trained=trained,
+        rows=rows,
+        steps=steps,
+        samples=seen,
+        tokens=None if None in (fixed, seen) else seen * fixed,
+        operations=None if None in (operations, seen) else round(operations * seen),
+        memory=memory,
+        pace=pace,
+        seconds=seconds,
+        unknown=tuple(unknown),
+    )
+
+
+def _samples(
+    task: Task,
+    recipe: TrainingRecipe,
+    config: PreTrainedConfig,
+    known: dict[str, Samples | str],
+    progress: Callable[[str], None],
+) -> Samples | str:
+    """Those of the recipe's data, or why they are not known."""
+    if not recipe.data.train:
+        return "unknown: data.train is not given"
+    model = replace(recipe.model, config=None, overrides={}, lora=None, trainable=None)
+    key = repr(
+        (recipe.data, model, config.get_text_config().to_dict().get("vocab_size"), task.longest(recipe, config))
+    )
+    if key not in known:
+        progress(f"reading {recipe.data.train}")
+        try:
+            found = task.read_samples(recipe, config)
+        except FileNotFoundError as error:
+            found = f"unknown: {error}".rstrip(".")
+        known[key] = found or f"unknown: the task {task.name} does not tell how many samples there are"
+    return known[key]
+
+
+def count_steps(arguments: TrainingArguments, samples: int | None) -> int | None:
+    """Of a run, as the Trainer counts them; `None` where epochs are of unknown length."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    if samples is None:
+        return None
+    batches = math.ceil(math.ceil(samples / arguments.train_batch_size) / arguments.world_size)
+    in_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    return math.ceil(arguments.num_train_epochs * in_epoch)
+
+
+def padded_lengths(lengths: list[tuple[int, ...]], rows: int, strategy: str | None) -> tuple[int, ...]:
+    """
+    To what length a batch is padded, on the mean: of each side.
+
+    Args:
+        strategy: `train_sampling_strategy`, of which "group_by_length" puts samples of like lengths together.
+    """
+    order = sorted(lengths) if strategy == "group_by_length" else random.Random(0).sample(lengths, len(lengths))
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    longest = [[max(side) for side in zip(*batch, strict=True)] for batch in batches]
+    return tuple(math.ceil(sum(side) / len(longest)) for side in zip(*longest, strict=True))
+
+
+def _lack(memory: Memory, arguments: TrainingArguments) -> str | None:
+    """Why no real steps are made, if there is not the memory for them."""
+    for holds, where in ((machine_memory(arguments), "this machine has {}"), (free_memory(arguments), "{} are free")):
+        share = 1.0 if where.startswith("this") else SPARE
+        if holds is not None and memory.sure > share * holds:
+            return f"needs {memory_text(memory.sure)}, {where.format(memory_text(holds))}"
+    return None
+
+
+def rehearse(recipe: TrainingRecipe, config: PreTrainedConfig, lengths: tuple[int, ...], rows: int) -> Pace:
+    """
+    A few real steps of a recipe on random numbers: of one row first, then of as many as fit into some seconds and into
+    memory, at most `rows`.
+
+    Raises:
+        RuntimeError, FloatingPointError: where they fail.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = _run_steps(recipe, config, lengths, 1, 1)
+        times, kept, timed = trainer.clock.times, trainer.kept, 1
+        free = free_memory(trainer.args)
+        del trainer
+        gc.collect()
+        whole = sum(times[-1])
+        fitting = rows if free is None else int(SPARE * free / max(1, kept))
+        more = min(rows, fitting, int(BUDGET / (whole * (STEPS + 1))))
+        if len(times) > 1 and more >= min(2, rows):
+            steps = min(MOST_STEPS, max(STEPS, int(ENOUGH / (whole * more))))
+            trainer = _run_steps(recipe, config, lengths, more, steps)
+            times, kept, timed = trainer.clock.times, trainer.kept, more
+    times = times[1:] or times  # without the first, which warms up, unless that was long enough
+    passes, optimiser = (sorted(part)[len(part) // 2] for part in zip(*times, strict=True))
+    return Pace(passes / timed, optimiser, kept // timed, timed, len(times))
+
+
+def _run_steps(
+    recipe: TrainingRecipe, config: PreTrainedConfig, lengths: tuple[int, ...], rows: int, steps: int
+) -> "_Rehearsal":
+    """A trainer that has made so many steps, and one before; fewer, but one, where these take too long."""
+    task = find_task(recipe.task)
+    with tempfile.TemporaryDirectory(prefix="sas_hf-steps-") as folder:
+        fields = {"output_dir": folder, "per_device_train_batch_size": rows, "max_steps": steps + 1}
+        short = replace(
+            recipe,
+            training=recipe.training | REHEARSED | fields,
+            batch_size=None,
+            minimum_learning_rate=None,
+        )
+        arguments = training_arguments(short)
+        batch = task.random_batch(config, arguments.train_batch_size * arguments.world_size, lengths)
+        samples = [{name: values[place] for name, values in batch.items()} for place in range(len(batch["labels"]))]
+        model = task.auto_class.from_config(config, dtype=torch.float32)
+        trainer = _Rehearsal(
+            prepare_parameters(model, recipe.model),
+            arguments,
+            train_dataset=samples * (steps + 1),
+            data_collator=default_data_collator,
+        )
+        trainer.train()
+        return trainer
+
+
+class _Rehearsal(RecipeTrainer):
+    """
+    Attributes:
+        clock: the times of its steps.
+        kept: bytes that the first batch kept for its backward pass.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept: int | None = None
+        self.clock = _Clock(self.args.device)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(self.clock)
+
+    def compute_loss(self, *args, **kwargs):
+        if self.kept is not None:
+            return super().compute_loss(*args, **kwargs)
+        with _weighing({weight.untyped_storage().data_ptr() for weight in self.model.parameters()}) as weighed:
+            loss = super().compute_loss(*args, **kwargs)
+        self.kept = sum(weighed.values())
+        return loss
+
+
+@contextmanager
+def _weighing(but: set[int]) -> Iterator[dict[int, int]]:
+    """Bytes of all memory that is kept for the backward pass of what is computed within, by its place, `but` for some
+    places."""
+    weighed: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided:
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in but:
+                weighed[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield weighed
+
+
+class _Clock(TrainerCallback):
+    """Seconds of each step: of its passes, and of the rest. Ends a training after the step that exceeds the budget."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.times, self.until = device, [], None
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = self._now()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.passed = self._now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = self._now()
+        self.times.append((self.passed - self.began, now - self.passed))
+        self.until = self.until or self.began + BUDGET
+        if now > self.until:
+            control.should_training_stop = True
+
+
+def _total(parts: Iterator[tuple[float | None, int]]) -> float | None:
+    parts = list(parts)
+    return None if any(value is None for value, _ in parts) else sum(value * count for value, count in parts)
+
+
+def _text(form: Callable[[float], str], value: float | None) -> str:
+    return "?" if value is None else form(value)
+
+
+def _range(what: str, numbers: Iterator[int]) -> str:
+    numbers = sorted(set(numbers))
+    text = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{text} {what}" + ("s" if numbers[-1] > 1 else "")
