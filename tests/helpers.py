@@ -126,6 +126,7 @@ VIT_VARIANTS = {
     "mean": WITHOUT_CLASS_TOKEN | {"num_channels": 1},
     "distilled": {"use_distillation_token": True, "classifier_pooling": "distilled"},
     "oblong": {"image_size": (8, 18), "patch_size": (4, 6)},
+    "hidden_classifier": {"classifier_hidden_size": 9},
     "gqa": {"num_key_value_heads": 2, "qkv_bias": False},
     "sas": SAS,
     "sas_k5_gqa": SAS | {"num_key_value_heads": 2, "simulation_kernel_size": 5},

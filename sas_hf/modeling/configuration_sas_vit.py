@@ -26,6 +26,8 @@ class SASViTConfig(SASAttentionConfig):
             What the classifier (and the pooler) reads: the `"class_token"`, the `"mean"` of the patches, or
             `"distilled"`: one classifier on the class token and one on the distillation token, whose logits are
             averaged, as DeiT does it in inference.
+        classifier_hidden_size (`int`, *optional*):
+            Width of a hidden layer of the classifier, with `hidden_act`; `None`: the classifier is linear, as in ViT.
         rms_norm_eps (`float`, defaults to 1e-6):
             Of the norms of MLA's latents, queries and keys.
 
@@ -59,6 +61,7 @@ class SASViTConfig(SASAttentionConfig):
     use_class_token: bool = True
     use_distillation_token: bool = False
     classifier_pooling: str = "class_token"
+    classifier_hidden_size: int | None = None
     rms_norm_eps: float = 1e-6
 
     def __post_init__(self, **kwargs):
@@ -115,6 +118,11 @@ class SASViTConfig(SASAttentionConfig):
         if needed is not None and not getattr(self, needed):
             raise ValueError(
                 f"`classifier_pooling={self.classifier_pooling!r}` needs `{needed}=True`; without it choose 'mean'."
+            )
+        if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
+            raise ValueError(
+                f"`classifier_hidden_size` is {self.classifier_hidden_size}; it must be positive, or None for a "
+                "linear classifier."
             )
         if self.use_distillation_token and not self.use_class_token:
             raise ValueError("`use_distillation_token=True` needs `use_class_token=True`, as in DeiT.")

@@ -276,19 +276,41 @@ class SASViTModel(SASViTPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
+class SASViTClassificationHead(nn.Module):
+    """A classifier with one hidden layer: `[B, C]` to logits `[B, num_labels]`."""
+
+    def __init__(self, config: SASViTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.classifier_hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.activation_fn(self.dense(pooled)))
+
+
+def make_classifier(config: SASViTConfig) -> nn.Module:
+    """From `[B, C]` to logits `[B, num_labels]`; without labels nothing is done."""
+    if config.num_labels == 0:
+        return nn.Identity()
+    if config.classifier_hidden_size is None:
+        return nn.Linear(config.hidden_size, config.num_labels)
+    return SASViTClassificationHead(config)
+
+
 class SASViTForImageClassification(SASViTPreTrainedModel):
-    """The SAS ViT with a linear classifier on what `classifier_pooling` says: logits `[B, num_labels]`."""
+    """
+    The SAS ViT with a classifier on what `classifier_pooling` says: logits `[B, num_labels]`. It is linear, or has the
+    hidden layer that `classifier_hidden_size` asks for.
+    """
 
     def __init__(self, config: SASViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = SASViTModel(config, add_pooling_layer=False)
-
-        def classifier():
-            return nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
-
-        self.classifier = classifier()
-        self.distillation_classifier = classifier() if config.classifier_pooling == "distilled" else None
+        distilled = config.classifier_pooling == "distilled"
+        self.classifier = make_classifier(config)
+        self.distillation_classifier = make_classifier(config) if distilled else None
         self.post_init()
 
     @can_return_tuple

@@ -51,6 +51,7 @@ IMAGE_KINDS = (
     "optimised",
     "efficient",
     "super_mean",
+    "hidden_classifier",
 )
 IMAGE_MODELS = {f"SASViTForImageClassification/{kind}": kind for kind in IMAGE_KINDS}
 IMAGE_MODELS |= {"SASViTModel/vit": "vit", "SASViTForMaskedImageModeling/sas": "sas"}

@@ -175,11 +175,38 @@ def test_the_papers_counts_come_out(task):
 
 
 def test_the_imagenet_models_total_is_a_plain_vits():
-    """57.8M, and not the 60.54M of Table 7, whose classification head the paper does not describe."""
+    """57.8M: a linear classifier. Table 7's 60.54M have a hidden layer in it (tests/test_configurations.py)."""
     fields = {key: value for key, value in NAMED_CONFIGS["imagenet-standard"].items() if key != "attention_type"}
     with torch.device("meta"):
         plain = ViTForImageClassification(ViTConfig(**fields))
     assert describe(named_config("imagenet-standard")).parameters == plain.num_parameters() == 57_773_800
+
+
+@pytest.mark.parametrize("pooling", ["class_token", "distilled"])
+def test_a_classifier_with_a_hidden_layer(pooling):
+    fields = {"use_distillation_token": pooling == "distilled", "classifier_pooling": pooling}
+    model = vit("hidden_classifier", **fields, hidden_act="relu", initializer_range=0.3)
+    pixels = images(model.config)
+    with torch.no_grad():
+        tokens = model.vit(pixels).last_hidden_state
+
+        def expected(head, token):
+            hidden = torch.relu(tokens[:, token] @ head.dense.weight.T + head.dense.bias)
+            assert hidden.shape == (2, 9) and (hidden > 0).any() and (hidden == 0).any()
+            return hidden @ head.out_proj.weight.T + head.out_proj.bias
+
+        logits = expected(model.classifier, 0)
+        if pooling == "distilled":
+            logits = (logits + expected(model.distillation_classifier, 1)) / 2
+        torch.testing.assert_close(model(pixels).logits, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_hidden_layer_of_the_classifier_must_be_one():
+    for width in (0, -3):
+        with pytest.raises(ValueError, match=f"`classifier_hidden_size` is {width}; it must be positive, or None"):
+            SASViTConfig(classifier_hidden_size=width)
+    with pytest.raises(Exception, match="classifier_hidden_size"):
+        SASViTConfig(classifier_hidden_size="wide")
 
 
 @pytest.mark.parametrize("kind", ["standard", "optimised", "efficient", "super", "sas"])
