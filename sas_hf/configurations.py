@@ -26,35 +26,26 @@ SIZES = {
 # Of that size: its vocabulary, and weights that start as large as the width lets them (0.02 is for thousands).
 CPU_BACKBONE = {"vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1}
 
-# Table 2: as many heads of 64 as keep the parameters of MHA; at our size for CPUs likewise, of 16.
-BASELINES = {
-    "cpu": {
-        "mqa": {"num_attention_heads": 7, "num_key_value_heads": 1},
-        "gqa": {"num_attention_heads": 6, "num_key_value_heads": 2},
-        "mla": {"num_attention_heads": 5},
-        "tpa": {"num_attention_heads": 8, "q_rank": 3, "k_rank": 1, "v_rank": 1},
-    },
-    "125m": {
-        "mqa": {"num_attention_heads": 23, "num_key_value_heads": 1},
-        "gqa": {"num_attention_heads": 22, "num_key_value_heads": 2},
-        "mla": {"num_attention_heads": 13},
-        "tpa": {"num_attention_heads": 36},
-    },
-    "350m": {
-        "mqa": {"num_attention_heads": 31, "num_key_value_heads": 1},
-        "gqa": {"num_attention_heads": 30, "num_key_value_heads": 2},
-        "mla": {"num_attention_heads": 23},
-        "tpa": {"num_attention_heads": 48},
-    },
+# Heads of MQA, of GQA with two key/value heads, of MLA and of TPA: as many as keep the parameters of MHA. 125M and
+# 350M are Table 2's, 760M and 1.5B those of the TPA paper's public configurations; at the other sizes, for which no
+# paper prints any, they are ours by the same rule.
+BASELINE_HEADS = {
+    "cpu": (7, 6, 5, 8),
+    "125m": (23, 22, 13, 36),
+    "350m": (31, 30, 23, 48),
+    "760m": (39, 38, 34, 61),
+    "1.5b": (49, 48, 49, 78),
+    "2.7b": (63, 62, 79, 105),
+    "6.7b": (63, 62, 93, 109),
+    "10.6b": (79, 78, 123, 139),
 }
-MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64}
-CPU_MLA_RANKS = {
-    "q_lora_rank": 40,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-}
+# With these ranks of 125M the heads above keep MHA's parameters at every size.
+MLA_RANKS = {"q_lora_rank": 512, "kv_lora_rank": 256}
+CPU_MLA_RANKS = {"q_lora_rank": 40, "kv_lora_rank": 16}
+CPU_TPA_RANKS = {"q_rank": 3, "k_rank": 1, "v_rank": 1}
+# "mla-...-r1024": what the TPA paper's public configurations have from C = 1,024 on instead, with the same heads: a
+# third more parameters than MHA.
+PUBLIC_MLA = {"q_lora_rank": 1024, "kv_lora_rank": 512, "qk_nope_head_dim": 32}
 
 # IMDB and Amazon reviews, after the text classifier of Keras's examples, which the paper names: post-norm, ReLU,
 # learned positions, the mean of the tokens, dropout 0.1 but inside of the attention. Vocabulary sizes and the
@@ -78,7 +69,8 @@ TEXT_CLASSIFIERS = {
 }
 
 # MNIST, CIFAR100 and ImageNet. Feed-forward widths and CIFAR100's patches are inferred: the paper gives 300K and 60M
-# parameters in all, and context lengths of 64 and 256.
+# parameters in all, and context lengths of 64 and 256. Classifiers are linear; in Table 7, whose first row is
+# Table 1's, ImageNet's has a hidden layer ("imagenet-60m-standard").
 IMAGE_CLASSIFIERS = {
     "mnist": {
         "hidden_size": 128,
@@ -110,6 +102,17 @@ IMAGE_CLASSIFIERS = {
         "patch_size": 8,
         "num_labels": 1000,
     },
+}
+
+
+# Table 7, ImageNet at about the same size: hidden size and layers. The totals come out of feed-forward blocks that are
+# 3,072 wide at every hidden size, and of a classifier with a hidden layer of 2,000, of which the paper does not speak.
+SAME_SIZE = {
+    "standard": (768, 8),
+    "optimised": (816, 8),
+    "efficient": (804, 9),
+    "super": (804, 9),
+    "sas": (768, 8),  # ours, half a per cent larger than standard
 }
 
 
@@ -159,6 +162,22 @@ def _backbone(size: str) -> dict:
     } | (CPU_BACKBONE if size == "cpu" else {})
 
 
+def _baselines(size: str) -> dict[str, dict]:
+    """MQA, GQA, MLA and TPA in the place of MHA. (MLA's 32 and 64 features for heads of 64 are halves and wholes of a
+    head at the other sizes, too.)"""
+    mha = _backbone(size)
+    heads = dict(zip(("mqa", "gqa", "mla", "tpa"), BASELINE_HEADS[size], strict=True))
+    cpu, features = size == "cpu", mha["head_dim"]
+    widths = {"qk_rope_head_dim": features // 2, "qk_nope_head_dim": features, "v_head_dim": features}
+    own = {
+        "mqa": {"num_key_value_heads": 1},
+        "gqa": {"num_key_value_heads": 2},
+        "mla": (CPU_MLA_RANKS if cpu else MLA_RANKS) | widths,
+        "tpa": CPU_TPA_RANKS if cpu else {},
+    }
+    return {kind: mha | {"attention_type": kind, "num_attention_heads": heads[kind]} | own[kind] for kind in heads}
+
+
 def _simulated(fields: dict, times: int, kernel_size: int) -> dict:
     """More heads, and D̂ = 1.5·D: the paper's 96 for heads of 64; for heads of other sizes ours."""
     mla = fields.get("attention_type") == "mla"
@@ -199,6 +218,12 @@ def _image_classifier(task: str, kind: str) -> dict:
     return {"attention_type": kind} | fields
 
 
+def _image_classifier_of_same_size(kind: str) -> dict:
+    hidden_size, layers = SAME_SIZE[kind]
+    fields = {"hidden_size": hidden_size, "num_hidden_layers": layers, "classifier_hidden_size": 2000}
+    return _image_classifier("imagenet", kind) | fields
+
+
 def _translator(kind: str) -> dict:
     if kind == "sas":  # ours: the paper has none; three times the heads, and D̂ = 1.5·D
         return TRANSLATION | {"attention_type": "mha", "num_simulated_heads": 12, "simulated_head_dim": 384}
@@ -210,14 +235,13 @@ def _all_configs() -> dict[str, dict]:
     for size in SIZES:
         named[f"mha-{size}"] = _backbone(size)
         named[f"sas-{size}"] = _simulated(_backbone(size), times=3, kernel_size=1)
-    for size, kinds in BASELINES.items():
-        for kind, fields in kinds.items():
-            ranks = {} if kind != "mla" else CPU_MLA_RANKS if size == "cpu" else MLA_RANKS
-            head_dim = named[f"mha-{size}"]["head_dim"]
-            named[f"{kind}-{size}"] = _backbone(size) | {"head_dim": head_dim, "attention_type": kind} | fields | ranks
+        for kind, fields in _baselines(size).items():
+            named[f"{kind}-{size}"] = fields
+    for size in ("350m", "760m", "1.5b"):
+        named[f"mla-{size}-r1024"] = named[f"mla-{size}"] | PUBLIC_MLA
     for size in ("cpu", "125m"):  # Table 7
         named[f"mha-sas-{size}"] = _simulated(named[f"mha-{size}"], times=3, kernel_size=5)
-        for kind in BASELINES[size]:
+        for kind in _baselines(size):
             named[f"{kind}-sas-{size}"] = _simulated(named[f"{kind}-{size}"], times=2, kernel_size=1)
     for task in TEXT_CLASSIFIERS:
         for kind in ("standard", "optimised", "efficient", "super", "sas"):
@@ -225,6 +249,8 @@ def _all_configs() -> dict[str, dict]:
     for task in IMAGE_CLASSIFIERS:
         for kind in ("standard", "optimised", "efficient", "super", "sas"):
             named[f"{task}-{kind}"] = _image_classifier(task, kind)
+    for kind in SAME_SIZE:
+        named[f"imagenet-60m-{kind}"] = _image_classifier_of_same_size(kind)
     for kind in ("standard", "optimised", "efficient", "sas"):  # "super" has a fixed length, and is left out there
         named[f"nmt-{kind}"] = _translator(kind)
     return named
