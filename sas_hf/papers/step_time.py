@@ -1,0 +1,311 @@
+"""Table 4 of the SAS paper, Appendix F: what one training step takes, by attention and size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..configurations import BASELINES, MLA_RANKS, NAMED_CONFIGS, SIZES, named_config
+from ..eval.memory import available_memory
+from ..modeling import SASGPTConfig, SASGPTForCausalLM
+from ..modeling.kinds import make_attention
+from ..report.figures import label_axes, require_matplotlib
+from ..report.files import one_at_a_time
+from ..report.printed import printed
+from ..report.tables import Grid
+from ..training.memory import keep_freed_memory
+from .comparison import Comparison, ItemResult, comparison_grid, environment
+from .timing import Part, draw_ratios, is_measured, measure, open_measured, ratio_legend
+
+
+MODELS = ("mha", "gqa", "mqa", "mla", "tpa", "sas", "sas-k5")
+SIZES_OF = {"cpu": ("125m", "350m"), "paper": ("125m", "350m", "2.7b", "6.7b", "10.6b")}
+TABLE_2 = ("125m", "350m")  # where the paper prints the baselines' heads
+LENGTH, BATCH = 512, 1
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def step_config(model: str, size: str) -> SASGPTConfig:
+    """
+    The configuration of one of `MODELS` at a size of `SIZES`: the named one, or baselines with as many heads as come
+    nearest to MHA's parameters. "sas" simulates by kernels of 1, "sas-k5" of 5.
+
+    Raises:
+        ValueError: for an unknown model or size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"`sizes` holds {size!r}; it must be some of {', '.join(SIZES)}.")
+    if model not in MODELS:
+        raise ValueError(f"`models` holds {model!r}; it must be some of {', '.join(MODELS)}.")
+    if model == "sas-k5":
+        return named_config(f"sas-{size}", simulation_kernel_size=5)
+    return matched_config(model, size) if is_matched(model, size) else named_config(f"{model}-{size}")
+
+
+def is_matched(model: str, size: str) -> bool:
+    """Whether its heads are chosen here."""
+    return model != "sas-k5" and f"{model}-{size}" not in NAMED_CONFIGS
+
+
+def matched_config(kind: str, size: str) -> SASGPTConfig:
+    """A baseline with heads as wide as MHA's of that size, and as many as come nearest to its parameters; of MLA the
+    latents of Table 2's models. So all of Table 2's heads come out but TPA's, of which it prints 36 and 48, not 33 and
+    47."""
+    plain = named_config(f"mha-{size}")
+    fields = BASELINES["350m"][kind] | {"attention_type": kind, "head_dim": plain.head_dim}
+    if kind == "mla":
+        fields |= MLA_RANKS | {"qk_nope_head_dim": plain.head_dim, "v_head_dim": plain.head_dim}
+    least = fields.get("num_key_value_heads", 1)
+
+    def with_heads(times: int) -> SASGPTConfig:
+        return named_config(f"mha-{size}", **fields | {"num_attention_heads": times * least})
+
+    some = plain.num_attention_heads
+    before, after = (_attention_parameters(with_heads(times)) for times in (some, some + 1))  # each adds as many
+    return with_heads(some + round((_attention_parameters(plain) - before) / (after - before)))
+
+
+def _attention_parameters(config: SASGPTConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make_attention(config, layer_idx=0).parameters())
+
+
+class TrainingStep:
+    """Forward and backward pass of a language model, without the optimiser."""
+
+    def __init__(self, model: nn.Module, ids: torch.Tensor):
+        self.model, self.ids = model.train(), ids
+
+    def __call__(self) -> None:
+        self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
+
+    def reset(self) -> None:
+        """Gradients go, so that only one model's are there."""
+        self.model.zero_grad(set_to_none=True)
+
+
+def make_jobs(
+    configs: dict[str, SASGPTConfig], batch: int, length: int, device: torch.device, dtype: str
+) -> dict[str, TrainingStep]:
+    """Random models, which take as long as trained ones."""
+    torch.manual_seed(0)
+    ids = torch.randint(next(iter(configs.values())).vocab_size, (batch, length), device=device)
+    jobs = {}
+    for name, config in configs.items():
+        with device:
+            jobs[name] = TrainingStep(SASGPTForCausalLM(config).to(getattr(torch, dtype)), ids)
+    return jobs
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model of a comparison needs: parameters, operations of a step, numbers kept for the backward pass."""
+
+    parameters: int
+    operations: int
+    kept: int
+
+
+def count_need(config: SASGPTConfig, batch: int, length: int) -> Need:
+    """Counted on the meta device, on which nothing that is kept is computed again instead: at most so much is."""
+    with torch.device("meta"):
+        model = SASGPTForCausalLM(config).train()
+        ids = torch.empty(batch, length, dtype=torch.long)
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes() // tensor.itemsize, storage)  # held, so that no other is taken for it
+        return tensor
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Need(parameters, counter.get_total_flops(), sum(numbers for numbers, _ in kept.values()))
+
+
+def check_fits(size: str, needs: dict[str, Need], device: torch.device, dtype: str) -> None:
+    """Raise a ValueError where the models of a size, one gradient and what one step keeps are more than is free."""
+    number = getattr(torch, dtype).itemsize
+    weights = number * sum(need.parameters for need in needs.values())
+    step = number * max(need.parameters + need.kept for need in needs.values())
+    free = available_memory(device)
+    if weights + step > free:
+        raise ValueError(
+            f"`sizes` holds {size!r}: {len(needs)} models in {dtype} and one step need about "
+            f"{(weights + step) / 2**30:,.1f} GiB ({weights / 2**30:,.1f} of weights, {step / 2**30:,.1f} of gradients and "
+            f"activations), and {free / 2**30:,.1f} GiB are free on {device}; leave it out, or name fewer `models`."
+        )
+
+
+@one_at_a_time("folder", in_place=True)
+def step_time(
+    folder: Path | None = None,
+    size: str = "cpu",
+    sizes: Sequence[str] | None = None,
+    models: Sequence[str] = MODELS,
+    length: int = LENGTH,
+    batch: int = BATCH,
+    rounds: int = 5,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    progress: Callable[[str], None] = lambda text: None,
+) -> ItemResult:
+    """
+    Time training steps (forward and backward) of language models that have as many parameters each: all of one size
+    take turns in one process. Weights of all, and gradients of one, are in memory at a time.
+
+    Args:
+        folder: keeps what is measured, which is not measured again.
+        size: "cpu" for 125M and 350M, "paper" for all five.
+        sizes: of `SIZES`, if others.
+        models: of `MODELS`; the first is the measure of the others.
+        length, batch: tokens and sequences of a step.
+        rounds: after one for warming up.
+        progress: is told what runs and about how long it will take yet.
+
+    Raises:
+        ValueError: for models that cannot be or do not fit into memory, or a folder that was measured elsewhere or
+            with other settings.
+        ImportError: without matplotlib.
+    """
+    require_matplotlib()
+    if size not in SIZES_OF:
+        raise ValueError(f"`size` is {size!r}; it must be 'cpu' or 'paper'.")
+    for name, value in (("length", length), ("batch", batch), ("rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` is {str(device)!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+    device = torch.device(device)
+    sizes = SIZES_OF[size] if sizes is None else tuple(sizes)
+    if not sizes or not models:
+        raise ValueError("`sizes` and `models` must not be empty.")
+    configs = {each: {model: step_config(model, each) for model in models} for each in sizes}
+    longest = min(config.max_position_embeddings for of_size in configs.values() for config in of_size.values())
+    if length > longest:
+        raise ValueError(f"`length` is {length}; these models read at most {longest} tokens.")
+
+    kept = device.type == "cpu" and keep_freed_memory()
+    settings = {"paper": "sas", "item": "table4", "dtype": dtype, "length": length, "batch": batch, "rounds": rounds}
+    results = open_measured(folder, settings | {"freed_memory_kept": kept}, device)
+    parts, needs = {}, {}
+    for each, of_size in configs.items():
+        progress(f"{each}: counting")
+        needs[each] = {model: count_need(config, batch, length) for model, config in of_size.items()}
+        work = {model: need.operations for model, need in needs[each].items()}
+        parts[each] = Part(work, partial(make_jobs, of_size, batch, length, device, dtype))
+        if not is_measured(each, parts[each], results):
+            check_fits(each, needs[each], device, dtype)
+    figures = measure(parts, results, folder, rounds, device, progress)
+    for each, part in figures.items():
+        for model, entry in part["models"].items():
+            need, config = needs[each][model], configs[each][model]
+            entry["parameters"], entry["operations"] = need.parameters, need.operations
+            entry["heads"] = config.num_simulated_heads or config.num_attention_heads
+    return _result(figures, sizes, models, length, batch, rounds, device, dtype, size, kept)
+
+
+def printed_times() -> dict[tuple[str, str], float]:
+    """What the paper prints, by size and model, in a unit that it does not name."""
+    table = printed("sas")["table4"]
+    return {
+        (size.lower(), row.model.lower()): value
+        for row in table.rows
+        for size, value in zip(table.columns, row.values, strict=True)
+    }
+
+
+def _paper_ratio(paper: dict, size: str, model: str, first: str) -> float | None:
+    """Of both our SAS rows the paper's one, whose kernel size it does not say."""
+    ours, measure_of = (paper.get((size, name.partition("-")[0])) for name in (model, first))
+    return None if ours is None or measure_of is None or model == first else ours / measure_of
+
+
+def _result(figures: dict, sizes, models, length, batch, rounds, device, dtype, size: str, kept: bool) -> ItemResult:
+    paper, first, grids, comparisons = printed_times(), models[0], [], []
+    for each in sizes:
+        rows = []
+        for model, entry in figures[each]["models"].items():
+            ratio = _paper_ratio(paper, each, model, first)
+            spread = f"{entry['smallest']:.3f}-{entry['largest']:.3f}"
+            cells = [str(entry["heads"]), f"{entry['parameters'] / 1e6:,.1f}", f"{1000 * entry['value']:,.0f}"]
+            cells += ["", ""] if model == first else [f"{entry['ratio']:.3f}", spread]
+            operations = entry["operations"] / figures[each]["models"][first]["operations"]
+            cells += [f"{operations:.3f}", "" if ratio is None else f"{ratio:.3f}"]
+            rows.append([model, *cells])
+            if ratio is not None:
+                ends = {"low": entry["smallest"], "high": entry["largest"], "n": rounds, "neutral": 1.0}
+                what = f"{model} over {first}, {each}"
+                comparisons.append(Comparison(what, "ratio", entry["ratio"], ratio, **ends))
+        header = ["model", "heads", "M param.", "ms", f"over {first}", "spread", "operations", "paper"]
+        caption = (
+            f"Forward and backward pass, {length} tokens, batch {batch}, {dtype}, {device}; medians of {rounds} rounds, "
+            f"ratios in the same round. Operations: counted, over {first}'s. Heads of sas: those simulated."
+        )
+        grids.append(Grid(f"Time of one training step, {each.upper()}", header, rows, caption))
+    if comparisons:
+        grids.append(comparison_grid(f"Time of a step over {first}'s in the same round, and the paper's", comparisons))
+    table_2 = [each for each in sizes if each in TABLE_2]
+    matched = [each for each in sizes if any(is_matched(model, each) for model in models)]
+    notes = [
+        "A step is the forward and backward pass. The optimiser is left out: its time goes with the parameters, which "
+        "are matched, so that with it all ratios would come a little nearer to 1.",
+        "The paper does not say which kernel SAS has in this table: sas has 1, as its models of FineWeb-Edu here, "
+        "sas-k5 has 5, as its Table 7 has on MHA; both are set beside its one row.",
+        "Neither unit, precision, device nor implementation are printed: ratios are compared, not times.",
+        "An interval is the smallest and the largest of the rounds' ratios, not of confidence.",
+    ]
+    if table_2:
+        notes.append(f"Heads at {', '.join(table_2)} are those of the paper's Table 2.")
+    if matched:
+        notes.append(
+            f"At {', '.join(matched)} the paper prints no baselines: heads are as many as come nearest to MHA's "
+            "parameters, with MLA's latents of 512 and 256."
+        )
+    if kept:
+        notes.append("Freed memory was kept for the next step, as `sas-hf train` does (docs/cost.md).")
+    stand_in = f"{environment(device)['device']}, {dtype}; random weights and tokens"
+    return ItemResult(
+        paper="sas",
+        item="table4",
+        size=size,
+        title=f"Time of one training step, {length} tokens, batch {batch}",
+        stand_in=stand_in,
+        command="sas-hf paper sas table4" + (" --size paper" if size == "paper" else ""),
+        seconds=sum(part["seconds"] for part in figures.values()),
+        environment=environment(device),
+        grids=grids,
+        comparisons=comparisons,
+        numbers={"length": length, "batch": batch, "dtype": dtype, "rounds": rounds, "sizes": figures},
+        notes=notes,
+        figure=_draw(figures, sizes, first, paper),
+    )
+
+
+def _draw(figures: dict, sizes, first: str, paper: dict):
+    """A panel per size: ratios to the first model, ours and the paper's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 3 * len(sizes), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, each in zip(panels, sizes, strict=True):
+        others = {model: entry for model, entry in figures[each]["models"].items() if model != first}
+        rows = [(model, entry, _paper_ratio(paper, each, model, first)) for model, entry in others.items()]
+        ends = [entry["largest"] for _, entry, _ in rows] + [ratio for _, _, ratio in rows if ratio is not None]
+        draw_ratios(axes, rows, max(ends, default=1.0))
+        label_axes(axes, f"time of a step over {first}'s", "", each.upper())
+    ratio_legend(figure)
+    return figure
