@@ -37,7 +37,9 @@ def classifier_config(data_set: str, kind: str, heads: int) -> SASViTConfig | SA
     fields = {"num_attention_heads": heads}
     hidden_size = named_config(f"{data_set}-standard").hidden_size
     if heads < 1 or hidden_size % heads:
-        raise ValueError(f"`heads` holds {heads}, into which the {hidden_size} features of {data_set} cannot be split.")
+        raise ValueError(
+            f"`heads` holds {heads}, into which the {hidden_size} features of {data_set} cannot be split."
+        )
     if kind == "sas":
         width = hidden_size // heads
         fields |= {"head_dim": width, "num_simulated_heads": 3 * heads, "simulated_head_dim": width * 3 // 2}
@@ -182,7 +184,9 @@ def _result(figures: dict, data_sets, heads, kinds, samples: dict[str, int], bat
     title = f"Seconds of inference for {PAPERS_SAMPLES:,} samples"
     caption = f"Medians of {rounds} rounds. {scaled}"
     grids = [Grid(title, _header(data_sets), _rows(figures, data_sets, heads, kinds, _seconds_cells, paper), caption)]
-    caption = f"Ours: medians over {rounds} rounds of the ratio in the same round. sas is ours, in no table of the paper."
+    caption = (
+        f"Ours: medians over {rounds} rounds of the ratio in the same round. sas is ours, in no table of the paper."
+    )
     rows = _rows(figures, data_sets, heads, kinds[1:], _ratio_cells, paper)
     grids.append(Grid(f"The same over {first}'s", _header(data_sets), rows, caption))
     grids.append(comparison_grid(f"Seconds over {first}'s in the same round, and the paper's", comparisons))
@@ -197,7 +201,12 @@ def _result(figures: dict, data_sets, heads, kinds, samples: dict[str, int], bat
         environment=environment(torch.device("cpu")),
         grids=grids,
         comparisons=comparisons,
-        numbers={"samples_timed": {d: samples[d] for d in data_sets}, "batch": batch, "rounds": rounds, "parts": figures},
+        numbers={
+            "samples_timed": {d: samples[d] for d in data_sets},
+            "batch": batch,
+            "rounds": rounds,
+            "parts": figures,
+        },
         notes=[
             scaled,
             "The paper names neither batch size nor precision, threads or warming up; here float32, one warm-up round, "
@@ -255,7 +264,9 @@ def _draw(figures: dict, data_sets, heads, kinds, paper: dict):
 
     first, others = kinds[0], kinds[1:]
     every = [entry for part in figures.values() for kind, entry in part["models"].items() if kind in others]
-    figure = Figure(figsize=(2.1 + 2.3 * len(data_sets), 1.4 + 0.24 * len(heads) * (len(others) + 1)), layout="constrained")
+    figure = Figure(
+        figsize=(2.1 + 2.3 * len(data_sets), 1.4 + 0.24 * len(heads) * (len(others) + 1)), layout="constrained"
+    )
     panels = figure.subplots(1, len(data_sets), sharey=True, squeeze=False)[0]
     # Where sas is far off, it must not press the others, which differ by a few per cent, into one line.
     near = [entry["largest"] for entry in every if entry["ratio"] < 1.3]

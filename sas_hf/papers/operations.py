@@ -200,7 +200,9 @@ def _heat_maps(lengths, widths, heads, progress) -> dict[str, Any]:
     for line, way in zip(panels, WAYS, strict=True):
         numbers[way] = {}
         for axes, h in zip(line, heads, strict=True):
-            standard, efficient = (_table(way, kind, lengths, widths, h, progress) for kind in ("standard", "efficient"))
+            standard, efficient = (
+                _table(way, kind, lengths, widths, h, progress) for kind in ("standard", "efficient")
+            )
             more = 100 * (standard / efficient - 1)
             mean, most = float(np.nanmean(more)), float(np.nanmax(more))
             cells = [[None if np.isnan(cell) else round(float(cell), 3) for cell in row] for row in more]
@@ -284,7 +286,9 @@ def _surfaces(lengths, widths, heads, progress) -> dict[str, Any]:
     return {
         "title": title,
         "grids": [
-            Grid(title, header, rows, "Operations, and per cent of standard's, at ℓ, d.", text_columns=2, compact=True),
+            Grid(
+                title, header, rows, "Operations, and per cent of standard's, at ℓ, d.", text_columns=2, compact=True
+            ),
             comparison_grid("Counted, per cent of standard's; paper: by equation 24", comparisons),
         ],
         "comparisons": comparisons,

@@ -1,5 +1,6 @@
 """Items that are counted: the configurations that a table prints, and how many parameters they have."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from .comparison import Comparison, ItemResult, comparison_grid, environment
 from .items import Place
 
 
-def parameters(place: Place, folder: Path, command: str, progress: Callable[[str], None]) -> ItemResult:
+def parameters(place: Place, folder: Path, progress: Callable[[str], None]) -> ItemResult:
     """
     The shapes and parameters of the configurations that `models` names in an item's declaration, each beside the
     printed row of its model and size.
     """
-    rows, comparisons, numbers = [], [], {}
+    rows, comparisons, numbers, begun = [], [], {}, time.perf_counter()
     for name, wanted in place.at.arguments["models"].items():
         progress(f"counting {name}")
         config = named_config(name)
@@ -48,8 +49,8 @@ def parameters(place: Place, folder: Path, command: str, progress: Callable[[str
         place.size,
         place.item.title,
         None,
-        command,
-        0.0,
+        f"sas-hf paper {place.paper} {place.name}",
+        time.perf_counter() - begun,
         environment(),
         grids,
         comparisons,

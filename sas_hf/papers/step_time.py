@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..configurations import BASELINES, MLA_RANKS, NAMED_CONFIGS, SIZES, named_config
+from ..configurations import SIZES, named_config
 from ..eval.memory import available_memory
 from ..modeling import SASGPTConfig, SASGPTForCausalLM
-from ..modeling.kinds import make_attention
 from ..report.figures import label_axes, require_matplotlib
 from ..report.files import one_at_a_time
 from ..report.printed import printed
@@ -31,8 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def step_config(model: str, size: str) -> SASGPTConfig:
     """
-    The configuration of one of `MODELS` at a size of `SIZES`: the named one, or baselines with as many heads as come
-    nearest to MHA's parameters. "sas" simulates by kernels of 1, "sas-k5" of 5.
+    The configuration of one of `MODELS` at a size of `SIZES`. "sas" simulates by kernels of 1, "sas-k5" of 5.
 
     Raises:
         ValueError: for an unknown model or size.
@@ -43,35 +41,7 @@ def step_config(model: str, size: str) -> SASGPTConfig:
         raise ValueError(f"`models` holds {model!r}; it must be some of {', '.join(MODELS)}.")
     if model == "sas-k5":
         return named_config(f"sas-{size}", simulation_kernel_size=5)
-    return matched_config(model, size) if is_matched(model, size) else named_config(f"{model}-{size}")
-
-
-def is_matched(model: str, size: str) -> bool:
-    """Whether its heads are chosen here."""
-    return model != "sas-k5" and f"{model}-{size}" not in NAMED_CONFIGS
-
-
-def matched_config(kind: str, size: str) -> SASGPTConfig:
-    """A baseline with heads as wide as MHA's of that size, and as many as come nearest to its parameters; of MLA the
-    latents of Table 2's models. So all of Table 2's heads come out but TPA's, of which it prints 36 and 48, not 33 and
-    47."""
-    plain = named_config(f"mha-{size}")
-    fields = BASELINES["350m"][kind] | {"attention_type": kind, "head_dim": plain.head_dim}
-    if kind == "mla":
-        fields |= MLA_RANKS | {"qk_nope_head_dim": plain.head_dim, "v_head_dim": plain.head_dim}
-    least = fields.get("num_key_value_heads", 1)
-
-    def with_heads(times: int) -> SASGPTConfig:
-        return named_config(f"mha-{size}", **fields | {"num_attention_heads": times * least})
-
-    some = plain.num_attention_heads
-    before, after = (_attention_parameters(with_heads(times)) for times in (some, some + 1))  # each adds as many
-    return with_heads(some + round((_attention_parameters(plain) - before) / (after - before)))
-
-
-def _attention_parameters(config: SASGPTConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in make_attention(config, layer_idx=0).parameters())
+    return named_config(f"{model}-{size}")
 
 
 class TrainingStep:
@@ -121,7 +91,10 @@ def count_need(config: SASGPTConfig, batch: int, length: int) -> Need:
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes() // tensor.itemsize, storage)  # held, so that no other is taken for it
+            kept[storage._cdata] = (
+                storage.nbytes() // tensor.itemsize,
+                storage,
+            )  # held, so that no other is taken for it
         return tensor
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -259,7 +232,7 @@ def _result(figures: dict, sizes, models, length, batch, rounds, device, dtype, 
     if comparisons:
         grids.append(comparison_grid(f"Time of a step over {first}'s in the same round, and the paper's", comparisons))
     table_2 = [each for each in sizes if each in TABLE_2]
-    matched = [each for each in sizes if any(is_matched(model, each) for model in models)]
+    matched = [each for each in sizes if each not in TABLE_2]
     notes = [
         "A step is the forward and backward pass. The optimiser is left out: its time goes with the parameters, which "
         "are matched, so that with it all ratios would come a little nearer to 1.",

@@ -8,9 +8,10 @@ from typing import Any
 from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
 from ..training.models import load_config
-from ..training.reporting import read_log
+from ..training.reporting import logged_seconds
 from ..training.study import Run, Study, plan_runs, run_study
-from ..training.study_report import StudyReport, mean_and_deviation, paired_test
+from ..training.study_report import StudyReport
+from ..training.study_results import mean_and_deviation, paired_test
 from ..training.tasks import find_task
 from .comparison import AGREEMENTS, Comparison, ItemResult, environment
 from .items import Place, stand_in, study_fields
@@ -124,7 +125,7 @@ def power(comparisons: list[Comparison]) -> list[str]:
 
 def _seconds(runs: list[Run]) -> float:
     """Of all runs, by their logs."""
-    return sum(read_log(run.folder)[-1]["seconds"] for run in runs)
+    return sum(logged_seconds(run.folder) or 0.0 for run in runs)
 
 
 class Beside:

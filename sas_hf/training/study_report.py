@@ -130,7 +130,12 @@ class StudyReport:
         tables = [grid.markdown() for grid in self.grids(whole=True)]
         document = "\n".join([title, "", *declared, "", *tables, f"![{self.figure}]({figures[0].name})", ""])
         write_atomically(folder / "study.md", document.encode())
-        content = {
+        write_atomically(folder / REPORT_NAME, (json.dumps(self.content(), indent=2) + "\n").encode())
+        return [folder / "study.md", folder / REPORT_NAME, *figures]
+
+    def content(self) -> dict:
+        """Every number, as `study.json` holds it."""
+        return {
             "study": self.study,
             "method": f"{SPREAD}; {self.paired}",
             "metric": self.metric.name,
@@ -138,8 +143,6 @@ class StudyReport:
             "arrivals": [asdict(arrival) for arrival in self.arrivals],
             "runs": [self._run_fields(run) for run in self.runs],
         }
-        write_atomically(folder / REPORT_NAME, (json.dumps(content, indent=2) + "\n").encode())
-        return [folder / "study.md", folder / REPORT_NAME, *figures]
 
     def _run_fields(self, run: FinishedRun) -> dict:
         """For `study.json`: metrics by name, and the curve of the study's own metric before the others'."""
