@@ -236,7 +236,8 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     for number, run in enumerate(runs, 1):
         known = ["has ended, kept"] if (run.folder / METRICS_NAME).is_file() else []
-        known += [] if (left := seconds_left(runs)) is None else [f"about {duration(left)} left"]
+        left = seconds_left([((run.variant, run.data), run.folder) for run in runs])
+        known += [] if left is None else [f"about {duration(left)} left"]
         progress(f"run {number} of {len(runs)}: {run.name}" + (f" ({'; '.join(known)})" if known else ""))
         results = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))

@@ -1,21 +1,15 @@
 """The figure of a study's report: curves, bars or a sweep, with deviations over seeds."""
 
-from __future__ import annotations
-
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 from ..report.figures import label_axes, require_matplotlib
 from .study_results import mean_and_deviation
 
 
-if TYPE_CHECKING:
-    from .study_report import StudyReport
-
-
-def draw_study(report: StudyReport):
-    """A matplotlib `Figure` with a panel per data set (of "curves-over-time" two), all with the same y axis."""
+def draw_study(report):
+    """Of a `StudyReport`, a matplotlib `Figure` with a panel per data set (of "curves-over-time" two), all with the
+    same y axis."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -34,7 +28,7 @@ def draw_study(report: StudyReport):
     return figure
 
 
-def _curves(report: StudyReport, axes, data: str) -> None:
+def _curves(report, axes, data: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     _draw_curves(report, axes, data, dict.fromkeys(report.variants, 1))
@@ -45,14 +39,14 @@ def _curves(report: StudyReport, axes, data: str) -> None:
     axes.legend()
 
 
-def _curves_over_time(report: StudyReport, axes, data: str) -> None:
+def _curves_over_time(report, axes, data: str) -> None:
     speeds = {summary.variant: summary.tokens_per_second for summary in report.summaries if summary.data == data}
     _draw_curves(report, axes, data, {variant: speed for variant, speed in speeds.items() if speed})
     label_axes(axes, "seconds of training, at the median speed", report.metric.label, data)
     axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _draw_curves(report: StudyReport, axes, data: str, scales: dict[str, float]) -> None:
+def _draw_curves(report, axes, data: str, scales: dict[str, float]) -> None:
     for variant, scale in scales.items():
         curves = [dict(run.curves[report.metric.name]) for run in report.of(data, variant)]
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -64,7 +58,7 @@ def _draw_curves(report: StudyReport, axes, data: str, scales: dict[str, float])
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
-def _bars(report: StudyReport, axes, data: str) -> None:
+def _bars(report, axes, data: str) -> None:
     for place, variant in enumerate(report.variants):
         mean, deviation = report.final(data, variant)
         axes.bar(place, mean, 0.7, yerr=deviation, capsize=3)
@@ -76,13 +70,13 @@ def _bars(report: StudyReport, axes, data: str) -> None:
         low = 0.0
     axes.set_ylim(low, high)
     axes.set_xticks(range(len(report.variants)), report.variants, rotation=30, ha="right")
-    cut = "" if low <= 0 <= high else " (axis not from 0)"
-    label_axes(axes, "", f"final {report.metric.label}{cut}", data)
+    note = "" if low <= 0 <= high else "(the axis does not begin at 0)"
+    label_axes(axes, note, f"final {report.metric.label}", data)
     if low < 0 < high:
         axes.axhline(0, color="black", linewidth=0.8)
 
 
-def _sweep(report: StudyReport, axes, data: str) -> None:
+def _sweep(report, axes, data: str) -> None:
     order = sorted(report.variants, key=report.variables.__getitem__)
     points = [report.final(data, variant) for variant in order]
     places = [report.variables[variant] for variant in order]

@@ -134,7 +134,7 @@ class StudyReport:
         return [folder / "study.md", folder / REPORT_NAME, *figures]
 
     def content(self) -> dict:
-        """Every number, as `study.json` holds it."""
+        """What `study.json` holds: every number, and the curves of all metrics."""
         return {
             "study": self.study,
             "method": f"{SPREAD}; {self.paired}",

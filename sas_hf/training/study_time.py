@@ -1,11 +1,8 @@
 """How long a study still takes, by the logs of its runs."""
 
-from __future__ import annotations
-
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -13,33 +10,28 @@ from .folders import METRICS_NAME
 from .reporting import logged_seconds
 
 
-if TYPE_CHECKING:
-    from .study import Run
-
-
-def seconds_left(runs: Sequence[Run]) -> float | None:
+def seconds_left(runs: Sequence[tuple[Hashable, Path]]) -> float | None:
     """
-    Of training, until all runs have ended: each is taken to need what those of its variant and data did by their logs,
-    or the mean of all where there are none of them, less what it has behind it at its last checkpoint.
+    Of training, until all runs have ended: each is taken to need what those of its kind did by their logs, or the mean
+    of all where there are none of them, less what it has behind it at its last checkpoint.
+
+    Args:
+        runs: of each its kind, such as variant and data, and its folder.
 
     Returns:
         `None` where no run has ended, or all have.
     """
-    took: dict[tuple[str, str], list[float]] = {}
-    open_runs = []
-    for run in runs:
-        if not (run.folder / METRICS_NAME).is_file():
-            open_runs.append(run)
-        elif (seconds := logged_seconds(run.folder)) is not None:
-            took.setdefault((run.variant, run.data), []).append(seconds)
-    if not took or not open_runs:
+    took: dict[Hashable, list[float]] = {}
+    to_do = []
+    for kind, folder in runs:
+        if not (folder / METRICS_NAME).is_file():
+            to_do.append((kind, folder))
+        elif (seconds := logged_seconds(folder)) is not None:
+            took.setdefault(kind, []).append(seconds)
+    if not took or not to_do:
         return None
     mean = statistics.mean(seconds for found in took.values() for seconds in found)
-    left = 0.0
-    for run in open_runs:
-        needs = statistics.mean(took.get((run.variant, run.data), [mean]))
-        left += max(0.0, needs - _seconds_behind(run.folder))
-    return left
+    return sum(max(0.0, statistics.mean(took.get(kind, [mean])) - _seconds_behind(folder)) for kind, folder in to_do)
 
 
 def _seconds_behind(folder: Path) -> float:
