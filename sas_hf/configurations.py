@@ -235,12 +235,12 @@ def _all_configs() -> dict[str, dict]:
     for size in SIZES:
         named[f"mha-{size}"] = _backbone(size)
         named[f"sas-{size}"] = _simulated(_backbone(size), times=3, kernel_size=1)
+        named[f"mha-sas-{size}"] = _simulated(_backbone(size), times=3, kernel_size=5)
         for kind, fields in _baselines(size).items():
             named[f"{kind}-{size}"] = fields
     for size in ("350m", "760m", "1.5b"):
         named[f"mla-{size}-r1024"] = named[f"mla-{size}"] | PUBLIC_MLA
     for size in ("cpu", "125m"):  # Table 7
-        named[f"mha-sas-{size}"] = _simulated(named[f"mha-{size}"], times=3, kernel_size=5)
         for kind in _baselines(size):
             named[f"{kind}-sas-{size}"] = _simulated(named[f"{kind}-{size}"], times=2, kernel_size=1)
     for task in TEXT_CLASSIFIERS:
