@@ -88,7 +88,8 @@ class Estimate:
         runs: seeds.
         parameters, trained: of the model.
         rows: of a step, over all devices.
-        steps, samples, tokens: of a run; tokens of tasks whose samples all have as many. `None` where unknown.
+        length: tokens of each sample; `None` where they differ, or there are none.
+        steps, samples: of a run; `None` where unknown.
         operations: of a run's forward and backward passes.
         memory: of one device.
         seconds: of a run's steps.
@@ -103,14 +104,19 @@ class Estimate:
     parameters: int
     trained: int
     rows: int
+    length: int | None
     steps: int | None
     samples: int | None
-    tokens: int | None
     operations: int | None
     memory: Memory
     pace: Pace | None
     seconds: float | None
     unknown: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int | None:
+        """Of a run, where every sample has as many."""
+        return None if None in (self.length, self.samples) else self.length * self.samples
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Estimates:
 
     def grid(self) -> Grid:
         """A table of 80 columns; "?" is not known, and the caption says why."""
-        counts_tokens = all(line.tokens is not None or line.samples is None for line in self.lines)
+        counts_tokens = all(line.length is not None for line in self.lines)
         header = ["variant", "data", "model", "parameters", "tokens" if counts_tokens else "samples"]
         header += ["steps", "operations", "memory", "time", "runs"]
         rows, runs = [], sum(line.runs for line in self.lines)
@@ -284,9 +290,9 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
         parameters=parameters,
         trained=trained,
         rows=rows,
+        length=fixed,
         steps=steps,
         samples=seen,
-        tokens=None if None in (fixed, seen) else seen * fixed,
         operations=None if None in (operations, seen) else round(operations * seen),
         memory=memory,
         pace=pace,

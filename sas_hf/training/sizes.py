@@ -182,16 +182,16 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root = CGROUPS / "memory" if controllers else CGROUPS
-        limit, used = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        )
+        version = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
         group = root / place.strip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(root):
                 break
             try:
-                numbers = [(folder / name).read_text(encoding="ascii").strip() for name in (limit, used)]
+                limit, used = ((folder / f"memory.{name}").read_text(encoding="ascii").strip() for name in version)
+                statistics = dict(map(str.split, (folder / "memory.stat").read_text(encoding="ascii").splitlines()))
             except OSError:  # seen from inside of a container
                 continue
-            if numbers[0] != "max" and int(numbers[0]) < UNLIMITED:
-                yield int(numbers[0]), int(numbers[1])
+            if limit != "max" and int(limit) < UNLIMITED:
+                cached = statistics.get("total_inactive_file", statistics.get("inactive_file", 0))  # goes when need be
+                yield int(limit), int(used) - int(cached)
