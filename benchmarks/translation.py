@@ -1,7 +1,7 @@
 """The translators of a study on a test file: scores over seeds, and paired bootstrap against its first variant.
 
-    sas-hf study translation data.train=train.parquet data.validation=validation.parquet
-    python benchmarks/translation.py runs/translation test.parquet
+    sas-hf paper better table3 --data FOLDER
+    python benchmarks/translation.py runs/papers/cpu/better-table3/study test.parquet
 
 Each run's translations are kept beside its model (`test.json`) and not made again.
 """
