@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("pairs", help="test file, with the columns that were trained on")
     options = parser.parse_args()
     study = yaml.safe_load((options.study / "declaration.yaml").read_text())
-    runs = Path(study.get("runs") or options.study)
+    runs = Path(study.get("runs") or options.study, *list(study["data"])[:1])
     found = {
         variant: [evaluated(runs / variant / f"seed-{seed}", options.pairs) for seed in study["seeds"]]
         for variant in study["variants"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from .shared import console, explain_errors, parse_numbers, show_progress
@@ -59,12 +60,14 @@ def paper(
 
 def item_table(paper: str, runs: Path) -> Table:
     """A paper's items: what they compare, what they need, and where they have been run."""
-    from ..papers.items import PAPERS, item_names, load_item
+    from ..papers.items import PAPERS, SIZES, item_names, load_item
     from ..papers.page import needs, state
 
-    table = Table(title=f"{PAPERS[paper]}: sas-hf paper {paper} ITEM", caption="run: c at the size cpu, p at paper's")
-    for column in ("item", "compares", "needs (cpu)", "run"):
+    caption = "Needed is what the folder of --data must hold (the size cpu; the size paper), or the Hub's data."
+    table = Table(title=f"{PAPERS[paper]}: sas-hf paper {paper} ITEM", caption=caption, box=box.SIMPLE_HEAD)
+    for column in ("item", "compares", "needs: cpu", "paper", "run"):
         table.add_column(column)
     for name in item_names(paper):
-        table.add_row(name, load_item(paper, name).title, needs(paper, name, "cpu"), state(paper, name, runs))
+        needed = [needs(paper, name, size) for size in SIZES]
+        table.add_row(name, load_item(paper, name).title, *needed, state(paper, name, runs))
     return table

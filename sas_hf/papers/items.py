@@ -38,7 +38,7 @@ class Grid:
         variants: by name, the fields that each changes.
         data: by name, the fields of `data`; files are in the folder that the user names.
         text: what the data are, such as "technical text".
-        needs: what must be in the user's folder; `None`: nothing, the data are the Hub's.
+        needs: what must be in the user's folder, which it begins with; `None`: nothing, the data are the Hub's.
         instead: fields of `data` where no folder is named, and `instead_text` what those are.
     """
 

@@ -42,16 +42,16 @@ def kept_results() -> dict[tuple[str, str], ItemResult]:
 
 
 def needs(paper: str, name: str, size: str) -> str:
-    """What data an item needs."""
+    """What an item needs: folders of the user's, the Hub's data, or nothing."""
     if getattr(load_item(paper, name), size) is None:
         return "no such size"
     place = find_place(paper, name, size)
     if place.at.grid is None:
-        return "nothing"
+        return "-"
     grid = place.grid
     if grid.needs is None:
-        return "the Hub's data"
-    return grid.needs if grid.instead is None else f"{grid.needs}; without them: {grid.instead_text}"
+        return "the Hub"
+    return grid.needs.partition("/")[0] + "/" + (" or nothing" if grid.instead is not None else "")
 
 
 def state(paper: str, name: str, runs: Path) -> str:
@@ -61,10 +61,10 @@ def state(paper: str, name: str, runs: Path) -> str:
         for size in SIZES
         if getattr(load_item(paper, name), size) is not None and has_run(find_place(paper, name, size), runs)
     ]
-    told = [f"here ({', '.join(here)})"] if here else []
+    told = [f"here, {size}" for size in here]
     if (result := kept_results().get((paper, name))) is not None:
-        told.append(f"by us ({result.size})")
-    return ", ".join(told) or "-"
+        told.append(f"by us, {result.size}")
+    return "; ".join(told) or "-"
 
 
 def write_page(path: Path, figures: str = "figures/papers") -> None:
