@@ -306,7 +306,7 @@ def test_figures(figure, tmp_path):
         assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "4"]
         assert list(panels[1].lines[0].get_ydata()) == pytest.approx([3.6, 3.2, 3.1])
         assert panels[1].get_xlabel() == "num attention heads"
-    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert panels[0].get_shared_y_axes().joined(*panels)
     assert [path.name for path in report.save(tmp_path)][2:] == [f"{figure}.png", f"{figure}.svg"]
 
 
