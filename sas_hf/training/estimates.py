@@ -189,7 +189,7 @@ class Estimates:
             for reason in line.unknown:
                 reasons.setdefault(reason, []).append(", ".join(filter(None, (line.data, line.variant))))
         parts += [
-            reason if len(names) == len(self.lines) else f"{'; '.join(names)}: {reason}"
+            reason if len(names) == len(self.lines) else f"{reason} ({'; '.join(names)})"
             for reason, names in reasons.items()
         ]
         return ". ".join(part[0].upper() + part[1:] if part[0] != "*" else part for part in parts) + "."

@@ -220,7 +220,7 @@ def test_data_that_are_not_given_are_unknown(tmp_path, roomy, monkeypatch):
     assert one.unknown[1] == "lengths of samples are not known: all are taken to have 64 tokens"
     assert two.unknown[0] == "unknown: `data.train` names none.csv, which does not exist"
     grid = estimate(plan_runs(study, needs_data=False)).grid()
-    assert "One, a: unknown: data.train is not given." in grid.caption and grid.header[1] == "data"
+    assert "Unknown: data.train is not given (one, a)." in grid.caption and grid.header[1] == "data"
     # As many steps as are asked for need no data.
     (line, _) = estimate(plan_runs(study, ["training.max_steps=100", "training.num_train_epochs=1"], False)).lines
     assert (line.steps, line.samples, line.seconds) == (100, 3200, 3200 * 0.5 + 100 * 0.25)
