@@ -246,12 +246,13 @@ def _sized(fields: Any, size: str) -> Any:
     return fields.replace(SIZE, size) if isinstance(fields, str) else fields
 
 
-def study_fields(place: Place, data: Path | None) -> dict[str, Any]:
+def study_fields(place: Place, data: Path | None, needs_data: bool = True) -> dict[str, Any]:
     """
     What the study of an item's trainings says, but for where it is written.
 
     Args:
         data: the user's folder.
+        needs_data: without it, an item whose data are missing has none.
 
     Raises:
         ValueError: where it is not given, and the item cannot do without.
@@ -267,6 +268,8 @@ def study_fields(place: Place, data: Path | None) -> dict[str, Any]:
                     fields[name] = str(_existing(data / fields[name], place))
     elif grid.instead is not None:
         chosen = {name: _without_files(fields) | grid.instead for name, fields in chosen.items()}
+    elif not needs_data:
+        chosen = {name: _without_files(fields) for name, fields in chosen.items()}
     elif grid.needs is not None:
         raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {grid.needs}.")
     variants = {name: grid.variants[name] for name in place.variants}

@@ -88,7 +88,8 @@ def estimate_item(
     progress: Callable[[str], None] = lambda message: None,
 ) -> Estimates:
     """
-    What the trainings of an item take; nothing is written. Raises as [`run_item`], but for what a machine cannot hold.
+    What the trainings of an item take; nothing is written, and data that are not there yet are not needed. Raises as
+    [`run_item`], but for what a machine cannot hold.
 
     Raises:
         ValueError: for an item that is not trained.
@@ -96,8 +97,8 @@ def estimate_item(
     place = find_place(paper, name, size)
     if place.item.kind != "training":
         raise ValueError(f"{paper} {name} is measured, not trained, and has nothing to estimate; run it.")
-    study = make_study(place, RUNS, RUNS, None if data is None else Path(data), seeds)
-    return estimate(planned(place, study, overrides), progress)
+    study = make_study(place, RUNS, RUNS, None if data is None else Path(data), seeds, needs_data=False)
+    return estimate(planned(place, study, overrides, needs_data=False), progress)
 
 
 def output_of(place: Place, runs: str | Path = RUNS, output: str | Path | None = None) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
 from ..training.models import load_config
-from ..training.reporting import logged_seconds
 from ..training.study import Run, Study, plan_runs, run_study
 from ..training.study_report import StudyReport
 from ..training.study_results import mean_and_deviation, paired_test
@@ -24,7 +23,9 @@ PERPLEXITY = "perplexity"
 SHARES = ("accuracy", "top5_accuracy", "token_accuracy")
 
 
-def make_study(place: Place, root: Path, output: Path, data: Path | None, seeds: list[int] | None) -> Study:
+def make_study(
+    place: Place, root: Path, output: Path, data: Path | None, seeds: list[int] | None, needs_data: bool = True
+) -> Study:
     """
     The study of an item.
 
@@ -32,11 +33,12 @@ def make_study(place: Place, root: Path, output: Path, data: Path | None, seeds:
         root: where the trainings are that items share.
         output: of the report.
         data, seeds: of the user.
+        needs_data: as of [`study_fields`].
 
     Raises:
         ValueError, FileNotFoundError: as [`study_fields`].
     """
-    fields = study_fields(place, data)
+    fields = study_fields(place, data, needs_data)
     if seeds is not None:
         fields["seeds"] = seeds
     chart: dict[str, Any] = {"figure": place.item.figure, "metric": next(iter(place.item.metrics))}
@@ -50,9 +52,9 @@ def overrides_of(place: Place, overrides: list[str] | tuple[str, ...]) -> list[s
     return [*place.at.overrides, *overrides]
 
 
-def planned(place: Place, study: Study, overrides: list[str] | tuple[str, ...]) -> list[Run]:
+def planned(place: Place, study: Study, overrides: list[str] | tuple[str, ...], needs_data: bool = True) -> list[Run]:
     """The trainings of an item; raises as [`plan_runs`]."""
-    return plan_runs(study, overrides_of(place, overrides))
+    return plan_runs(study, overrides_of(place, overrides), needs_data)
 
 
 def run_trainings(
@@ -81,7 +83,7 @@ def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, 
         place.item.title,
         stand_in(place, data),
         command,
-        _seconds(runs),
+        sum(run.seconds or 0.0 for run in report.runs),
         environment(),
         grids,
         comparisons,
@@ -121,11 +123,6 @@ def power(comparisons: list[Comparison]) -> list[str]:
             f"{printed[-1]:.2g} {unit}."
         )
     return notes
-
-
-def _seconds(runs: list[Run]) -> float:
-    """Of all runs, by their logs."""
-    return sum(logged_seconds(run.folder) or 0.0 for run in runs)
 
 
 class Beside:

@@ -95,7 +95,9 @@ def test_what_cannot_be_made_is_refused_before_anything_is_built(arguments, mess
 
 def test_a_folder_without_the_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"--data has no .*text/train.txt; sas table7 needs text/train.txt and"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--data has no .*text/train.txt; sas table7 needs text/train.txt and"
+    ):
         run_item("sas", "table7", data=tmp_path / "data", runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
