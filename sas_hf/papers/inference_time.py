@@ -11,11 +11,10 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from ..configurations import named_config
 from ..hub.info import describe
 from ..modeling import SASEncoderConfig, SASViTConfig
-from ..report.figures import label_axes, require_matplotlib
-from ..report.files import one_at_a_time
-from ..report.printed import printed
+from ..report.figures import label_axes
 from ..report.tables import PAPER, Grid
 from .comparison import Comparison, ItemResult, comparison_grid, environment
+from .items import Place, stand_in
 from .timing import Part, draw_ratios, measure, open_measured, ratio_legend
 
 
@@ -23,9 +22,7 @@ PAPERS_SAMPLES = 5000
 HEADS = (1, 4, 8)
 KINDS = ("standard", "optimised", "efficient", "super", "sas")
 DATA_SETS = {"mnist": "MNIST", "cifar100": "CIFAR100", "imagenet": "ImageNet", "imdb": "IMDB", "amazon": "Amazon"}
-# That a turn takes, on a few cores; scaled to the paper's 5,000.
-SAMPLES = {"mnist": 1024, "cifar100": 32, "imagenet": 16, "imdb": 5000, "amazon": 1024}
-BATCH = 64
+BATCH, ROUNDS = 64, 7
 
 
 def classifier_config(data_set: str, kind: str, heads: int) -> SASViTConfig | SASEncoderConfig:
@@ -81,25 +78,26 @@ def make_jobs(configs: dict[str, Any], samples: int, batch: int) -> dict[str, In
     return jobs
 
 
-def printed_seconds() -> dict[tuple[str, str, int], float]:
+def printed_seconds(place: Place) -> dict[tuple[str, str, int], float]:
     """What the paper prints, by data set, kind and heads."""
-    table = printed("better")["table4"]
+    table = place.table
     places = {data_set: table.columns.index(name) for data_set, name in DATA_SETS.items()}
     heads = table.columns.index("heads")
-    return {(d, row.model, row.values[heads]): row.values[place] for row in table.rows for d, place in places.items()}
+    return {
+        (d, row.model, row.values[heads]): row.values[column] for row in table.rows for d, column in places.items()
+    }
 
 
-@one_at_a_time("folder", in_place=True)
 def inference_time(
-    folder: Path | None = None,
-    size: str = "cpu",
-    data_sets: Sequence[str] = tuple(DATA_SETS),
+    place: Place,
+    folder: Path,
+    command: str,
+    progress: Callable[[str], None],
+    samples: dict[str, int],
     heads: Sequence[int] = HEADS,
     kinds: Sequence[str] = KINDS,
-    samples: dict[str, int] | None = None,
     batch: int = BATCH,
-    rounds: int = 7,
-    progress: Callable[[str], None] = lambda text: None,
+    rounds: int = ROUNDS,
 ) -> ItemResult:
     """
     Time the inference of the paper's classifiers, float32, on this CPU: all kinds of one data set and number of heads
@@ -107,46 +105,34 @@ def inference_time(
 
     Args:
         folder: keeps what is measured, which is not measured again.
-        size: "cpu" times some samples (`SAMPLES`) and scales, "paper" all 5,000.
-        data_sets: some of `DATA_SETS`; it is their shapes that are taken, the samples are random.
+        samples: by data set, some of `DATA_SETS`, how many random samples of its shape a turn takes; times are scaled
+            to the paper's 5,000.
+        heads: of every data set's models.
         kinds: the first is the measure of the others.
-        samples: of a turn, by data set, if others.
         batch: of samples, at most.
         rounds: after one for warming up.
-        progress: is told what runs and about how long it will take yet.
 
     Raises:
         ValueError: for models that cannot be, or a folder that was measured elsewhere or with other settings.
-        ImportError: without matplotlib.
     """
-    require_matplotlib()
-    for name, value in (("batch", batch), ("rounds", rounds)):
+    for name, value in (("batch", batch), ("rounds", rounds), *((f"samples.{d}", n) for d, n in samples.items())):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; it must be at least 1.")
-    if size not in ("cpu", "paper"):
-        raise ValueError(f"`size` is {size!r}; it must be 'cpu' or 'paper'.")
-    if not data_sets or set(data_sets) - set(DATA_SETS):
-        raise ValueError(f"`data_sets` is {list(data_sets)}; it must be some of {', '.join(DATA_SETS)}.")
+    for name, values, known in (("samples", samples, DATA_SETS), ("kinds", kinds, KINDS)):
+        if not values or set(values) - set(known):
+            raise ValueError(f"`{name}` is {list(values)}; it must be some of {', '.join(known)}.")
     if not heads:
         raise ValueError("`heads` is empty; name at least one number of heads.")
-    if not kinds or set(kinds) - set(KINDS):
-        raise ValueError(f"`kinds` is {list(kinds)}; it must be some of {', '.join(KINDS)}.")
-    for name, count in (samples or {}).items():
-        if name not in DATA_SETS or count < 1:
-            raise ValueError(f"`samples` holds {name!r}: {count}; it must be at least 1, of {', '.join(DATA_SETS)}.")
-    samples = (SAMPLES if size == "cpu" else dict.fromkeys(DATA_SETS, PAPERS_SAMPLES)) | (samples or {})
 
     cpu = torch.device("cpu")
     parts, operations = {}, {}
-    configs = {(d, h): {k: classifier_config(d, k, h) for k in kinds} for d in data_sets for h in heads}
-    settings = {"paper": "better", "item": "table4", "dtype": "float32", "batch": batch, "rounds": rounds}
-    settings["samples"] = {data_set: samples[data_set] for data_set in DATA_SETS}
+    configs = {(d, h): {k: classifier_config(d, k, h) for k in kinds} for d in samples for h in heads}
+    settings = {"dtype": "float32", "batch": batch, "rounds": rounds, "samples": samples}
     results = open_measured(folder, settings, cpu)
     for (data_set, h), models in configs.items():
-        counts = {kind: _operations(config) for kind, config in models.items()}
         name, count = part_name(data_set, h), samples[data_set]
-        operations[name] = counts
-        work = {kind: count * counted for kind, counted in counts.items()}
+        operations[name] = {kind: _operations(config) for kind, config in models.items()}
+        work = {kind: count * counted for kind, counted in operations[name].items()}
         parts[name] = Part(work, partial(make_jobs, models, count, batch), per=count)
     figures = measure(parts, results, folder, rounds, cpu, progress)
 
@@ -154,7 +140,7 @@ def inference_time(
         for kind, entry in part["models"].items():
             entry["seconds"] = PAPERS_SAMPLES * entry["value"]
             entry["operations_of_a_sample"] = operations[name][kind]
-    return _result(figures, data_sets, heads, kinds, samples, batch, rounds, size)
+    return _result(place, command, figures, heads, kinds, samples, batch, rounds)
 
 
 def part_name(data_set: str, heads: int) -> str:
@@ -167,8 +153,10 @@ def _operations(config: SASViTConfig | SASEncoderConfig) -> int:
     return info.forward_flops * info.context
 
 
-def _result(figures: dict, data_sets, heads, kinds, samples: dict[str, int], batch: int, rounds: int, size: str):
-    paper, first = printed_seconds(), kinds[0]
+def _result(
+    place: Place, command: str, figures: dict, heads, kinds, samples: dict[str, int], batch: int, rounds: int
+) -> ItemResult:
+    paper, first, data_sets = printed_seconds(place), kinds[0], list(samples)
     comparisons = []
     for data_set in data_sets:
         for h in heads:
@@ -191,26 +179,22 @@ def _result(figures: dict, data_sets, heads, kinds, samples: dict[str, int], bat
     grids.append(Grid(f"The same over {first}'s", _header(data_sets), rows, caption))
     grids.append(comparison_grid(f"Seconds over {first}'s in the same round, and the paper's", comparisons))
     return ItemResult(
-        paper="better",
-        item="table4",
-        size=size,
-        title=f"{title}, by kind of attention and heads",
-        stand_in="random weights and samples of these data sets' shapes, another processor than the paper's Apple M2",
-        command="sas-hf paper better table4" + (" --size paper" if size == "paper" else ""),
+        paper=place.paper,
+        item=place.name,
+        size=place.size,
+        title=place.item.title,
+        stand_in=stand_in(place, None),
+        command=command,
         seconds=sum(part["seconds"] for part in figures.values()),
         environment=environment(torch.device("cpu")),
         grids=grids,
         comparisons=comparisons,
-        numbers={
-            "samples_timed": {d: samples[d] for d in data_sets},
-            "batch": batch,
-            "rounds": rounds,
-            "parts": figures,
-        },
+        numbers={"samples_timed": samples, "batch": batch, "rounds": rounds, "parts": figures},
         notes=[
             scaled,
-            "The paper names neither batch size nor precision, threads or warming up; here float32, one warm-up round, "
-            "and all kinds of one data set and number of heads in turns, each round in another order.",
+            *([place.at.note] if place.at.note else []),
+            "The paper names neither batch size nor precision, threads or warming up; here float32, one round for "
+            "warming up, and all kinds of one data set and number of heads in turns, each round in another order.",
             "Time does not depend on what weights and samples hold, so both are random; texts are of the full length.",
             "The models are those of the named configurations with other heads. sas is ours: three times the heads, "
             "half as many features again.",

@@ -4,6 +4,7 @@ by the paper's equation 24 and as they are counted."""
 import functools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..hub.info import EQUATION_24
 from ..modeling import SASEncoderConfig
 from ..modeling.kinds import make_attention
-from ..report.figures import label_axes, require_matplotlib
-from ..report.printed import printed
+from ..report.figures import label_axes
 from ..report.tables import Grid
 from .comparison import Comparison, ItemResult, comparison_grid, environment
+from .items import Place, stand_in
 from .timing import COLOURS
 
 
-ITEMS = ("figure2", "figure3", "figure4")
 KINDS = ("standard", "optimised", "efficient", "super")
 WAYS = ("equation 24", "counted")
 HEADS = (1, 2, 4, 8)
@@ -29,12 +29,12 @@ LENGTH = 64  # of Figure 2, as its caption says
 POWERS = tuple(2**power for power in range(11))
 STEPS = tuple(range(64, 1025, 64))
 COUNTED = (
-    "Counted are multiplications and additions of all products of matrices in our layers, forward and backward, on the "
-    "meta device. Left out: softmax, scaling, masks, biases, sums of gradients, and W^A's lookup by positions."
+    "Counted are multiplications and additions of all products of matrices in our layers, forward and backward. Left "
+    "out: softmax, scaling, masks, biases, sums of gradients, and the lookup of W^A's rows by positions."
 )
 EQUATION = (
-    "Equation 24, C·ℓ·d + 15·h·ℓ², is linear in d, though a projection of d features to d costs d² a token and a score "
-    "d/h a pair of tokens and head; and it leaves out Super's W^A V, 2·ℓ²·d forward and twice that backward."
+    "Equation 24, C·ℓ·d + 15·h·ℓ², is linear in d, though a projection of d features to d costs d² a token, and the "
+    "score of a pair of tokens d/h a head; and it leaves out Super's W^A V, 2·ℓ²·d forward and twice that backward."
 )
 
 
@@ -94,48 +94,44 @@ def _table(
 
 
 def operations(
-    item: str,
-    size: str = "cpu",
+    place: Place,
+    folder: Path,
+    command: str,
+    progress: Callable[[str], None],
+    figure: str,
     lengths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     heads: Sequence[int] = HEADS,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> ItemResult:
     """
-    Draw one of these figures from equation 24 and from counted operations, side by side.
+    One of these figures from equation 24 and from counted operations, side by side.
 
     Args:
-        item: "figure2" (over the projection dimension), "figure3" (standard's over efficient's, heat maps over length
-            and dimension by heads) or "figure4" (surfaces over both, one head).
-        size: named in the result; counting is the same at every size.
+        folder: nothing is kept in it, as counting takes seconds.
+        figure: "lines" (Figure 2: over the projection dimension), "heat-maps" (Figure 3: standard's over efficient's
+            over length and dimension, by heads) or "surfaces" (Figure 4: over both, one head).
         lengths, widths: ℓ and d, if others than Figure 2's 64 tokens and ours.
-        heads: of Figure 3.
-        progress: is told what is counted.
+        heads: of the heat maps.
 
     Raises:
-        ValueError: for another item, or numbers below 1.
-        ImportError: without matplotlib.
+        ValueError: for another figure, or numbers below 1.
     """
-    require_matplotlib()
-    if item not in ITEMS:
-        raise ValueError(f"`item` is {item!r}; it must be one of {', '.join(ITEMS)}.")
-    make, own_lengths, own_widths = {
-        "figure2": (_over_width, (LENGTH,), STEPS),
-        "figure3": (_heat_maps, POWERS, POWERS),
-        "figure4": (_surfaces, STEPS, STEPS),
-    }[item]
+    if figure not in FIGURES:
+        raise ValueError(f"`figure` is {figure!r}; it must be one of {', '.join(FIGURES)}.")
+    make, own_lengths, own_widths = FIGURES[figure]
     lengths, widths = tuple(lengths or own_lengths), tuple(widths or own_widths)
     for name, values in (("lengths", lengths), ("widths", widths), ("heads", tuple(heads))):
         if not values or min(values) < 1:
             raise ValueError(f"`{name}` is {values}; it must hold numbers of at least 1.")
     begun = time.perf_counter()
-    content = make(lengths, widths, tuple(heads), progress)
+    content = make(place, lengths, widths, tuple(heads), progress)
     return ItemResult(
-        paper="better",
-        item=item,
-        size=size,
-        stand_in=None,
-        command=f"sas-hf paper better {item}" + (" --size paper" if size == "paper" else ""),
+        paper=place.paper,
+        item=place.name,
+        size=place.size,
+        title=place.item.title,
+        stand_in=stand_in(place, None),
+        command=command,
         seconds=time.perf_counter() - begun,
         environment=environment(),
         **content | {"notes": [*content["notes"], COUNTED, EQUATION]},
@@ -147,14 +143,14 @@ def _per_cent(what: str, ours: float, theirs: float) -> Comparison:
     return Comparison(what, "per cent", float(round(ours)), float(round(theirs)), neutral=None)
 
 
-def _over_width(lengths, widths, heads, progress) -> dict[str, Any]:
+def _over_width(place: Place, lengths, widths, heads, progress) -> dict[str, Any]:
     """Figure 2: lines over d at the first of the lengths, one head."""
     from matplotlib.figure import Figure
 
     length, heads = lengths[0], 1
     if len(widths) < 2:
         raise ValueError(f"`widths` is {widths}; a slope needs two.")
-    slopes = {row.model: row.values[0] for row in printed("better")["figure2"].rows}
+    slopes = {row.model: row.values[0] for row in place.table.rows}
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     comparisons, numbers, rows = [], {}, []
     for axes, way in zip(figure.subplots(1, 2), WAYS, strict=True):
@@ -177,20 +173,19 @@ def _over_width(lengths, widths, heads, progress) -> dict[str, Any]:
     title = f"Operations of one attention layer over the projection dimension, {length} tokens"
     header = ["", "kind", *(f"d = {widths[place]:,}" for place in (0, -1))]
     return {
-        "title": title,
         "grids": [Grid(title, header, rows, text_columns=2, compact=True), comparison_grid("Growth", comparisons)],
         "comparisons": comparisons,
         "numbers": {"length": length, "widths": list(widths), "heads": heads, "operations": numbers},
         "notes": [
-            "The paper's lines are straight, of slopes 15ℓ, 12ℓ and 9ℓ; counted operations grow with d², and growth is "
-            f"taken from d = {widths[0]:,} to {widths[-1]:,}.",
+            "The paper's lines are straight, of slopes 15ℓ, 12ℓ and 9ℓ; counted operations grow with d², and their "
+            f"growth is taken from d = {widths[0]:,} to {widths[-1]:,}.",
             "The range of d is not printed.",
         ],
         "figure": figure,
     }
 
 
-def _heat_maps(lengths, widths, heads, progress) -> dict[str, Any]:
+def _heat_maps(place: Place, lengths, widths, heads, progress) -> dict[str, Any]:
     """Figure 3: how many per cent more operations standard needs than efficient."""
     from matplotlib.figure import Figure
 
@@ -217,7 +212,7 @@ def _heat_maps(lengths, widths, heads, progress) -> dict[str, Any]:
         axes.set_xlabel("dimension d")
     figure.colorbar(image, ax=panels, label="per cent more than efficient", shrink=0.8)
     for way in WAYS:
-        for row in printed("better")["figure3"].rows:
+        for row in place.table.rows:
             h, mean, most = row.values
             if h in heads:
                 ours = numbers[way][str(h)]
@@ -225,7 +220,6 @@ def _heat_maps(lengths, widths, heads, progress) -> dict[str, Any]:
                 comparisons.append(_per_cent(f"at most, h = {h} ({row.dataset}), {way}", ours["most"], most))
     title = "Per cent more operations in standard than in efficient attention"
     return {
-        "title": title,
         "grids": [
             Grid(title, ["", "h", "average", "at most"], rows, text_columns=2, compact=True),
             comparison_grid("More operations than efficient attention, whole per cents", comparisons),
@@ -233,24 +227,24 @@ def _heat_maps(lengths, widths, heads, progress) -> dict[str, Any]:
         "comparisons": comparisons,
         "numbers": {"lengths": list(lengths), "widths": list(widths), "more": numbers},
         "notes": [
-            "Caption and text print the averages in opposite orders of heads; by equation 24 the difference falls with "
-            "the heads, as in the text.",
-            "The paper does not print over which lengths and dimensions it averages. With powers of two from 1 to 1,024 "
-            "for both, equation 24 gives the text's four averages, so these are the default.",
-            "Counted, no cell changes with the heads, each of which does its part of the same products. The averages do "
-            "only because what cannot be built, d below h, is left out of them. Where ℓ is far below d, standard needs "
-            "up to twice as many as efficient.",
+            "Caption and text print the averages in opposite orders of heads; by equation 24 the difference falls "
+            "with the heads, as in the text.",
+            "The paper does not print over which lengths and dimensions it averages. With powers of two from 1 to "
+            "1,024 for both, equation 24 gives the text's four averages, so these are taken.",
+            "Counted, no cell changes with the heads, each of which does its part of the same products. The averages "
+            "do only because what cannot be built, d below h, is left out of them. Where ℓ is far below d, standard "
+            "needs up to twice as many as efficient.",
         ],
         "figure": figure,
     }
 
 
-def _surfaces(lengths, widths, heads, progress) -> dict[str, Any]:
+def _surfaces(place: Place, lengths, widths, heads, progress) -> dict[str, Any]:
     """Figure 4: a surface over length and dimension for every kind, one head."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6))
-    constants = {row.model: row.values for row in printed("better")["figure4"].rows}
+    constants = {row.model: row.values for row in place.table.rows}
     across, upwards = np.meshgrid(widths, lengths)
     corners = {"ℓ = d": (-1, -1), "long, narrow": (-1, 0), "short, wide": (0, -1)}
     numbers, rows, comparisons = {}, [], []
@@ -284,7 +278,6 @@ def _surfaces(lengths, widths, heads, progress) -> dict[str, Any]:
     header = ["", "kind", f"{lengths[-1]:,}, {widths[-1]:,}"]
     header += [f"% {lengths[row]:,}, {widths[column]:,}" for row, column in corners.values()]
     return {
-        "title": title,
         "grids": [
             Grid(
                 title, header, rows, "Operations, and per cent of standard's, at ℓ, d.", text_columns=2, compact=True
@@ -295,8 +288,16 @@ def _surfaces(lengths, widths, heads, progress) -> dict[str, Any]:
         "numbers": {"lengths": list(lengths), "widths": list(widths), "heads": 1, "operations": numbers},
         "notes": [
             "The paper's surfaces are those of its equation; ranges and values are not printed.",
-            "Counted, super needs more than standard where ℓ is above 2·d, for W^A V; the equation, which leaves that out, "
-            "has it below standard everywhere.",
+            "Counted, super needs more than standard where ℓ is above 2·d, for W^A V; the equation, which leaves that "
+            "out, has it below standard everywhere.",
         ],
         "figure": figure,
     }
+
+
+# By what they draw, with lengths and dimensions.
+FIGURES = {
+    "lines": (_over_width, (LENGTH,), STEPS),
+    "heat-maps": (_heat_maps, POWERS, POWERS),
+    "surfaces": (_surfaces, STEPS, STEPS),
+}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
@@ -14,13 +15,17 @@ from .comparison import Comparison, ItemResult, comparison_grid, environment
 from .items import Place
 
 
-def parameters(place: Place, folder: Path, progress: Callable[[str], None]) -> ItemResult:
+def parameters(
+    place: Place, folder: Path, command: str, progress: Callable[[str], None], models: dict[str, dict[str, Any]]
+) -> ItemResult:
     """
-    The shapes and parameters of the configurations that `models` names in an item's declaration, each beside the
-    printed row of its model and size.
+    The shapes and parameters of configurations, each beside the printed row of its model and size.
+
+    Args:
+        models: by name of the configuration, what the printed row must have.
     """
     rows, comparisons, numbers, begun = [], [], {}, time.perf_counter()
-    for name, wanted in place.at.arguments["models"].items():
+    for name, wanted in models.items():
         progress(f"counting {name}")
         config = named_config(name)
         shape = shape_of(config)
@@ -49,7 +54,7 @@ def parameters(place: Place, folder: Path, progress: Callable[[str], None]) -> I
         place.size,
         place.item.title,
         None,
-        f"sas-hf paper {place.paper} {place.name}",
+        command,
         time.perf_counter() - begun,
         environment(),
         grids,

@@ -73,7 +73,7 @@ def run_item(
         return result
     _check_measured(place, data, seeds, overrides)
     with claimed(folder, place):
-        result = MEASURED[place.item.kind](place, folder, progress)
+        result = MEASURED[place.item.kind](place, folder, command, progress, **place.at.arguments)
         result.save(folder)
     return result
 

@@ -1,7 +1,7 @@
 """Table 4 of the SAS paper, Appendix F: what one training step takes, by attention and size."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,28 +9,27 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..configurations import SIZES, named_config
+from ..configurations import BASELINES, MLA_RANKS, NAMED_CONFIGS, SIZES, named_config
 from ..eval.memory import available_memory
 from ..modeling import SASGPTConfig, SASGPTForCausalLM
-from ..report.figures import label_axes, require_matplotlib
-from ..report.files import one_at_a_time
-from ..report.printed import printed
+from ..modeling.kinds import make_attention
+from ..report.figures import label_axes
 from ..report.tables import Grid
 from ..training.memory import keep_freed_memory
 from .comparison import Comparison, ItemResult, comparison_grid, environment
+from .items import Place, stand_in
 from .timing import Part, draw_ratios, is_measured, measure, open_measured, ratio_legend
 
 
 MODELS = ("mha", "gqa", "mqa", "mla", "tpa", "sas", "sas-k5")
-SIZES_OF = {"cpu": ("125m", "350m"), "paper": ("125m", "350m", "2.7b", "6.7b", "10.6b")}
 TABLE_2 = ("125m", "350m")  # where the paper prints the baselines' heads
-LENGTH, BATCH = 512, 1
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def step_config(model: str, size: str) -> SASGPTConfig:
     """
-    The configuration of one of `MODELS` at a size of `SIZES`. "sas" simulates by kernels of 1, "sas-k5" of 5.
+    The configuration of one of `MODELS` at a size of `SIZES`: the named one, or baselines with as many heads as come
+    nearest to MHA's parameters. "sas" simulates by kernels of 1, "sas-k5" of 5.
 
     Raises:
         ValueError: for an unknown model or size.
@@ -41,7 +40,35 @@ def step_config(model: str, size: str) -> SASGPTConfig:
         raise ValueError(f"`models` holds {model!r}; it must be some of {', '.join(MODELS)}.")
     if model == "sas-k5":
         return named_config(f"sas-{size}", simulation_kernel_size=5)
-    return named_config(f"{model}-{size}")
+    return matched_config(model, size) if is_matched(model, size) else named_config(f"{model}-{size}")
+
+
+def is_matched(model: str, size: str) -> bool:
+    """Whether its heads are chosen here."""
+    return model != "sas-k5" and f"{model}-{size}" not in NAMED_CONFIGS
+
+
+def matched_config(kind: str, size: str) -> SASGPTConfig:
+    """A baseline with heads as wide as MHA's of that size, and as many as come nearest to its parameters; of MLA the
+    latents of Table 2's models. So all of Table 2's heads come out but TPA's, of which it prints 36 and 48, not 33 and
+    47."""
+    plain = named_config(f"mha-{size}")
+    fields = BASELINES["350m"][kind] | {"attention_type": kind, "head_dim": plain.head_dim}
+    if kind == "mla":
+        fields |= MLA_RANKS | {"qk_nope_head_dim": plain.head_dim, "v_head_dim": plain.head_dim}
+    least = fields.get("num_key_value_heads", 1)
+
+    def with_heads(times: int) -> SASGPTConfig:
+        return named_config(f"mha-{size}", **fields | {"num_attention_heads": times * least})
+
+    some = plain.num_attention_heads
+    before, after = (_attention_parameters(with_heads(times)) for times in (some, some + 1))  # each adds as many
+    return with_heads(some + round((_attention_parameters(plain) - before) / (after - before)))
+
+
+def _attention_parameters(config: SASGPTConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make_attention(config, layer_idx=0).parameters())
 
 
 class TrainingStep:
@@ -81,9 +108,16 @@ class Need:
 
 
 def count_need(config: SASGPTConfig, batch: int, length: int) -> Need:
-    """Counted on the meta device, on which nothing that is kept is computed again instead: at most so much is."""
+    """Counted on the meta device, on which nothing that is kept is computed again instead: at most so much is. Of one
+    layer and of two, for every other adds as much."""
+    one, two = (_count_need(config, layers, batch, length) for layers in (1, 2))
+    more = config.num_hidden_layers - 1
+    return Need(*(first + more * (second - first) for first, second in zip(astuple(one), astuple(two), strict=True)))
+
+
+def _count_need(config: SASGPTConfig, layers: int, batch: int, length: int) -> Need:
     with torch.device("meta"):
-        model = SASGPTForCausalLM(config).train()
+        model = SASGPTForCausalLM(type(config)(**config.to_diff_dict() | {"num_hidden_layers": layers})).train()
         ids = torch.empty(batch, length, dtype=torch.long)
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept = {}
@@ -94,7 +128,7 @@ def count_need(config: SASGPTConfig, batch: int, length: int) -> Need:
             kept[storage._cdata] = (
                 storage.nbytes() // tensor.itemsize,
                 storage,
-            )  # held, so that no other is taken for it
+            )  # held, so that no other has its place
         return tensor
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -112,25 +146,26 @@ def check_fits(size: str, needs: dict[str, Need], device: torch.device, dtype: s
     step = number * max(need.parameters + need.kept for need in needs.values())
     free = available_memory(device)
     if weights + step > free:
+        total, weights, step, free = (number / 2**30 for number in (weights + step, weights, step, free))
         raise ValueError(
-            f"`sizes` holds {size!r}: {len(needs)} models in {dtype} and one step need about "
-            f"{(weights + step) / 2**30:,.1f} GiB ({weights / 2**30:,.1f} of weights, {step / 2**30:,.1f} of gradients and "
-            f"activations), and {free / 2**30:,.1f} GiB are free on {device}; leave it out, or name fewer `models`."
+            f"`sizes` holds {size!r}: {len(needs)} models in {dtype} and one step need about {total:,.1f} GiB "
+            f"({weights:,.1f} of weights, {step:,.1f} of gradients and activations), and {free:,.1f} GiB are free on "
+            f"{device}."
         )
 
 
-@one_at_a_time("folder", in_place=True)
 def step_time(
-    folder: Path | None = None,
-    size: str = "cpu",
-    sizes: Sequence[str] | None = None,
+    place: Place,
+    folder: Path,
+    command: str,
+    progress: Callable[[str], None],
+    sizes: Sequence[str],
     models: Sequence[str] = MODELS,
-    length: int = LENGTH,
-    batch: int = BATCH,
+    length: int = 512,
+    batch: int = 1,
     rounds: int = 5,
-    device: torch.device | str = "cpu",
+    device: str | None = None,
     dtype: str = "float32",
-    progress: Callable[[str], None] = lambda text: None,
 ) -> ItemResult:
     """
     Time training steps (forward and backward) of language models that have as many parameters each: all of one size
@@ -138,41 +173,31 @@ def step_time(
 
     Args:
         folder: keeps what is measured, which is not measured again.
-        size: "cpu" for 125M and 350M, "paper" for all five.
-        sizes: of `SIZES`, if others.
+        sizes: of `SIZES`.
         models: of `MODELS`; the first is the measure of the others.
         length, batch: tokens and sequences of a step.
         rounds: after one for warming up.
-        progress: is told what runs and about how long it will take yet.
+        device: the first GPU, where there is one, when `None`.
 
     Raises:
         ValueError: for models that cannot be or do not fit into memory, or a folder that was measured elsewhere or
             with other settings.
-        ImportError: without matplotlib.
     """
-    require_matplotlib()
-    if size not in SIZES_OF:
-        raise ValueError(f"`size` is {size!r}; it must be 'cpu' or 'paper'.")
     for name, value in (("length", length), ("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; it must be at least 1.")
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device` is {str(device)!r}, which cannot be used: {str(error).splitlines()[0]}") from error
-    device = torch.device(device)
-    sizes = SIZES_OF[size] if sizes is None else tuple(sizes)
     if not sizes or not models:
         raise ValueError("`sizes` and `models` must not be empty.")
+    device = _device(device)
     configs = {each: {model: step_config(model, each) for model in models} for each in sizes}
     longest = min(config.max_position_embeddings for of_size in configs.values() for config in of_size.values())
     if length > longest:
         raise ValueError(f"`length` is {length}; these models read at most {longest} tokens.")
 
     kept = device.type == "cpu" and keep_freed_memory()
-    settings = {"paper": "sas", "item": "table4", "dtype": dtype, "length": length, "batch": batch, "rounds": rounds}
+    settings = {"dtype": dtype, "length": length, "batch": batch, "rounds": rounds}
     results = open_measured(folder, settings | {"freed_memory_kept": kept}, device)
     parts, needs = {}, {}
     for each, of_size in configs.items():
@@ -188,16 +213,23 @@ def step_time(
             need, config = needs[each][model], configs[each][model]
             entry["parameters"], entry["operations"] = need.parameters, need.operations
             entry["heads"] = config.num_simulated_heads or config.num_attention_heads
-    return _result(figures, sizes, models, length, batch, rounds, device, dtype, size, kept)
+    return _result(place, command, figures, sizes, models, length, batch, rounds, device, dtype, kept)
 
 
-def printed_times() -> dict[tuple[str, str], float]:
+def _device(name: str | None) -> torch.device:
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` is {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
+
+
+def printed_times(place: Place) -> dict[tuple[str, str], float]:
     """What the paper prints, by size and model, in a unit that it does not name."""
-    table = printed("sas")["table4"]
+    columns = [name.lower() for name in place.table.columns]
     return {
-        (size.lower(), row.model.lower()): value
-        for row in table.rows
-        for size, value in zip(table.columns, row.values, strict=True)
+        (size, row.model.lower()): v for row in place.table.rows for size, v in zip(columns, row.values, strict=True)
     }
 
 
@@ -207,8 +239,10 @@ def _paper_ratio(paper: dict, size: str, model: str, first: str) -> float | None
     return None if ours is None or measure_of is None or model == first else ours / measure_of
 
 
-def _result(figures: dict, sizes, models, length, batch, rounds, device, dtype, size: str, kept: bool) -> ItemResult:
-    paper, first, grids, comparisons = printed_times(), models[0], [], []
+def _result(
+    place: Place, command: str, figures: dict, sizes, models, length, batch, rounds, device, dtype, kept: bool
+) -> ItemResult:
+    paper, first, grids, comparisons = printed_times(place), models[0], [], []
     for each in sizes:
         rows = []
         for model, entry in figures[each]["models"].items():
@@ -225,15 +259,16 @@ def _result(figures: dict, sizes, models, length, batch, rounds, device, dtype, 
                 comparisons.append(Comparison(what, "ratio", entry["ratio"], ratio, **ends))
         header = ["model", "heads", "M param.", "ms", f"over {first}", "spread", "operations", "paper"]
         caption = (
-            f"Forward and backward pass, {length} tokens, batch {batch}, {dtype}, {device}; medians of {rounds} rounds, "
-            f"ratios in the same round. Operations: counted, over {first}'s. Heads of sas: those simulated."
+            f"Forward and backward pass, {length} tokens, batch {batch}, {dtype}, {device}; medians of {rounds} "
+            f"rounds, ratios in the same round. Operations: counted, over {first}'s. Heads of sas: those simulated."
         )
         grids.append(Grid(f"Time of one training step, {each.upper()}", header, rows, caption))
     if comparisons:
         grids.append(comparison_grid(f"Time of a step over {first}'s in the same round, and the paper's", comparisons))
     table_2 = [each for each in sizes if each in TABLE_2]
-    matched = [each for each in sizes if each not in TABLE_2]
+    matched = [each for each in sizes if any(is_matched(model, each) for model in models)]
     notes = [
+        *([place.at.note] if place.at.note else []),
         "A step is the forward and backward pass. The optimiser is left out: its time goes with the parameters, which "
         "are matched, so that with it all ratios would come a little nearer to 1.",
         "The paper does not say which kernel SAS has in this table: sas has 1, as its models of FineWeb-Edu here, "
@@ -250,14 +285,13 @@ def _result(figures: dict, sizes, models, length, batch, rounds, device, dtype, 
         )
     if kept:
         notes.append("Freed memory was kept for the next step, as `sas-hf train` does (docs/cost.md).")
-    stand_in = f"{environment(device)['device']}, {dtype}; random weights and tokens"
     return ItemResult(
-        paper="sas",
-        item="table4",
-        size=size,
-        title=f"Time of one training step, {length} tokens, batch {batch}",
-        stand_in=stand_in,
-        command="sas-hf paper sas table4" + (" --size paper" if size == "paper" else ""),
+        paper=place.paper,
+        item=place.name,
+        size=place.size,
+        title=place.item.title,
+        stand_in=stand_in(place, None),
+        command=command,
         seconds=sum(part["seconds"] for part in figures.values()),
         environment=environment(device),
         grids=grids,

@@ -36,16 +36,15 @@ class Part:
     per: int = 1
 
 
-def open_measured(folder: Path | None, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def open_measured(folder: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What was measured into the folder before, or nothing yet.
 
     Raises:
-        ValueError: if it was on another machine or with other settings, another item's among them.
+        ValueError: if it was on another machine or with other settings.
     """
     made = environment(device)
     settings = settings | {name: made[name] for name in ("device", "threads", "torch")}
-    path = None if folder is None else folder / MEASURED_NAME
-    return kept_figures(path, settings, f"{path}")
+    return kept_figures(folder / MEASURED_NAME, settings, str(folder / MEASURED_NAME))
 
 
 def is_measured(name: str, part: Part, results: dict[str, Any]) -> bool:
@@ -56,7 +55,7 @@ def is_measured(name: str, part: Part, results: dict[str, Any]) -> bool:
 def measure(
     parts: dict[str, Part],
     results: dict[str, Any],
-    folder: Path | None,
+    folder: Path,
     rounds: int,
     device: torch.device,
     progress: Callable[[str], None],
@@ -67,7 +66,7 @@ def measure(
     Returns:
         by part: `models`, what [`beside_first`] says of them, and the `seconds` that it took.
     """
-    path, figures = None if folder is None else folder / MEASURED_NAME, results["figures"]
+    figures = results["figures"]
     wanted = {name: part for name, part in parts.items() if not is_measured(name, part, results)}
     left = TimeLeft((rounds + 1) * sum(sum(part.work.values()) for part in wanted.values()))
     for name, part in wanted.items():
@@ -86,7 +85,7 @@ def measure(
         left.add(part.work[before[-1]])
         times = {model: [seconds / part.per for seconds in values] for model, values in times.items()}
         figures[name] = {"models": beside_first(times), "seconds": time.perf_counter() - begun}
-        keep_figures(path, results)
+        keep_figures(folder / MEASURED_NAME, results)
     return {name: figures[name] for name in parts}
 
 
