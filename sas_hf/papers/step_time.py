@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..configurations import BASELINES, MLA_RANKS, NAMED_CONFIGS, SIZES, named_config
+from ..configurations import SIZES, named_config
 from ..eval.memory import available_memory
 from ..modeling import SASGPTConfig, SASGPTForCausalLM
-from ..modeling.kinds import make_attention
 from ..report.figures import label_axes
 from ..report.tables import Grid
 from ..training.memory import keep_freed_memory
@@ -22,14 +21,13 @@ from .timing import Part, draw_ratios, is_measured, measure, open_measured, rati
 
 
 MODELS = ("mha", "gqa", "mqa", "mla", "tpa", "sas", "sas-k5")
-TABLE_2 = ("125m", "350m")  # where the paper prints the baselines' heads
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def step_config(model: str, size: str) -> SASGPTConfig:
     """
-    The configuration of one of `MODELS` at a size of `SIZES`: the named one, or baselines with as many heads as come
-    nearest to MHA's parameters. "sas" simulates by kernels of 1, "sas-k5" of 5.
+    The named configuration of one of `MODELS` at a size of `SIZES`; "sas" simulates heads by kernels of 1, "sas-k5" of
+    5.
 
     Raises:
         ValueError: for an unknown model or size.
@@ -38,37 +36,8 @@ def step_config(model: str, size: str) -> SASGPTConfig:
         raise ValueError(f"`sizes` holds {size!r}; it must be some of {', '.join(SIZES)}.")
     if model not in MODELS:
         raise ValueError(f"`models` holds {model!r}; it must be some of {', '.join(MODELS)}.")
-    if model == "sas-k5":
-        return named_config(f"sas-{size}", simulation_kernel_size=5)
-    return matched_config(model, size) if is_matched(model, size) else named_config(f"{model}-{size}")
-
-
-def is_matched(model: str, size: str) -> bool:
-    """Whether its heads are chosen here."""
-    return model != "sas-k5" and f"{model}-{size}" not in NAMED_CONFIGS
-
-
-def matched_config(kind: str, size: str) -> SASGPTConfig:
-    """A baseline with heads as wide as MHA's of that size, and as many as come nearest to its parameters; of MLA the
-    latents of Table 2's models. So all of Table 2's heads come out but TPA's, of which it prints 36 and 48, not 33 and
-    47."""
-    plain = named_config(f"mha-{size}")
-    fields = BASELINES["350m"][kind] | {"attention_type": kind, "head_dim": plain.head_dim}
-    if kind == "mla":
-        fields |= MLA_RANKS | {"qk_nope_head_dim": plain.head_dim, "v_head_dim": plain.head_dim}
-    least = fields.get("num_key_value_heads", 1)
-
-    def with_heads(times: int) -> SASGPTConfig:
-        return named_config(f"mha-{size}", **fields | {"num_attention_heads": times * least})
-
-    some = plain.num_attention_heads
-    before, after = (_attention_parameters(with_heads(times)) for times in (some, some + 1))  # each adds as many
-    return with_heads(some + round((_attention_parameters(plain) - before) / (after - before)))
-
-
-def _attention_parameters(config: SASGPTConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in make_attention(config, layer_idx=0).parameters())
+    kernel = {"simulation_kernel_size": 5} if model == "sas-k5" else {}
+    return named_config(f"{model.partition('-')[0]}-{size}", **kernel)
 
 
 class TrainingStep:
@@ -265,8 +234,6 @@ def _result(
         grids.append(Grid(f"Time of one training step, {each.upper()}", header, rows, caption))
     if comparisons:
         grids.append(comparison_grid(f"Time of a step over {first}'s in the same round, and the paper's", comparisons))
-    table_2 = [each for each in sizes if each in TABLE_2]
-    matched = [each for each in sizes if any(is_matched(model, each) for model in models)]
     notes = [
         *([place.at.note] if place.at.note else []),
         "A step is the forward and backward pass. The optimiser is left out: its time goes with the parameters, which "
@@ -274,15 +241,10 @@ def _result(
         "The paper does not say which kernel SAS has in this table: sas has 1, as its models of FineWeb-Edu here, "
         "sas-k5 has 5, as its Table 7 has on MHA; both are set beside its one row.",
         "Neither unit, precision, device nor implementation are printed: ratios are compared, not times.",
+        "Table 2 prints heads at 125M and 350M alone; those of the baselines at 2.7B and above are ours, as many as "
+        "come nearest to MHA's parameters.",
         "An interval is the smallest and the largest of the rounds' ratios, not of confidence.",
     ]
-    if table_2:
-        notes.append(f"Heads at {', '.join(table_2)} are those of the paper's Table 2.")
-    if matched:
-        notes.append(
-            f"At {', '.join(matched)} the paper prints no baselines: heads are as many as come nearest to MHA's "
-            "parameters, with MLA's latents of 512 and 256."
-        )
     if kept:
         notes.append("Freed memory was kept for the next step, as `sas-hf train` does (docs/cost.md).")
     return ItemResult(
