@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .timing import Part, draw_ratios, is_measured, measure, open_measured, rati
 
 
 MODELS = ("mha", "gqa", "mqa", "mla", "tpa", "sas", "sas-k5")
+ALIGNED = 64  # numbers; PyTorch begins every tensor at a multiple of 64 bytes
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,14 +59,27 @@ class TrainingStep:
 def make_jobs(
     configs: dict[str, SASGPTConfig], batch: int, length: int, device: torch.device, dtype: str
 ) -> dict[str, TrainingStep]:
-    """Random models, which take as long as trained ones."""
+    """Random models, which take as long as trained ones. As they take turns, and time does not depend on what weights
+    hold, the weights of all lie in the same memory."""
     torch.manual_seed(0)
     ids = torch.randint(next(iter(configs.values())).vocab_size, (batch, length), device=device)
+    with torch.device("meta"):
+        most = max(_places(SASGPTForCausalLM(config))[-1] for config in configs.values())
+    memory = torch.empty(most, device=device, dtype=getattr(torch, dtype)).normal_(std=0.02)
     jobs = {}
     for name, config in configs.items():
         with device:
-            jobs[name] = TrainingStep(SASGPTForCausalLM(config).to(getattr(torch, dtype)), ids)
+            model = SASGPTForCausalLM(config).to(memory.dtype)
+        for weight, place in zip(model.parameters(), _places(model), strict=False):
+            weight.data = memory[place : place + weight.numel()].view_as(weight)
+        jobs[name] = TrainingStep(model, ids)
     return jobs
+
+
+def _places(model: nn.Module) -> list[int]:
+    """Where each weight begins, as aligned as by itself, and where all end."""
+    sizes = (-(-weight.numel() // ALIGNED) * ALIGNED for weight in model.parameters())
+    return list(accumulate(sizes, initial=0))
 
 
 @dataclass(frozen=True)
@@ -109,15 +124,15 @@ def _count_need(config: SASGPTConfig, layers: int, batch: int, length: int) -> N
 
 
 def check_fits(size: str, needs: dict[str, Need], device: torch.device, dtype: str) -> None:
-    """Raise a ValueError where the models of a size, one gradient and what one step keeps are more than is free."""
+    """Raise a ValueError where the largest model of a size and what one step keeps are more than is free."""
     number = getattr(torch, dtype).itemsize
-    weights = number * sum(need.parameters for need in needs.values())
+    weights = number * max(need.parameters for need in needs.values())
     step = number * max(need.parameters + need.kept for need in needs.values())
     free = available_memory(device)
     if weights + step > free:
         total, weights, step, free = (number / 2**30 for number in (weights + step, weights, step, free))
         raise ValueError(
-            f"`sizes` holds {size!r}: {len(needs)} models in {dtype} and one step need about {total:,.1f} GiB "
+            f"`sizes` holds {size!r}: its models, one at a time and in {dtype}, need about {total:,.1f} GiB "
             f"({weights:,.1f} of weights, {step:,.1f} of gradients and activations), and {free:,.1f} GiB are free on "
             f"{device}."
         )
@@ -138,7 +153,7 @@ def step_time(
 ) -> ItemResult:
     """
     Time training steps (forward and backward) of language models that have as many parameters each: all of one size
-    take turns in one process. Weights of all, and gradients of one, are in memory at a time.
+    take turns in one process, with weights in the same memory and the gradients of one at a time.
 
     Args:
         folder: keeps what is measured, which is not measured again.
@@ -241,6 +256,7 @@ def _result(
         "The paper does not say which kernel SAS has in this table: sas has 1, as its models of FineWeb-Edu here, "
         "sas-k5 has 5, as its Table 7 has on MHA; both are set beside its one row.",
         "Neither unit, precision, device nor implementation are printed: ratios are compared, not times.",
+        "Weights and tokens are random, and the weights of all models of a size lie in the same memory, by turns.",
         "Table 2 prints heads at 125M and 350M alone; those of the baselines at 2.7B and above are ours, as many as "
         "come nearest to MHA's parameters.",
         "An interval is the smallest and the largest of the rounds' ratios, not of confidence.",

@@ -1,6 +1,7 @@
 """Table 4 of the SAS paper, in its tiniest setting: models, what is needed, kept and refused."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,6 +84,18 @@ def test_gradients_are_there_for_one_model_alone():
     assert torch.equal(jobs["mha"].ids, jobs["sas"].ids)
 
 
+def test_weights_of_all_lie_in_the_same_memory():
+    jobs = make_jobs({"mha": named_config("mha-cpu"), "sas": named_config("sas-cpu")}, 1, 8, CPU, "float32")
+    memories = {name: {w.untyped_storage().data_ptr() for w in job.model.parameters()} for name, job in jobs.items()}
+    assert memories["mha"] == memories["sas"] and len(memories["mha"]) == 1
+    for job in jobs.values():
+        places = sorted((w.storage_offset(), w.numel()) for w in job.model.parameters())
+        assert all(place % 64 == 0 for place, _ in places)
+        assert all(place + size <= after for (place, size), (after, _) in pairwise(places))
+        assert torch.isfinite(job.model(input_ids=job.ids, labels=job.ids).loss)
+        assert job.model.lm_head.weight is job.model.model.embed_tokens.weight
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder, told = tmp_path_factory.mktemp("steps"), []
@@ -131,10 +144,10 @@ def test_models_that_took_no_turns_together_are_measured_anew(measured, tmp_path
 def test_what_does_not_fit_is_refused_with_what_it_needs():
     needs = {"mha": Need(2**40, 1, 2**38), "sas": Need(2**40, 1, 2**39)}
     with pytest.raises(
-        ValueError, match=r"'7b': 2 models in float32 .* about 14,336.0 GiB \(8,192.0 of weights, 6,144.0"
+        ValueError, match=r"'7b': .* in float32, need about 10,240.0 GiB \(4,096.0 of weights, 6,144.0"
     ):
         check_fits("7b", needs, CPU, "float32")
-    with pytest.raises(ValueError, match=r"in bfloat16 .* about 7,168.0 GiB"):
+    with pytest.raises(ValueError, match="in bfloat16, need about 5,120.0 GiB"):
         check_fits("7b", needs, CPU, "bfloat16")
     check_fits("tiny", {"mha": Need(1000, 1, 1000)}, CPU, "float32")
 
