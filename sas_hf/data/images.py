@@ -58,12 +58,13 @@ def find_split(dataset: DatasetDict, *wanted: str) -> str:
 
 def _with_standard_columns(split: Dataset, source: str | Path, class_names: list[str] | None) -> Dataset:
     images = [name for name, feature in split.features.items() if isinstance(feature, Image)]
-    labels = [name for name, feature in split.features.items() if isinstance(feature, ClassLabel)]
+    labels = {name: feature for name, feature in split.features.items() if isinstance(feature, ClassLabel)}
     if not images or not labels:
         raise ValueError(
             f"{source} needs a column of images and one of class labels; its columns are {dict(split.features)}."
         )
-    label = "label" if "label" in labels else labels[-1]  # the finest where there are several, as in CIFAR100
+    # The finest where there are several, as in CIFAR100.
+    label = "label" if "label" in labels else max(labels, key=lambda name: labels[name].num_classes)
     split = split.select_columns([images[0], label]).rename_columns({images[0]: "image", label: "label"})
     if class_names is not None:
         count = split.features["label"].num_classes

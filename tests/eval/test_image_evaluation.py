@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from sas_hf import SASViTForMaskedImageModeling
 from sas_hf.cli import app, explain_errors
 from sas_hf.data.image_files import open_image
-from sas_hf.data.images import load_image_dataset, read_idx
+from sas_hf.data.images import _with_standard_columns, load_image_dataset, read_idx
 from sas_hf.eval import evaluate_images
 from sas_hf.eval.images import check_labels
 from sas_hf.eval.results import digest
@@ -240,6 +240,17 @@ def test_idx_files_are_read_as_they_are(idx_folder):
     array = read_idx(idx_folder / "t10k-images-idx3-ubyte.gz")
     assert np.array_equal(np.array(dataset["test"][5]["image"]), array[5])
     assert dataset["test"]["label"][:8] == [0, 1, 2, 3, 4, 5, 6, 0]
+
+
+def test_of_several_labels_the_finest_is_taken():
+    """CIFAR100 on the Hub has fine labels before coarse ones, others have them behind."""
+    fine, coarse = ClassLabel(names=["beaver", "dolphin", "orchid"]), ClassLabel(names=["mammal", "flower"])
+    columns = {"img": ImageFeature(), "fine_label": fine, "coarse_label": coarse}
+    rows = {"img": [Image.new("RGB", (4, 4))] * 3, "fine_label": [0, 1, 2], "coarse_label": [0, 0, 1]}
+    for names in (list(columns), list(reversed(columns))):
+        split = Dataset.from_dict(rows, Features(columns)).select_columns(names)
+        found = _with_standard_columns(split, "cifar100", None)
+        assert found.features["label"].names == fine.names and found["label"][:] == [0, 1, 2]
 
 
 def cut_short(folder):
