@@ -192,6 +192,44 @@ def check_parquet(path: str) -> None:
         raise ValueError(f"{path} has no rows.")
 
 
+def without_repeats(names: Sequence[str]) -> list[list[str]]:
+    """The names in as few lists as their order allows, none of which has a task twice, as no evaluation may."""
+    lists: list[tuple[list[str], set[str]]] = []
+    for name in dict.fromkeys(names):
+        tasks = _members(name)
+        place = next((place for place in lists if not place[1] & tasks), None)
+        if place is None:
+            lists.append(place := ([], set()))
+        place[0].append(name)
+        place[1].update(tasks)
+    return [found for found, _ in lists]
+
+
+def _members(name: str) -> set[str]:
+    try:
+        return set(leaf_names([name]))
+    except ValueError:  # a group that defines tasks of its own
+        return {name}
+
+
+def known_metrics(names: Sequence[str]) -> dict[str, dict[str, bool]]:
+    """
+    What an evaluation is sure to have, by what was named: each suite its columns and "average", each plain
+    multiple-choice task the metrics of its file. And of each metric whether higher is better.
+    """
+    index, found = task_manager().task_index, {}
+    for name in names:
+        config, path = index[name].cfg or {}, index[name].yaml_path
+        if is_suite(config):
+            found[name] = dict.fromkeys([*config["metadata"]["columns"], "average"], True)
+        elif name not in (*task_manager().all_groups, *task_manager().all_tags) and path is not None:
+            task = load_yaml(path)
+            if task.get("output_type") == "multiple_choice" and not task.keys() & {"filter_list", "process_results"}:
+                metrics = [metric["metric"] for metric in task.get("metric_list", [])]
+                found[name] = {metric: True for metric in metrics if metric in ("acc", "acc_norm")}
+    return found
+
+
 def load_tasks(
     names: Sequence[str], data: str | Path | None, columns: Sequence[str] | None = None
 ) -> tuple[list[Task | Group], dict[str, Task]]:

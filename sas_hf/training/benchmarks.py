@@ -34,11 +34,26 @@ def check_benchmarks(recipe: EvaluationRecipe) -> None:
         raise FileNotFoundError(f"`evaluation.data` is {recipe.data!r}: there is no such folder.")
 
 
+def known_scores(recipe: EvaluationRecipe) -> dict[str, bool]:
+    """
+    By name, the scores that the benchmarks of a recipe are sure to log, and whether higher is better: the suites'
+    columns and averages, and those of plain multiple-choice tasks. Raises as [`check_benchmarks`].
+    """
+    check_benchmarks(recipe)
+    if not recipe.tasks:
+        return {}
+    from ..eval.task_loading import known_metrics
+
+    found = known_metrics(recipe.tasks)
+    return {f"{PREFIX}{place}/{name}": higher for place in found for name, higher in found[place].items()}
+
+
 class Benchmarks(TrainerCallback):
     """
     Scores the live model every `recipe.steps` steps and at the end, and logs accuracies as
     `benchmark/<suite or task>/<column or metric>`; whole results go to `benchmarks/step-<n>.json` in the output
-    folder, for `sas-hf eval-report`. The training goes on as if there had been no evaluation.
+    folder, for `sas-hf eval-report` (`step-<n>-2.json`, ... where suites share tasks, as one with examples and one
+    without do). The training goes on as if there had been no evaluation.
 
     Questions longer than the model's context are cut from the left, and counted in the result. Several processes share
     the questions; of a sharded model each scores all, as every process is needed for every batch.
@@ -64,20 +79,23 @@ class Benchmarks(TrainerCallback):
 
     def score(self, step: int) -> dict[str, float]:
         """Of the model at hand, which is that of this step; the whole result is saved."""
-        result, found = self._evaluate(self.recipe.limit), {}
-        if result is not None:  # in the first process
-            result.step = step
-            result.save(Path(self.trainer.args.output_dir) / "benchmarks" / f"step-{step}.json")
-            found = scores(result)
+        found = {}
+        for number, result in enumerate(self._evaluate(self.recipe.limit), 1):
+            if result is not None:  # in the first process
+                result.step = step
+                name = f"step-{step}.json" if number == 1 else f"step-{step}-{number}.json"
+                result.save(Path(self.trainer.args.output_dir) / "benchmarks" / name)
+                found |= scores(result)
         (found,) = broadcast_object_list([found])
         return found
 
-    def _evaluate(self, limit: float | None):
+    def _evaluate(self, limit: float | None) -> list:
         from ..eval import evaluate
+        from ..eval.task_loading import without_repeats
 
-        data = self.recipe.data
-        options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True}
-        return evaluate(self.trainer.model, self.recipe.tasks, shared=has_whole_copies(self.trainer), **options)
+        shared, data = has_whole_copies(self.trainer), self.recipe.data
+        options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True, "shared": shared}
+        return [evaluate(self.trainer.model, names, **options) for names in without_repeats(self.recipe.tasks)]
 
 
 def has_whole_copies(trainer: Trainer) -> bool:

@@ -179,12 +179,21 @@ def _check_task(study: Study, runs: list[Run]) -> None:
     if len(tasks := {run.recipe.task for run in runs}) > 1:
         raise ValueError(f"The runs have the tasks {', '.join(sorted(tasks))}; only runs of one task can be compared.")
     task = find_task(runs[0].recipe.task)
-    _check_metric(study, task, task.metrics)
+    _check_metric(study, task, _shared(task.possible_metrics, runs))
     if study.figure == "curves-over-time" and task.tokens_per_sequence(runs[0].recipe) is None:
         raise ValueError(
             f"`figure` is {study.figure!r}, but runs of the task {task.name} do not count tokens per second; take "
             "curves."
         )
+
+
+def _shared(metrics_of: Callable[[TrainingRecipe], Sequence[Metric]], runs: list[Run]) -> list[Metric]:
+    """Of the first run's metrics, those that runs with other benchmarks have, too."""
+    kinds: dict[tuple[str, ...], TrainingRecipe] = {}
+    for run in runs:
+        kinds.setdefault(tuple(run.recipe.evaluation.tasks), run.recipe)
+    first, *others = map(metrics_of, kinds.values())
+    return [metric for metric in first if all(metric in metrics for metrics in others)]
 
 
 def _check_metric(study: Study, task: Task, metrics: Sequence[Metric]) -> None:
@@ -219,18 +228,23 @@ def run_study(
         return _run_all(study, runs, _declaration(study, overrides), progress)
 
 
+def check_runs(study: Study, runs: list[Run]) -> None:
+    """Raise what models, data and folders of planned trainings give cause for, as [`run_study`] does at first."""
+    for run in runs:
+        _check_run_folder(run)
+        if run.seed == study.seeds[0]:  # the others differ in nothing else
+            _check_run(run)
+
+
 def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: Callable[[str], None]) -> StudyReport:
     folder = Path(study.output)
     _check_folder(folder, declared)
     if study.runs is not None and Path(study.runs).is_file():
         raise FileExistsError(f"`runs` is {study.runs!r}, a file; name a folder.")
     check_writable(runs[0].folder, f"`runs` is {study.runs or study.output!r}")
-    for run in runs:
-        _check_run_folder(run)
-        if run.seed == study.seeds[0]:  # the others differ in nothing else
-            _check_run(run)
+    check_runs(study, runs)
     task, finished = find_task(runs[0].recipe.task), []
-    metrics = task.metrics_of(runs[0].recipe)
+    metrics = _shared(task.metrics_of, runs)
     _check_metric(study, task, metrics)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())

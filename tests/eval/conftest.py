@@ -1,6 +1,7 @@
 """A tiny random SAS GPT with its tokenizer, a text, and the text's questions in the columns of stock tasks."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from toy_benchmarks import BENCHMARKS, toy_rows
 from transformers import PreTrainedTokenizerFast
 
 import sas_hf.eval.evaluation
@@ -114,54 +116,10 @@ def data(tmp_path, text, arc_rows, write_parquet):
     return folder
 
 
-# One row per benchmark, in the columns of its stock task, from a number and some sentences.
-def _arc(number: int, a: str, b: str, c: str, d: str) -> dict:
-    return {"question": a, "choices": {"text": [b, c, d], "label": ["A", "B", "C"]}, "answerKey": "ABC"[number % 3]}
-
-
-def _sciq(number: int, a: str, b: str, c: str, d: str) -> dict:
-    names = ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support")
-    return dict(zip(names, (a, b, c, d, f"{b} {number}", f"{d} {c}"), strict=True))
-
-
-def _siqa(number: int, a: str, b: str, c: str, d: str) -> dict:
-    return {"context": a, "question": "Why?", "answerA": b, "answerB": c, "answerC": d, "label": str(number % 3 + 1)}
-
-
-def _hellaswag(number: int, a: str, b: str, c: str, d: str) -> dict:
-    row = {"ctx_a": a, "ctx_b": b, "activity_label": "Reading", "endings": [b, c, d, a], "label": str(number % 4)}
-    return row | {"ind": number, "ctx": f"{a} {b}", "source_id": "", "split": "val", "split_type": "indomain"}
-
-
-BENCHMARKS = {
-    "allenai/ai2_arc/ARC-Easy": _arc,
-    "allenai/ai2_arc/ARC-Challenge": lambda n, a, b, c, d: _arc(n, b, a, c, d),
-    "Rowan/hellaswag/default": _hellaswag,
-    "baber/piqa/default": lambda n, a, b, c, d: {"goal": a, "sol1": b, "sol2": c, "label": n % 2},
-    "allenai/sciq/default": _sciq,
-    "lighteval/siqa/default": _siqa,
-    "allenai/winogrande/winogrande_xl": lambda n, a, b, c, d: {
-        "sentence": f"{a} _ {b}",
-        "option1": c.split()[0],
-        "option2": d.split()[0],
-        "answer": "12"[n % 2],
-    },
-    "aps/super_glue/boolq": lambda n, a, b, c, d: {"passage": a, "question": b, "idx": n, "label": n % 2},
-    "allenai/openbookqa/main": lambda n, a, b, c, d: {"question_stem": a} | _arc(n, a, b, c, d),
-    "cais/mmlu": lambda n, a, b, c, d: {"question": a, "choices": [a, b, c, d], "answer": n % 4, "subject": "any"},
-}
-
-
 @pytest.fixture(scope="session")
 def benchmark_rows(text):
     """Function: so many rows of a benchmark, different for every benchmark."""
-
-    def rows(name: str, count: int) -> list[dict]:
-        rng = random.Random(name)
-        make = BENCHMARKS["cais/mmlu" if name.startswith("cais/mmlu") else name]
-        return [make(number, *rng.sample(text.splitlines(), 4)) for number in range(count)]
-
-    return rows
+    return partial(toy_rows, text.splitlines())
 
 
 @pytest.fixture(scope="session")

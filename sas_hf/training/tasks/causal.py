@@ -11,7 +11,7 @@ from transformers import (
 
 from ..adapters import lora_config
 from ..base import starting_model
-from ..benchmarks import check_benchmarks
+from ..benchmarks import PREFIX, check_benchmarks, known_scores
 from ..models import check_match, load_config, load_tokenizer, take_special_tokens
 from ..recipe_fields import TrainingRecipe
 from ..reporting import perplexity
@@ -28,6 +28,11 @@ class CausalTask(Task):
     metrics = (LOSS, PERPLEXITY)
     needs_tokenizer = True
     has_benchmarks = True
+
+    def possible_metrics(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
+        known = known_scores(recipe.evaluation).items()
+        scores = [Metric(name, name.removeprefix(PREFIX), higher, prefix="") for name, higher in known]
+        return (*self.metrics, *scores)
 
     def check_sources(self, recipe: TrainingRecipe) -> None:
         self.load_sources(recipe)

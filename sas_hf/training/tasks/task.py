@@ -33,6 +33,7 @@ class Metric:
         digits: behind the point, in tables.
         from_loss: computes it from the loss, where it is another form of that, as perplexity is; then the Trainer does
             not know it, and results hold it by its bare name.
+        prefix: of the name in logs and results; none where it is not the Trainer that evaluates it.
     """
 
     name: str
@@ -40,11 +41,12 @@ class Metric:
     higher_is_better: bool = False
     digits: int = 4
     from_loss: Callable[[float], float] | None = None
+    prefix: str = "eval_"
 
     def of(self, numbers: dict[str, float]) -> float | None:
         """Its value in a line of the log or the results of a run; `None` where nothing was evaluated."""
         if self.from_loss is None:
-            return numbers.get(f"eval_{self.name}")
+            return numbers.get(self.prefix + self.name)
         return self.from_loss(numbers["eval_loss"]) if "eval_loss" in numbers else None
 
 
@@ -96,9 +98,13 @@ class Task(ABC):
         """By name, the metrics that the Trainer itself knows: by them it can choose the best model."""
         return {metric.name: metric for metric in (LOSS, *self.metrics) if metric.from_loss is None}
 
-    def metrics_of(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
-        """Those that the evaluations of this recipe have, where the data decide."""
+    def possible_metrics(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
+        """What the evaluations of this recipe can have, whatever its data are."""
         return self.metrics
+
+    def metrics_of(self, recipe: TrainingRecipe) -> tuple[Metric, ...]:
+        """Those of them that they have, where the data decide."""
+        return self.possible_metrics(recipe)
 
     @abstractmethod
     def make_trainer(
