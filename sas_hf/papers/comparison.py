@@ -70,7 +70,7 @@ class Comparison:
     def row(self) -> list[str]:
         """For a table of comparisons: what, ours with its interval, the paper's, agreement."""
         style = ",.0f" if self.neutral is None else ".3f" if self.neutral else "+.4f"
-        if self.unit in ("points", "BLEU"):
+        if self.unit in ("points", "BLEU", "per cent"):
             style = "+.2f"
         ours = format(self.ours, style)
         if self.low is not None:

@@ -6,7 +6,7 @@ several items take from; `methods.yaml` the attention methods of the SAS paper a
 
 import copy
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -34,20 +34,21 @@ class Grid:
 
     Args:
         recipe: what all share, as of a study.
+        needs: what must be in the user's folder, which it begins with.
         size: of the SAS paper's methods, such as "125m", which are then among the variants.
         variants: by name, the fields that each changes.
         data: by name, the fields of `data`; files are in the folder that the user names.
         text: what the data are, such as "technical text".
-        needs: what must be in the user's folder, which it begins with; `None`: nothing, the data are the Hub's.
-        instead: fields of `data` where no folder is named, and `instead_text` what those are.
+        instead: fields of `data` where no folder is named, such as a dataset of the Hub, and `instead_text` what those
+            are; `None`: there must be one.
     """
 
     recipe: str | dict[str, Any]
+    needs: str
     size: str | None = None
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     text: str = ""
-    needs: str | None = None
     instead: dict[str, Any] | None = None
     instead_text: str = ""
 
@@ -68,6 +69,7 @@ class AtSize:
         overrides: fields of every recipe.
         counted: the printed column of a layer's attention parameters, where the models are as wide as the paper's.
         note: what must be said of it.
+        parts: where the item takes several grids, the fields of each, which go before these ones.
     """
 
     grid: str | None = None
@@ -81,6 +83,7 @@ class AtSize:
     overrides: list[str] = field(default_factory=list)
     counted: str | None = None
     note: str | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -98,6 +101,8 @@ class Item:
         against: by variant, what it is compared with instead of the first.
         metrics: by metric of ours, the printed column; the first is the one that is drawn.
         by_step: the printed columns are steps, and our curve stands beside them.
+        saved: the printed column of how many of its tokens, in per cent, a variant saves: it already has then what the
+            one that it is compared with has in the end.
         figure: as of a study.
         numbers: of a sweep, by variant, and `number` what they are.
         cpu, paper: at these sizes; `None`: not at this one, and `missing` says why.
@@ -112,6 +117,7 @@ class Item:
     against: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     by_step: bool = False
+    saved: str | None = None
     figure: Literal["curves", "curves-over-time", "bars", "sweep"] = "curves"
     numbers: dict[str, float] = field(default_factory=dict)
     number: str = ""
@@ -133,6 +139,15 @@ class Place:
     @property
     def table(self) -> PaperTable:
         return printed(self.paper)[self.item.printed]
+
+    @property
+    def parts(self) -> list["Place"]:
+        """For each grid that the item takes, a place with that alone."""
+        if not self.at.parts:
+            return [self]
+        shared, where = vars(self.at) | {"parts": []}, f"{self.size}.parts."
+        parts = [build(AtSize, shared | fields, where, "no field of a size") for fields in self.at.parts]
+        return [replace(self, at=part) for part in parts]
 
     @property
     def grid(self) -> Grid:
@@ -163,21 +178,22 @@ class Place:
         The printed row of this model, or with these values; raises as [`printed_row`].
         """
         wanted = {"model": wanted} if isinstance(wanted, str) else wanted
-        columns = self.table.columns
-
-        def value(row: PaperRow, name: str) -> Any:
-            return row.values[columns.index(name)] if name in columns else getattr(row, name)
-
-        found = [
-            row
-            for row in self.table.rows
-            if label in (None, row.dataset, row.size, f"{row.size}, {row.tokens}")
-            and all(value(row, name) == theirs for name, theirs in wanted.items())
-        ]
+        rows = self.rows_of(label)
+        found = [row for row in rows if all(self.value(row, name) == theirs for name, theirs in wanted.items())]
         if len(found) != 1:
             where = f" on {label}" if label else ""
             raise ValueError(f"{self.paper} {self.item.printed} has {len(found)} rows {wanted}{where}, not one.")
         return found[0]
+
+    def rows_of(self, label: str | None) -> list[PaperRow]:
+        """The printed rows of a data set or size; of `None` all."""
+        rows = self.table.rows
+        return [row for row in rows if label in (None, row.dataset, row.size, f"{row.size}, {row.tokens}")]
+
+    def value(self, row: PaperRow, name: str) -> Any:
+        """What a printed row has in a column, or beside the columns, such as its "average"."""
+        columns = self.table.columns
+        return row.values[columns.index(name)] if name in columns else getattr(row, name)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -270,7 +286,7 @@ def study_fields(place: Place, data: Path | None, needs_data: bool = True) -> di
         chosen = {name: _without_files(fields) | grid.instead for name, fields in chosen.items()}
     elif not needs_data:
         chosen = {name: _without_files(fields) for name, fields in chosen.items()}
-    elif grid.needs is not None:
+    else:
         raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {grid.needs}.")
     variants = {name: grid.variants[name] for name in place.variants}
     return {"recipe": merge(recipe, {}), "variants": variants, "data": chosen, "seeds": list(place.at.seeds)}
@@ -288,6 +304,9 @@ def _without_files(fields: dict[str, Any]) -> dict[str, Any]:
 
 def stand_in(place: Place, data: Path | None) -> str | None:
     """What stands for the paper's data and models, in words; `None` where they are its own."""
+    if place.at.parts:
+        told = [stand_in(part, data) for part in place.parts]
+        return ", ".join(dict.fromkeys(filter(None, told))) or None
     if place.at.stands_for is None:
         return None
     if place.at.grid is None:

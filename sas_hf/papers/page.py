@@ -45,13 +45,9 @@ def needs(paper: str, name: str, size: str) -> str:
     """What an item needs: folders of the user's, the Hub's data, or nothing."""
     if getattr(load_item(paper, name), size) is None:
         return "no such size"
-    place = find_place(paper, name, size)
-    if place.at.grid is None:
-        return "-"
-    grid = place.grid
-    if grid.needs is None:
-        return "the Hub"
-    return grid.needs.partition("/")[0] + "/" + (" or nothing" if grid.instead is not None else "")
+    grids = [part.grid for part in find_place(paper, name, size).parts if part.at.grid is not None]
+    found = [grid.needs.partition("/")[0] + "/" + (" or nothing" if grid.instead else "") for grid in grids]
+    return ", ".join(dict.fromkeys(found)) or "-"
 
 
 def state(paper: str, name: str, runs: Path) -> str:

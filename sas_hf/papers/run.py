@@ -15,7 +15,7 @@ from ..training.folders import holds
 from .comparison import RESULT_NAME, ItemResult
 from .items import Place, find_place
 from .measured import MEASURED
-from .training import make_study, planned, result_of, run_trainings
+from .training import plan_parts, result_of, run_parts
 
 
 RUNS = Path("runs/papers")
@@ -64,16 +64,15 @@ def run_item(
     command = spell_command(place, data, seeds, overrides)
     if place.item.kind == "training":
         data = None if data is None else Path(data)
-        study = make_study(place, Path(runs), folder / "study", data, seeds)
-        trainings = planned(place, study, overrides)
-        check_memory(trainings)
+        parts = plan_parts(place, Path(runs), folder / "study", data, seeds, overrides)
+        check_memory([run for part in parts for run in part.runs])
         with claimed(folder, place):
-            result = result_of(place, trainings, run_trainings(place, study, overrides, progress), command, data)
+            result = result_of(place, parts, run_parts(parts, overrides, progress), command, data)
             result.save(folder)
         return result
     _check_measured(place, data, seeds, overrides)
     with claimed(folder, place):
-        result = MEASURED[place.item.kind](place, folder, command, progress, **place.at.arguments)
+        result = MEASURED[place.item.kind](place, folder, progress)
         result.save(folder)
     return result
 
@@ -88,8 +87,7 @@ def estimate_item(
     progress: Callable[[str], None] = lambda message: None,
 ) -> Estimates:
     """
-    What the trainings of an item take; nothing is written, and data that are not there yet are not needed. Raises as
-    [`run_item`], but for what a machine cannot hold.
+    What the trainings of an item take; nothing is written. Raises as [`run_item`], but for what a machine cannot hold.
 
     Raises:
         ValueError: for an item that is not trained.
@@ -97,8 +95,8 @@ def estimate_item(
     place = find_place(paper, name, size)
     if place.item.kind != "training":
         raise ValueError(f"{paper} {name} is measured, not trained, and has nothing to estimate; run it.")
-    study = make_study(place, RUNS, RUNS, None if data is None else Path(data), seeds, needs_data=False)
-    return estimate(planned(place, study, overrides, needs_data=False), progress)
+    parts = plan_parts(place, RUNS, RUNS, None if data is None else Path(data), seeds, overrides, needs_data=False)
+    return estimate([run for part in parts for run in part.runs], progress)
 
 
 def output_of(place: Place, runs: str | Path = RUNS, output: str | Path | None = None) -> Path:

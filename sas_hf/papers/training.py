@@ -1,14 +1,16 @@
 """Items that are trained: the study of an item, and its numbers beside the printed ones."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
+from ..training.benchmarks import PREFIX
 from ..training.models import load_config
-from ..training.study import Run, Study, plan_runs, run_study
+from ..training.study import Run, Study, check_runs, plan_runs, run_study
 from ..training.study_report import StudyReport
 from ..training.study_results import mean_and_deviation, paired_test
 from ..training.tasks import find_task
@@ -19,25 +21,59 @@ from .parameters import attention_parameters
 
 # Of a printed perplexity, what differences are taken of: its logarithm, which is the loss.
 PERPLEXITY = "perplexity"
-# Printed in per cent, measured as shares.
+# Printed in per cent, measured as shares, as benchmarks are.
 SHARES = ("accuracy", "top5_accuracy", "token_accuracy")
 
 
-def make_study(
-    place: Place, root: Path, output: Path, data: Path | None, seeds: list[int] | None, needs_data: bool = True
-) -> Study:
+@dataclass
+class Part:
     """
-    The study of an item.
+    An item's trainings of one grid.
+
+    Attributes:
+        place: the item, with that grid alone.
+        study: of the trainings.
+        runs: them, which are planned.
+    """
+
+    place: Place
+    study: Study
+    runs: list[Run]
+
+
+def plan_parts(
+    place: Place,
+    root: Path,
+    output: Path,
+    data: Path | None,
+    seeds: list[int] | None,
+    overrides: list[str] | tuple[str, ...],
+    needs_data: bool = True,
+) -> list[Part]:
+    """
+    What an item trains, grid by grid.
 
     Args:
         root: where the trainings are that items share.
-        output: of the report.
-        data, seeds: of the user.
+        output: of the reports.
+        data, seeds, overrides: of the user.
         needs_data: as of [`study_fields`].
 
     Raises:
-        ValueError, FileNotFoundError: as [`study_fields`].
+        ValueError, FileNotFoundError: as [`study_fields`] and [`plan_runs`].
     """
+    parts = []
+    for each in place.parts:
+        folder = output if len(place.parts) == 1 else output / each.at.grid
+        study = make_study(each, root, folder, data, seeds, needs_data)
+        parts.append(Part(each, study, plan_runs(study, overrides_of(each, overrides), needs_data)))
+    return parts
+
+
+def make_study(
+    place: Place, root: Path, output: Path, data: Path | None, seeds: list[int] | None, needs_data: bool
+) -> Study:
+    """The study of an item's one grid; arguments and errors are those of [`plan_parts`]."""
     fields = study_fields(place, data, needs_data)
     if seeds is not None:
         fields["seeds"] = seeds
@@ -52,30 +88,28 @@ def overrides_of(place: Place, overrides: list[str] | tuple[str, ...]) -> list[s
     return [*place.at.overrides, *overrides]
 
 
-def planned(place: Place, study: Study, overrides: list[str] | tuple[str, ...], needs_data: bool = True) -> list[Run]:
-    """The trainings of an item; raises as [`plan_runs`]."""
-    return plan_runs(study, overrides_of(place, overrides), needs_data)
+def run_parts(
+    parts: list[Part], overrides: list[str] | tuple[str, ...], progress: Callable[[str], None]
+) -> list[StudyReport]:
+    """Train what is not trained yet; raises as [`run_study`], for any of them before the first is begun."""
+    for part in parts[1:]:
+        check_runs(part.study, part.runs)
+    return [run_study(part.study, overrides_of(part.place, overrides), progress) for part in parts]
 
 
-def run_trainings(
-    place: Place, study: Study, overrides: list[str] | tuple[str, ...], progress: Callable[[str], None]
-) -> StudyReport:
-    """Train what is not trained yet; raises as [`run_study`]."""
-    return run_study(study, overrides_of(place, overrides), progress)
-
-
-def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, data: Path | None) -> ItemResult:
+def result_of(
+    place: Place, parts: list[Part], reports: list[StudyReport], command: str, data: Path | None
+) -> ItemResult:
     """What the trainings say beside what is printed."""
-    grids, comparisons = report.grids(), []
-    for name, labels in place.at.data.items():
-        for label in labels if isinstance(labels, list) else [labels]:
-            for metric, column in place.item.metrics.items():
-                beside = Beside(
-                    place, report, name if len(place.at.data) > 1 else report.data[0], label, metric, column
-                )
-                grids += beside.grids()
-                comparisons += beside.comparisons
-    comparisons += counted(place, runs)
+    grids, comparisons, notes = [], [], []
+    for part, report in zip(parts, reports, strict=True):
+        besides = list(_besides(part.place, report))
+        grids += [*report.grids(), *(grid for beside in besides for grid in beside.grids())]
+        comparisons += [comparison for beside in besides for comparison in beside.comparisons]
+        tokens, told = saved(part.place, report)
+        comparisons += [*counted(part.place, part.runs), *tokens]
+        notes += [*([part.place.at.note] if part.place.at.note else []), *told]
+    contents = {part.place.at.grid: report.content() for part, report in zip(parts, reports, strict=True)}
     return ItemResult(
         place.paper,
         place.name,
@@ -83,13 +117,13 @@ def result_of(place: Place, runs: list[Run], report: StudyReport, command: str, 
         place.item.title,
         stand_in(place, data),
         command,
-        sum(run.seconds or 0.0 for run in report.runs),
+        sum(run.seconds or 0.0 for report in reports for run in report.runs),
         environment(),
         grids,
         comparisons,
-        report.content(),
-        [*([place.at.note] if place.at.note else []), *power(comparisons)],
-        report.draw(),
+        {"parts": contents} if len(parts) > 1 else contents.popitem()[1],
+        [*dict.fromkeys(notes), *power(comparisons)],
+        _drawn(reports),
     )
 
 
@@ -106,6 +140,55 @@ def counted(place: Place, runs: list[Run]) -> list[Comparison]:
             what = f"{run.variant}, {place.at.counted}"
             found.append(Comparison(what, "", ours, row.values[column], neutral=None))
     return found
+
+
+def saved(place: Place, report: StudyReport) -> tuple[list[Comparison], list[str]]:
+    """The tokens that each variant saves until it has what the first has in the end; and where it never has."""
+    found, notes, first = [], [], place.variants[0]
+    for data, label in _labels(place) if place.item.saved else ():
+        for variant in place.variants:
+            row = place.printed_row(variant, label)
+            printed = None if row is None else place.value(row, place.item.saved)
+            tried = [arrival for arrival in report.arrivals if (arrival.data, arrival.variant) == (data, variant)]
+            shares = [100 * arrival.share for arrival in tried if arrival.share is not None]
+            if printed is None or not tried:
+                continue
+            if len(shares) < len(tried):
+                missed = f"{len(tried) - len(shares)} of {len(tried)} seeds"
+                notes.append(f"{variant} never has what {first} has in the end with {missed}: no tokens are compared.")
+                continue
+            ours = paired_test(shares, [100.0] * len(shares))
+            what = f"{variant}, {place.item.saved}, until it has what {first} has in the end, {label}"
+            limits = (ours["low"], ours["high"])
+            found.append(Comparison(what, "per cent", ours["difference"], printed, *limits, len(shares)))
+    return found, notes
+
+
+def _labels(place: Place) -> Iterator[tuple[str, str | None]]:
+    """Each data set with each printed one that it stands for."""
+    for name, labels in place.at.data.items():
+        for label in labels if isinstance(labels, list) else [labels]:
+            yield name, label
+
+
+def _besides(place: Place, report: StudyReport) -> Iterator["Beside"]:
+    for data, label in _labels(place):
+        for metric, column in place.item.metrics.items():
+            if any(place.value(row, column) is not None for row in place.rows_of(label)):
+                yield Beside(place, report, data, label, metric, column)
+
+
+def _drawn(reports: list[StudyReport]):
+    if len(reports) == 1:
+        return reports[0].draw()
+    from matplotlib.figure import Figure
+
+    widths = [len(report.data) for report in reports]
+    figure = Figure(figsize=(5.5 * sum(widths), 4), layout="constrained")
+    panels = figure.subfigures(1, len(reports), width_ratios=widths, squeeze=False)[0]
+    for report, panel in zip(reports, panels, strict=True):
+        report.draw(panel)
+    return figure
 
 
 def power(comparisons: list[Comparison]) -> list[str]:
@@ -134,9 +217,9 @@ class Beside:
 
     def __init__(self, place: Place, report: StudyReport, data: str, label: str | None, metric: str, column: str):
         self.place, self.report, self.data, self.label, self.metric = place, report, data, label, metric
-        table = place.table
-        self.columns, self.column = table.columns, table.columns.index(column)
-        self.digits = 2 if metric in (PERPLEXITY, "bleu", *SHARES) else 4
+        self.columns, self.column = place.table.columns, column
+        self.scale = 100 if metric in SHARES or metric.startswith(PREFIX) else 1
+        self.digits = 2 if metric in (PERPLEXITY, "bleu") or self.scale == 100 else 4
         self.unit = "nats" if metric in (PERPLEXITY, "loss") else "BLEU" if metric == "bleu" else "points"
         self.compared = {
             variant: compared for variant in place.variants if (compared := self._compare(variant)) is not None
@@ -151,27 +234,27 @@ class Beside:
 
     def _printed_value(self, variant: str) -> float | None:
         row = self.row(variant)
-        return None if row is None else row.values[self.column]
+        return None if row is None else self.place.value(row, self.column)
 
     def _values(self, variant: str, metric: str) -> dict[int, float]:
         return {run.seed: run.metrics[metric] for run in self.report.of(self.data, variant)}
 
     def _compare(self, variant: str) -> Comparison | None:
         base = self._base(variant)
-        theirs, before = self._printed_value(variant), self._printed_value(base)
-        if variant == base or theirs is None or before is None:
+        theirs, theirs_before = self._printed_value(variant), self._printed_value(base)
+        if variant == base or theirs is None or theirs_before is None:
             return None
         metric = "loss" if self.metric == PERPLEXITY else self.metric
         first, second = self._values(base, metric), self._values(variant, metric)
         seeds = sorted(first.keys() & second.keys())
-        scale = 100 if self.metric in SHARES else 1
-        found = paired_test([scale * first[seed] for seed in seeds], [scale * second[seed] for seed in seeds])
+        before, now = ([self.scale * values[seed] for seed in seeds] for values in (first, second))
+        found = paired_test(before, now)
         where = f", {self.label}" if self.label else ""
         return Comparison(
             f"{variant} minus {base}, {self.metric}{where}",
             self.unit,
             found["difference"],
-            math.log(theirs / before) if self.metric == PERPLEXITY else theirs - before,
+            math.log(theirs / theirs_before) if self.metric == PERPLEXITY else theirs - theirs_before,
             found["low"],
             found["high"],
             len(seeds),
@@ -190,8 +273,7 @@ class Beside:
         return [Grid(heading, header, rows, caption), *self._by_step(name)]
 
     def _row(self, variant: str) -> list[str]:
-        scale = 100 if self.metric in SHARES else 1
-        values = [scale * value for value in self._values(variant, self.metric).values()]
+        values = [self.scale * value for value in self._values(variant, self.metric).values()]
         mean, deviation = mean_and_deviation(values)
         ours = f"{mean:.{self.digits}f}" + ("" if deviation is None else f" ± {deviation:.{self.digits}f}")
         theirs, compared = self._printed_value(variant), self.compared.get(variant)

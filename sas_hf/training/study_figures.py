@@ -7,9 +7,9 @@ from ..report.figures import label_axes, require_matplotlib
 from .study_results import mean_and_deviation
 
 
-def draw_study(report):
-    """Of a `StudyReport`, a matplotlib `Figure` with a panel per data set (of "curves-over-time" two), all with the
-    same y axis."""
+def draw_study(report, figure=None):
+    """Of a `StudyReport`, a matplotlib `Figure` (or in the one or `SubFigure` that is given) with a panel per data set
+    (of "curves-over-time" two), all with the same y axis."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -20,7 +20,7 @@ def draw_study(report):
         "sweep": [_sweep],
     }[report.figure]
     panels = list(itertools.product(report.data, draws))
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    figure = figure or Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (data, draw) in zip(axes, panels, strict=True):
         draw(report, panel, data)

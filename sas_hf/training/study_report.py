@@ -117,9 +117,14 @@ class StudyReport:
                 grids.append(self._arrival_times(data))
         return grids
 
-    def draw(self):
-        """The figure, a panel per data set; of "curves-over-time" two."""
-        return draw_study(self)
+    def draw(self, figure=None):
+        """
+        The figure, a panel per data set; of "curves-over-time" two.
+
+        Args:
+            figure: a matplotlib `Figure` or `SubFigure` to draw in; a new one where `None`.
+        """
+        return draw_study(self, figure)
 
     def save(self, folder: Path) -> list[Path]:
         """Write `study.md`, `study.json` and the figure; returns the files."""
