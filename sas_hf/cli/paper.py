@@ -63,9 +63,14 @@ def item_table(paper: str, runs: Path) -> Table:
     from ..papers.items import PAPERS, SIZES, item_names, load_item
     from ..papers.page import needs, state
 
-    caption = "Needed is what the folder of --data must hold (the size cpu; the size paper), or the Hub's data."
-    table = Table(title=f"{PAPERS[paper]}: sas-hf paper {paper} ITEM", caption=caption, box=box.SIMPLE_HEAD)
-    for column in ("item", "compares", "needs: cpu", "paper", "run"):
+    table = Table(
+        title=f"{PAPERS[paper]}: sas-hf paper {paper} ITEM",
+        caption="cpu, paper: what the folder of --data must hold at this size; *: without it, other data are taken.",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("item", "compares", "cpu", "paper", "run"):
         table.add_column(column)
     for name in item_names(paper):
         needed = [needs(paper, name, size) for size in SIZES]

@@ -42,12 +42,12 @@ def kept_results() -> dict[tuple[str, str], ItemResult]:
 
 
 def needs(paper: str, name: str, size: str) -> str:
-    """What an item needs: folders of the user's, the Hub's data, or nothing."""
+    """The folders in the user's that an item needs; with a star, where it can do without."""
     if getattr(load_item(paper, name), size) is None:
-        return "no such size"
+        return "no"
     grids = [part.grid for part in find_place(paper, name, size).parts if part.at.grid is not None]
-    found = [grid.needs.partition("/")[0] + "/" + (" or nothing" if grid.instead else "") for grid in grids]
-    return ", ".join(dict.fromkeys(found)) or "-"
+    found = [grid.needs.partition("/")[0] + "/" + ("*" if grid.instead else "") for grid in grids]
+    return " ".join(dict.fromkeys(found)) or "-"
 
 
 def state(paper: str, name: str, runs: Path) -> str:

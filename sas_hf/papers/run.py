@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 
 from ..report.figures import require_matplotlib
-from ..report.files import locked, write_atomically, writing
+from ..report.files import LOCK_NAME, locked, write_atomically, writing
 from ..training.estimates import Estimates, check_memory, estimate
 from ..training.fields import read_yaml
 from ..training.folders import holds
@@ -66,14 +67,19 @@ def run_item(
         data = None if data is None else Path(data)
         parts = plan_parts(place, Path(runs), folder / "study", data, seeds, overrides)
         check_memory([run for part in parts for run in part.runs])
-        with claimed(folder, place):
-            result = result_of(place, parts, run_parts(parts, overrides, progress), command, data)
-            result.save(folder)
-        return result
-    _check_measured(place, data, seeds, overrides)
+
+        def make() -> ItemResult:
+            return result_of(place, parts, run_parts(parts, overrides, progress), command, data)
+    else:
+        _check_measured(place, data, seeds, overrides)
+
+        def make() -> ItemResult:
+            return MEASURED[place.item.kind](place, folder, command, progress, **place.at.arguments)
+
     with claimed(folder, place):
-        result = MEASURED[place.item.kind](place, folder, progress)
-        result.save(folder)
+        result = make()
+        if PartialState().is_main_process:
+            result.save(folder)
     return result
 
 
@@ -126,8 +132,16 @@ def claimed(folder: Path, place: Place) -> Iterator[None]:
                 f"{place.paper} {place.name} at {place.size!r}; name another folder."
             )
     with locked(folder, where, in_place=True), writing(folder):
-        write_atomically(folder / ITEM_NAME, yaml.safe_dump(ours, sort_keys=False).encode())
-        yield
+        path, is_main = folder / ITEM_NAME, PartialState().is_main_process
+        if is_main:
+            write_atomically(path, yaml.safe_dump(ours, sort_keys=False).encode())
+        try:
+            yield
+        except BaseException:
+            # What was refused at once leaves nothing.
+            if is_main and not any(each.name not in (ITEM_NAME, LOCK_NAME) for each in folder.iterdir()):
+                path.unlink()
+            raise
 
 
 def spell_command(
