@@ -31,9 +31,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..hub.checkpoints import embedding_rows, load_adapter, load_model, tokens_beyond
+from ..report.machine import available_memory
 from .answers import Answer, AnswerStore
 from .arguments import check_device
-from .memory import available_memory
 
 
 # What one batch may take on a CPU, per thread. More is slower: a 135M Llama with 49k tokens of vocabulary, scored by

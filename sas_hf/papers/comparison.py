@@ -13,6 +13,8 @@ import transformers
 
 from ..report.figures import label_axes, save_figure
 from ..report.files import write_atomically
+from ..report.machine import processor
+from ..report.quantities import time_text
 from ..report.tables import Grid
 from ..version import __version__
 
@@ -122,7 +124,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     """What a measurement was made on."""
     cuda = device is not None and device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -131,15 +133,6 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "sas_hf": __version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -211,7 +204,7 @@ class ItemResult:
         made = self.environment
         threads = f"{made['threads']} of {made['cores']} cores"
         where = f"{made['device']}, {threads}, torch {made['torch']}, transformers {made['transformers']}"
-        return f"{where}; {spell_seconds(self.seconds)} of work; {made['date']}."
+        return f"{where}; {time_text(self.seconds)} of work; {made['date']}."
 
     def to_dict(self) -> dict[str, Any]:
         plain = ("paper", "item", "size", "title", "stand_in", "command", "seconds", "environment", "notes", "numbers")
@@ -242,10 +235,3 @@ def read_result(path: Path) -> ItemResult:
         return ItemResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no result of `sas-hf paper`: {error!r}") from error
-
-
-def spell_seconds(seconds: float) -> str:
-    """Such as "42 s", "14 min" or "3.2 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

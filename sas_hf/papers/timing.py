@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ..report.kept import keep_figures, kept_figures
+from ..report.quantities import time_text
 from ..report.turns import Job, TimeLeft, beside_first, take_turns
-from .comparison import environment, spell_seconds
+from .comparison import environment
 
 
 MEASURED_NAME = "measured.json"
@@ -78,7 +79,7 @@ def measure(
                 left.add(part.work[before[-1]])
             before.append(model)
             state = f"round {turn} of {rounds}" if turn else "warming up"
-            told = "" if left.seconds is None else f"; about {spell_seconds(left.seconds)} left"
+            told = "" if left.seconds is None else f"; about {time_text(left.seconds)} left"
             progress(f"{name}: {state}, {model}{told}")
 
         times = take_turns(part.make(), rounds, now, device)

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..report.machine import available_memory, total_memory
 from ..report.quantities import count_text, memory_text, operations_text, time_text
 from ..report.tables import Grid
 from .adapters import prepare_parameters
@@ -26,8 +27,6 @@ from .sizes import (
     check_fits,
     count_operations,
     count_parameters,
-    free_memory,
-    machine_memory,
     memory_needed,
     meta_model,
 )
@@ -351,7 +350,10 @@ def padded_lengths(lengths: list[tuple[int, ...]], rows: int, strategy: str | No
 
 def _lack(memory: Memory, arguments: TrainingArguments) -> str | None:
     """Why no real steps are made, if there is not the memory for them."""
-    for holds, where in ((machine_memory(arguments), "this machine has {}"), (free_memory(arguments), "{} are free")):
+    for holds, where in (
+        (total_memory(arguments.device), "this machine has {}"),
+        (available_memory(arguments.device), "{} are free"),
+    ):
         share = 1.0 if where.startswith("this") else SPARE
         if holds is not None and memory.sure > share * holds:
             return f"needs {memory_text(memory.sure)}, {where.format(memory_text(holds))}"
@@ -370,7 +372,7 @@ def rehearse(recipe: TrainingRecipe, config: PreTrainedConfig, lengths: tuple[in
         warnings.simplefilter("ignore")
         trainer = _run_steps(recipe, config, lengths, 1, 1)
         times, kept, timed = trainer.clock.times, trainer.kept, 1
-        free = free_memory(trainer.args)
+        free = available_memory(trainer.args.device)
         del trainer
         gc.collect()
         whole = sum(times[-1])

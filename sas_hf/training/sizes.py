@@ -3,15 +3,13 @@
 import copy
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
+from ..report.machine import total_memory
 from ..report.quantities import GIB, memory_text
 from .adapters import prepare_parameters
 from .recipe_fields import TrainingRecipe
@@ -19,8 +17,6 @@ from .tasks import find_task
 
 
 NUMBER = 4  # bytes: weights, gradients and moments are float32, whatever the products are computed in
-CGROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 2**60  # bytes; what cgroups write where there is no limit
 # Of a batch: what says which tokens see which. Products of whole squares are counted, whatever it holds.
 SEEN = ("attention_mask", "position_ids")
 
@@ -106,25 +102,6 @@ def memory_needed(model: torch.nn.Module, arguments: TrainingArguments) -> Memor
     )
 
 
-def machine_memory(arguments: TrainingArguments) -> int | None:
-    """Bytes of the device that the Trainer would use; of a CPU this machine's, swap included, or this process's share
-    of a control group. `None` where that is not known."""
-    if arguments.device.type == "cuda":
-        return torch.cuda.get_device_properties(arguments.device).total_memory
-    if arguments.device.type != "cpu":
-        return None
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_limits())]) + psutil.swap_memory().total
-
-
-def free_memory(arguments: TrainingArguments) -> int | None:
-    """Of these bytes those that nobody uses now; swap not among them."""
-    if arguments.device.type == "cuda":
-        return torch.cuda.mem_get_info(arguments.device)[0]
-    if arguments.device.type != "cpu":
-        return None
-    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _cgroup_limits())])
-
-
 def check_fits(recipe: TrainingRecipe, arguments: TrainingArguments) -> None:
     """
     Raise a ValueError for a model whose weights, gradients and moments alone are more than the machine holds.
@@ -132,7 +109,7 @@ def check_fits(recipe: TrainingRecipe, arguments: TrainingArguments) -> None:
     Nothing is said of a model that cannot be described yet: its task tells what is wrong with it. Nor where DeepSpeed
     or FSDP may keep parts elsewhere than on the device.
     """
-    holds = None if _is_offloaded(arguments) else machine_memory(arguments)
+    holds = None if _is_offloaded(arguments) else total_memory(arguments.device)
     if holds is None:
         return
     try:
@@ -169,29 +146,3 @@ def _is_offloaded(arguments: TrainingArguments) -> bool:
 
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
-
-
-def _cgroup_limits() -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each control group that this process is in, of either version of these."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # another system than Linux
-        return
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = CGROUPS / "memory" if controllers else CGROUPS
-        version = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
-        group = root / place.strip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
-            try:
-                limit, used = ((folder / f"memory.{name}").read_text(encoding="ascii").strip() for name in version)
-                statistics = dict(map(str.split, (folder / "memory.stat").read_text(encoding="ascii").splitlines()))
-            except OSError:  # seen from inside of a container
-                continue
-            if limit != "max" and int(limit) < UNLIMITED:
-                cached = statistics.get("total_inactive_file", statistics.get("inactive_file", 0))  # goes when need be
-                yield int(limit), int(used) - int(cached)

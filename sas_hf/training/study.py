@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from ..report.figures import require_matplotlib
 from ..report.files import check_writable, locked, write_atomically, writing
+from ..report.quantities import time_text
 from .arguments import training_arguments
 from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipped_names
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
@@ -24,7 +25,7 @@ from .run import RECIPE_NAME, check_folder, train
 from .sizes import check_fits
 from .study_report import REPORT_NAME, StudyReport
 from .study_results import FinishedRun
-from .study_time import duration, seconds_left
+from .study_time import seconds_left
 from .tasks import Metric, Task, find_task
 
 
@@ -251,7 +252,7 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     for number, run in enumerate(runs, 1):
         known = ["has ended, kept"] if (run.folder / METRICS_NAME).is_file() else []
         left = seconds_left([((run.variant, run.data), run.folder) for run in runs])
-        known += [] if left is None else [f"about {duration(left)} left"]
+        known += [] if left is None else [f"about {time_text(left)} left"]
         progress(f"run {number} of {len(runs)}: {run.name}" + (f" ({'; '.join(known)})" if known else ""))
         results = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))

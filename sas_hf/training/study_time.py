@@ -38,11 +38,3 @@ def _seconds_behind(folder: Path) -> float:
     """At the last checkpoint, from which the run will go on."""
     checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
     return 0.0 if checkpoint is None else logged_seconds(folder, int(checkpoint.rpartition("-")[2])) or 0.0
-
-
-def duration(seconds: float) -> str:
-    """Such as "40 s", "14 min", "3.5 h" or "2.1 days"."""
-    for most, size, style in ((90, 1, "{:.0f} s"), (90 * 60, 60, "{:.0f} min"), (48 * 3600, 3600, "{:.1f} h")):
-        if seconds < most:
-            return style.format(seconds / size)
-    return f"{seconds / 86400:.1f} days"

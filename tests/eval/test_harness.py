@@ -14,7 +14,6 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import SASHFLM, evaluate
 from sas_hf.eval.harness import bytes_per_sequence
-from sas_hf.eval.memory import control_group_memory
 from sas_hf.eval.task_loading import SHIPPED_TASKS, task_manager
 
 
@@ -134,27 +133,6 @@ def test_more_logits_or_simulation_need_more_memory(config):
     assert need(100, vocab_size=50_000) > 40 * need(100)
     assert need(100, num_simulated_heads=8) > need(100)
     assert need(200) > 2 * need(100)
-
-
-def test_control_groups_limit_the_memory(tmp_path):
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/job/step\n")
-    job = tmp_path / "fs" / "job"
-    (job / "step").mkdir(parents=True)
-
-    def limit(folder, maximum, current, inactive_file):
-        (folder / "memory.max").write_text(f"{maximum}\n")
-        (folder / "memory.current").write_text(f"{current}\n")
-        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {inactive_file}\n")
-
-    assert control_group_memory(tmp_path / "fs", membership) == 1 << 62
-    limit(job / "step", "max", 500, 0)
-    assert control_group_memory(tmp_path / "fs", membership) == 1 << 62
-    limit(job, 1000, 700, 200)
-    assert control_group_memory(tmp_path / "fs", membership) == 500
-    limit(job / "step", 300, 250, 0)
-    assert control_group_memory(tmp_path / "fs", membership) == 50
-    assert control_group_memory(tmp_path / "fs", tmp_path / "missing") == 1 << 62
 
 
 def test_refuses_a_bidirectional_model(config, tmp_path):

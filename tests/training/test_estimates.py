@@ -20,7 +20,7 @@ from sas_hf.training.estimates import check_memory, count_steps, estimate, padde
 from sas_hf.training.recipe import load_recipe
 from sas_hf.training.reporting import read_log
 from sas_hf.training.run import train
-from sas_hf.training.sizes import count_operations, machine_memory, memory_needed, meta_model
+from sas_hf.training.sizes import count_operations, memory_needed, meta_model
 from sas_hf.training.study import load_study, plan_runs, run_study
 from sas_hf.training.tasks import TASKS, find_task
 
@@ -85,9 +85,9 @@ def recipe_of(name, data, *changes):
 def roomy(monkeypatch):
     """A machine of 24 GiB that nobody else uses; and few steps are timed."""
     monkeypatch.setattr(estimates, "ENOUGH", 0)
-    for name in ("machine_memory", "free_memory"):
-        for module in (sizes, estimates):
-            monkeypatch.setattr(module, name, lambda arguments: 24 * GIB)
+    for module in (sizes, estimates):
+        monkeypatch.setattr(module, "total_memory", lambda device: 24 * GIB)
+    monkeypatch.setattr(estimates, "available_memory", lambda device: 24 * GIB)
 
 
 @pytest.mark.parametrize("name", ["mha-cpu", "gqa-cpu", "sas-cpu"])
@@ -299,24 +299,6 @@ def test_adapters_need_little(data, roomy):
         model = meta_model(recipe, find_task(recipe.task).model_config(recipe))
         counts.append(sizes.count_parameters(model))
     assert counts[1][1] == 2 * 2 * (64 + 64) and counts[1][0] == counts[0][0] + counts[1][1]
-
-
-def test_a_control_groups_limit_is_heeded(tmp_path, monkeypatch):
-    arguments = SimpleNamespace(device=torch.device("cpu"))
-    monkeypatch.setattr(sizes.psutil, "swap_memory", lambda: SimpleNamespace(total=0))
-    monkeypatch.setattr(sizes, "CGROUPS", tmp_path)
-    physical = machine_memory(arguments)
-    assert physical == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    (tmp_path / "memory").mkdir()
-    versions = {"": ("max", "current", "max"), "memory": ("limit_in_bytes", "usage_in_bytes", 2**63 - 4096)}
-    for folder, (limit, used, unlimited) in versions.items():
-        (tmp_path / folder / f"memory.{limit}").write_text(f"{unlimited}\n")
-        (tmp_path / folder / f"memory.{used}").write_text("1100\n")
-        (tmp_path / folder / "memory.stat").write_text("total_inactive_file 100\ninactive_file 100\n")
-    assert machine_memory(arguments) == physical
-    for folder, (limit, *_) in versions.items():
-        (tmp_path / folder / f"memory.{limit}").write_text("3000\n")
-    assert machine_memory(arguments) == 3000 and sizes.free_memory(arguments) == 2000
 
 
 def test_padding_is_to_the_longest_of_a_batch():
