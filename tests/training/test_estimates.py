@@ -1,6 +1,5 @@
 """What trainings will take: counted against hand counts and the real Trainer's own numbers, refused where too much."""
 
-import os
 from types import SimpleNamespace
 
 import numpy as np
