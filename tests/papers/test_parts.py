@@ -31,6 +31,7 @@ TINY = [
     *(f"training.{name}={value}" for name, value in SHORT.items()),
     "training.per_device_train_batch_size=2",
     "training.use_cpu=true",
+    "evaluation.tasks=[sas_table1]",
     "evaluation.limit=2",
     "evaluation.steps=2",
 ]
