@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configurations import SIZES, named_config
-from ..eval.memory import available_memory
 from ..modeling import SASGPTConfig, SASGPTForCausalLM
 from ..report.figures import label_axes
+from ..report.machine import available_memory
 from ..report.tables import Grid
 from ..training.memory import keep_freed_memory
 from .comparison import Comparison, ItemResult, comparison_grid, environment

@@ -3,20 +3,9 @@
 import json
 
 import pytest
+from made_results import comparison, result
 
-from sas_hf.papers.comparison import (
-    AGREEMENTS,
-    Comparison,
-    ItemResult,
-    comparison_grid,
-    draw_comparisons,
-    environment,
-    read_result,
-)
-
-
-def comparison(ours, printed, low=None, high=None, **fields):
-    return Comparison("sas minus mha, perplexity", "nats", ours, printed, low, high, **fields)
+from sas_hf.papers.comparison import AGREEMENTS, Comparison, draw_comparisons, read_result
 
 
 @pytest.mark.parametrize(
@@ -40,27 +29,6 @@ def test_agreement_is_what_the_interval_says(compared, agreement):
     assert compared.agreement == agreement
     assert agreement in AGREEMENTS
     assert compared.row()[-1] == agreement
-
-
-def result(**fields):
-    comparisons = [comparison(-0.03, -0.05, -0.04, -0.02, n=5), comparison(4, 5, neutral=None)]
-    return ItemResult(
-        **{
-            "paper": "sas",
-            "item": "table7",
-            "size": "cpu",
-            "title": "Every method under simulation",
-            "stand_in": "technical text for Books3",
-            "command": "sas-hf paper sas table7",
-            "seconds": 3700.0,
-            "environment": environment(),
-            "grids": [comparison_grid("Beside the paper", comparisons)],
-            "comparisons": comparisons,
-            "numbers": {"a": [1.0]},
-            "notes": ["Small."],
-        }
-        | fields
-    )
 
 
 def test_a_result_comes_back_as_it_was_saved(tmp_path):
