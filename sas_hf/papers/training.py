@@ -239,16 +239,23 @@ class Beside:
     def _values(self, variant: str, metric: str) -> dict[int, float]:
         return {run.seed: run.metrics[metric] for run in self.report.of(self.data, variant)}
 
-    def _compare(self, variant: str) -> Comparison | None:
+    def _difference(self, variant: str) -> tuple[dict[str, float | None], int] | None:
+        """Of ours from what it is compared with, and of how many seeds; `None` of the first itself."""
         base = self._base(variant)
-        theirs, theirs_before = self._printed_value(variant), self._printed_value(base)
-        if variant == base or theirs is None or theirs_before is None:
+        if variant == base:
             return None
         metric = "loss" if self.metric == PERPLEXITY else self.metric
         first, second = self._values(base, metric), self._values(variant, metric)
         seeds = sorted(first.keys() & second.keys())
         before, now = ([self.scale * values[seed] for seed in seeds] for values in (first, second))
-        found = paired_test(before, now)
+        return paired_test(before, now), len(seeds)
+
+    def _compare(self, variant: str) -> Comparison | None:
+        base, ours = self._base(variant), self._difference(variant)
+        theirs, theirs_before = self._printed_value(variant), self._printed_value(base)
+        if ours is None or theirs is None or theirs_before is None:
+            return None
+        found, count = ours
         where = f", {self.label}" if self.label else ""
         return Comparison(
             f"{variant} minus {base}, {self.metric}{where}",
@@ -257,7 +264,7 @@ class Beside:
             math.log(theirs / theirs_before) if self.metric == PERPLEXITY else theirs - theirs_before,
             found["low"],
             found["high"],
-            len(seeds),
+            count,
         )
 
     def grids(self) -> list[Grid]:
@@ -278,13 +285,17 @@ class Beside:
         ours = f"{mean:.{self.digits}f}" + ("" if deviation is None else f" ± {deviation:.{self.digits}f}")
         theirs, compared = self._printed_value(variant), self.compared.get(variant)
         row = [variant, ours, "-" if theirs is None else f"{theirs:.{self.digits}f}"]
-        if compared is None:
+        if (difference := self._difference(variant)) is None:
             return [*row, "-", "-", "-"]
-        digits = 2 if self.unit in ("points", "BLEU") else 3
-        ours = f"{compared.ours:+.{digits}f}"
-        if compared.low is not None:
-            ours += f" ({compared.low:+.{digits}f} to {compared.high:+.{digits}f})"
-        return [*row, ours, f"{compared.printed:+.{digits}f}", compared.agreement]
+        found, digits = difference[0], 2 if self.unit in ("points", "BLEU") else 3
+        ours = f"{found['difference']:+.{digits}f}"
+        if found["low"] is not None:
+            ours += f" ({found['low']:+.{digits}f} to {found['high']:+.{digits}f})"
+        return [
+            *row,
+            ours,
+            *(["-", "-"] if compared is None else [f"{compared.printed:+.{digits}f}", compared.agreement]),
+        ]
 
     def _by_step(self, name: str) -> list[Grid]:
         if not self.place.item.by_step:
