@@ -39,6 +39,7 @@ class Grid:
         variants: by name, the fields that each changes.
         data: by name, the fields of `data`; files are in the folder that the user names.
         text: what the data are, such as "technical text".
+        why: how sizes and rates were chosen, where they are ours.
         instead: fields of `data` where no folder is named, such as a dataset of the Hub, and `instead_text` what those
             are; `None`: there must be one.
     """
@@ -49,6 +50,7 @@ class Grid:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     text: str = ""
+    why: str | None = None
     instead: dict[str, Any] | None = None
     instead_text: str = ""
 

@@ -108,7 +108,7 @@ def result_of(
         comparisons += [comparison for beside in besides for comparison in beside.comparisons]
         tokens, told = saved(part.place, report)
         comparisons += [*counted(part.place, part.runs), *tokens]
-        notes += [*([part.place.at.note] if part.place.at.note else []), *told]
+        notes += [*filter(None, (part.place.grid.why, part.place.at.note)), *told]
     contents = {part.place.at.grid: report.content() for part, report in zip(parts, reports, strict=True)}
     return ItemResult(
         place.paper,

@@ -29,13 +29,20 @@ def draw_study(report, figure=None):
 
 
 def _curves(report, axes, data: str) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator
 
     _draw_curves(report, axes, data, dict.fromkeys(report.variants, 1))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label_axes(axes, report.across, report.metric.label, data)
-    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high = axes.dataLim.intervaly
+    if 0 < 3 * low < high:  # of perplexities ratios count, also where they are small
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.minorticks_off()
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend()
 
 
