@@ -109,7 +109,10 @@ def result_of(
         tokens, told = saved(part.place, report)
         comparisons += [*counted(part.place, part.runs), *tokens]
         notes += [*filter(None, (part.place.grid.why, part.place.at.note)), *told]
-    contents = {part.place.at.grid: report.content() for part, report in zip(parts, reports, strict=True)}
+    contents = {}
+    for part, report in zip(parts, reports, strict=True):
+        contents[part.place.at.grid] = report.content()
+        del contents[part.place.at.grid]["study"]  # the declaration says it, and this names places on this machine
     return ItemResult(
         place.paper,
         place.name,

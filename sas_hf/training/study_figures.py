@@ -38,7 +38,7 @@ def _curves(report, axes, data: str) -> None:
     low, high = axes.dataLim.intervaly
     if 0 < 3 * low < high:  # of perplexities ratios count, also where they are small
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.minorticks_off()
     else:
