@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from helpers import real_text
+from helpers import build_nothing, real_text
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
 from sas_hf.data.masking import MaskingCollator, masked_rows
@@ -170,7 +170,7 @@ def test_a_bert_goes_on(files, tmp_path):
 def test_what_cannot_be_trained_is_refused_before_a_model_is_built(changes, message, files, tmp_path, monkeypatch):
     train_tokenizer("\n".join(real_text()), 300).save_pretrained(tmp_path / "gpt")
     changes = [change.replace("@gpt", str(tmp_path / "gpt")) for change in changes]
-    monkeypatch.setattr(AutoModelForMaskedLM, "from_config", None)
+    build_nothing(monkeypatch, AutoModelForMaskedLM)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(recipe_of(tmp_path, files, *changes, "training.max_steps=2"))
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -114,7 +114,6 @@ def test_null_takes_a_training_field_of_the_base_away():
             "`model.config` is 'sas-125m' and `model.checkpoint` is 'folder'; give exactly one",
         ),
         ("model.config=null", "`model.config` is None and `model.checkpoint` is None; give exactly one"),
-        ("model.tokenizer=null", "`model.tokenizer` is not given"),
         ("model.revision=main", "`model.revision` is 'main', of a checkpoint"),
         ("training.max_steps=0", "`training.max_steps` is 0; it must be at least 1, or -1"),
         ("training.max_steps=-5", "`training.max_steps` is -5"),

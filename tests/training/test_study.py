@@ -84,7 +84,7 @@ def whole(tmp_path_factory):
         f"run {number} of 4: {run}" for number, run in enumerate(runs, 1)
     ]
     first, *others = [message.partition(" (")[2] for message in messages]
-    assert first == "" and all(re.fullmatch(r"about \d+ (s|min) left\)", left) for left in others), messages
+    assert first == "" and all(re.fullmatch(r"about [\d.]+ (s|min) left\)", left) for left in others), messages
     return folder / "out", report
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
-from helpers import assert_identical, python_environment, real_text
+from helpers import assert_identical, build_nothing, python_environment, real_text
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -494,7 +494,7 @@ def test_what_cannot_be_trained_is_refused_before_a_model_is_built(name, tmp_pat
     places = {"@train": data["train"], "@text": str(tmp_path / "notes.txt")}
     for short, place in places.items():
         changes = [change.replace(short, place) for change in changes]
-    monkeypatch.setattr(AutoModelForSequenceClassification, "from_config", None)
+    build_nothing(monkeypatch, AutoModelForSequenceClassification)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(recipe_of(tmp_path / "run", data, *changes))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
