@@ -94,12 +94,17 @@ def name_of(paper: str, item: str) -> str:
     return printed(paper)[load_item(paper, item).printed].source
 
 
+def anchor(paper: str, item: str) -> str:
+    """Of an item's section on the page."""
+    return f"{paper}-{item.replace('.', '')}"
+
+
 def _overview(paper: str, results: dict[tuple[str, str], ItemResult]) -> Grid:
     rows = []
     for name in item_names(paper):
         item, result = load_item(paper, name), results.get((paper, name))
         sizes = ", ".join(size for size in SIZES if getattr(item, size) is not None)
-        link = f"[{name_of(paper, name)}](#{paper}-{name.replace('.', '')})" if result else name_of(paper, name)
+        link = f"[{name_of(paper, name)}](#{anchor(paper, name)})" if result else name_of(paper, name)
         row = [link, item.title, f"`sas-hf paper {paper} {name}`", sizes]
         if result is None:
             rows.append([*row, "no", "-", "-", "-"])
@@ -128,15 +133,19 @@ def _counted(comparisons: Iterable[Comparison]) -> str:
 def _unseen(results: dict[tuple[str, str], ItemResult]) -> str:
     """What the papers claim and our runs do not show."""
     lines = ["## What the papers claim and these runs do not show", ""]
-    for (paper, name), result in sorted(results.items()):
-        unseen = [c for c in result.comparisons if c.agreement in ("contradicts", "smaller", "differs")]
-        if unseen:
-            counted = f"{len(unseen)} of {len(result.comparisons)} comparisons"
-            told = "; ".join(f"{c.what}: {c.row()[1]}, printed {c.row()[2]} ({c.agreement})" for c in unseen[:6])
-            more = f"; and {len(unseen) - 6} more" if len(unseen) > 6 else ""
-            lines.append(
-                f"- {name_of(paper, name)} ({paper}), {result.stand_in or 'as printed'}: {counted}: {told}{more}."
-            )
+    for paper in PAPERS:
+        for name in item_names(paper):
+            if (result := results.get((paper, name))) is None:
+                continue
+            unseen = [c for c in result.comparisons if c.agreement in ("contradicts", "smaller")]
+            other = sum(comparison.agreement == "differs" for comparison in result.comparisons)
+            told = [f"{c.what}: {c.row()[1]}, printed {c.row()[2]} {c.unit} ({c.agreement})" for c in unseen]
+            told += [f"{other} printed numbers come out otherwise"] if other else []
+            if told:
+                where = (
+                    f"[{name_of(paper, name)}](#{anchor(paper, name)}) ({paper}), {result.stand_in or 'as printed'}"
+                )
+                lines.append(f"- {where}: {'; '.join(told)}.")
     return "\n".join([*lines, ""])
 
 
@@ -144,7 +153,7 @@ def _section(result: ItemResult, figures: str) -> str:
     paper, name = result.paper, result.item
     item = load_item(paper, name)
     lines = [
-        f'<a id="{paper}-{name.replace(".", "")}"></a>',
+        f'<a id="{anchor(paper, name)}"></a>',
         "",
         f"## {name_of(paper, name)} ({paper}): {result.heading}",
         "",
