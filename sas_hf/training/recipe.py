@@ -41,7 +41,7 @@ def load_recipe(
     Args:
         source: a YAML file, the name of a recipe that comes with the package, or what such a file holds.
         overrides: such as `"training.max_steps=100"` or `"model.config=mha-125m"`; the value is YAML.
-        needs_data: refuse a recipe without `data.train`, which can be planned but not run.
+        needs_data: refuse a recipe without `data.train` or what it evaluates on, which can be planned but not run.
 
     Raises:
         FileNotFoundError: where there is neither such a file nor such a recipe.

@@ -62,7 +62,7 @@ def check_recipe(recipe: TrainingRecipe, needs_data: bool = True) -> None:
     Raise a ValueError, naming field, value and what would be right, for a recipe that cannot be run.
 
     Args:
-        needs_data: `data.train` must be given.
+        needs_data: `data.train` must be given, and what is evaluated on.
     """
     task = find_task(recipe.task)
     _check_model(recipe, task)
@@ -70,7 +70,7 @@ def check_recipe(recipe: TrainingRecipe, needs_data: bool = True) -> None:
     _check_training_fields(recipe, task)
     _check_rates(recipe)
     _check_batch_size(recipe)
-    _check_evaluation(recipe, task)
+    _check_evaluation(recipe, task, needs_data)
 
 
 def _check_model(recipe: TrainingRecipe, task: Task) -> None:
@@ -252,7 +252,7 @@ def _check_batch_size(recipe: TrainingRecipe) -> None:
         )
 
 
-def _check_evaluation(recipe: TrainingRecipe, task: Task) -> None:
+def _check_evaluation(recipe: TrainingRecipe, task: Task, needs_data: bool) -> None:
     evaluation = recipe.evaluation
     if evaluation.steps < 1:
         raise ValueError(f"`evaluation.steps` is {evaluation.steps}; it must be at least 1.")
@@ -261,7 +261,7 @@ def _check_evaluation(recipe: TrainingRecipe, task: Task) -> None:
     if evaluation.tasks and not task.has_benchmarks:
         raise ValueError(f"`evaluation.tasks` is {evaluation.tasks}, benchmarks of language models; leave it empty.")
     evaluates = str(recipe.training.get("eval_strategy", "no")) != "no" or recipe.training.get("eval_on_start")
-    if evaluates and not task.is_validated(recipe):
+    if needs_data and evaluates and not task.is_validated(recipe):
         raise ValueError(
             "`training.eval_strategy` asks for evaluations, but there is nothing to evaluate on; give "
             "`data.validation`, `data.validation_split` or `data.validation_documents`."

@@ -11,6 +11,7 @@ from sas_hf.cli import app
 from sas_hf.papers.items import PAPERS, SIZES, find_place, item_names, load_item
 from sas_hf.papers.page import needs, state
 from sas_hf.papers.run import estimate_item, run_item
+from sas_hf.papers.training import plan_parts
 
 
 # Of every recipe, so that a run takes a second.
@@ -117,6 +118,15 @@ def test_a_dry_run_tells_what_an_item_takes_and_writes_nothing(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     grid = estimate_item("sas", "figure6", seeds=[0], overrides=TINY).grid()
     assert len(grid.rows) >= 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("paper", "name", "size"), [("sas", "figure6", "paper"), ("better", "table8", "cpu")])
+def test_a_dry_run_needs_no_data(paper, name, size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = find_place(paper, name, size)
+    parts = plan_parts(place, tmp_path, tmp_path, None, [0], (), needs_data=False)
+    assert [run.variant for run in parts[0].runs] == place.variants
     assert list(tmp_path.iterdir()) == []
 
 
