@@ -33,11 +33,10 @@ def paper(
     from ..papers.items import PAPERS, check_paper
 
     if item is None:
-        for known in PAPERS:
-            if name is not None:
-                check_paper(name)
-            if name in (None, known):
-                console.print(item_table(known, runs))
+        if name is not None:
+            check_paper(name)
+        for each in PAPERS if name is None else [name]:
+            console.print(item_table(each, runs))
         return
     from ..papers.run import estimate_item, output_of, run_item
 

@@ -153,8 +153,12 @@ def equation_24(config: Config, context: int) -> int | None:
     standard = config.num_key_value_heads == config.num_attention_heads and not config.simulates
     if config.attention_type not in EQUATION_24 or not standard:
         return None
-    constant, heads = EQUATION_24[config.attention_type], config.num_attention_heads
-    return constant * context * config.hidden_size + 15 * heads * context**2
+    return by_equation_24(config.attention_type, context, config.hidden_size, config.num_attention_heads)
+
+
+def by_equation_24(attention_type: str, length: int, width: int, heads: int) -> int:
+    """The equation itself, for ℓ tokens of C features."""
+    return EQUATION_24[attention_type] * length * width + 15 * heads * length**2
 
 
 def _forward_flops(model: torch.nn.Module, config: Config, context: int) -> int:

@@ -17,6 +17,7 @@ from ..report.machine import processor
 from ..report.quantities import time_text
 from ..report.tables import Grid
 from ..version import __version__
+from .items import Place, stand_in
 
 
 RESULT_NAME = "result.json"
@@ -87,10 +88,14 @@ def comparison_grid(title: str, comparisons: list[Comparison]) -> Grid:
     caption = [f"in {units}"] if units else []
     if counts:
         caption.append(f"n = {', '.join(map(str, counts))}")
-    told = dict.fromkeys(comparison.agreement for comparison in comparisons)
-    caption += [f"{name}: {AGREEMENTS[name]}" for name in told]
+    caption += meanings(comparisons)
     rows = [comparison.row() for comparison in comparisons]
     return Grid(title, ["compared", "ours (interval)", "paper", "agreement"], rows, "; ".join(caption) + ".")
+
+
+def meanings(comparisons: list[Comparison]) -> list[str]:
+    """What the agreements of these comparisons mean, each once."""
+    return [f"{name}: {AGREEMENTS[name]}" for name in dict.fromkeys(c.agreement for c in comparisons)]
 
 
 def draw_comparisons(comparisons: list[Comparison]):
@@ -223,6 +228,25 @@ class ItemResult:
         ]
         grids = [Grid(**fields) for fields in content["grids"]]
         return cls(**content | {"comparisons": comparisons, "grids": grids})
+
+
+def result_at(place: Place, data: Path | None, command: str, **content: Any) -> ItemResult:
+    """
+    The result of an item, called as its declaration says, made here.
+
+    Args:
+        data: the user's folder.
+        content: the other fields of [`ItemResult`].
+    """
+    return ItemResult(
+        paper=place.paper,
+        item=place.name,
+        size=place.size,
+        title=place.item.title,
+        stand_in=stand_in(place, data),
+        command=command,
+        **{"environment": environment()} | content,
+    )
 
 
 def read_result(path: Path) -> ItemResult:

@@ -13,8 +13,8 @@ from ..hub.info import describe
 from ..modeling import SASEncoderConfig, SASViTConfig
 from ..report.figures import label_axes
 from ..report.tables import PAPER, Grid
-from .comparison import Comparison, ItemResult, comparison_grid, environment
-from .items import Place, stand_in
+from .comparison import Comparison, ItemResult, comparison_grid, environment, result_at
+from .items import Place
 from .timing import Part, draw_ratios, measure, open_measured, ratio_legend
 
 
@@ -178,13 +178,10 @@ def _result(
     rows = _rows(figures, data_sets, heads, kinds[1:], _ratio_cells, paper)
     grids.append(Grid(f"The same over {first}'s", _header(data_sets), rows, caption))
     grids.append(comparison_grid(f"Seconds over {first}'s in the same round, and the paper's", comparisons))
-    return ItemResult(
-        paper=place.paper,
-        item=place.name,
-        size=place.size,
-        title=place.item.title,
-        stand_in=stand_in(place, None),
-        command=command,
+    return result_at(
+        place,
+        None,
+        command,
         seconds=sum(part["seconds"] for part in figures.values()),
         environment=environment(torch.device("cpu")),
         grids=grids,

@@ -4,7 +4,6 @@
 several items take from; `methods.yaml` the attention methods of the SAS paper at any size.
 """
 
-import copy
 import difflib
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -13,7 +12,6 @@ from typing import Any, Literal
 
 from ..report.printed import PaperRow, PaperTable, printed
 from ..training.fields import build, read_fields, shipped_names
-from ..training.recipe import merge
 
 
 DECLARATIONS = files(__package__) / "declarations"
@@ -126,6 +124,11 @@ class Item:
     cpu: dict[str, Any] | None = None
     paper: dict[str, Any] | None = None
     missing: str = ""
+
+    @property
+    def sizes(self) -> list[str]:
+        """At which it is declared."""
+        return [size for size in SIZES if getattr(self, size) is not None]
 
 
 @dataclass(frozen=True)
@@ -241,10 +244,9 @@ def find_place(paper: str, name: str, size: str) -> Place:
     item = load_item(paper, name)
     if size not in SIZES:
         raise ValueError(f"`size` is {size!r}; it must be {' or '.join(SIZES)}.")
-    fields = getattr(item, size)
-    if fields is None:
+    if size not in item.sizes:
         raise ValueError(f"{paper} {name} has no form at the size {size!r}: {item.missing}")
-    return Place(paper, name, size, item, build(AtSize, fields, f"{size}.", "no field of a size"))
+    return Place(paper, name, size, item, build(AtSize, getattr(item, size), f"{size}.", "no field of a size"))
 
 
 def load_grid(name: str, size: str) -> Grid:
@@ -277,7 +279,6 @@ def study_fields(place: Place, data: Path | None, needs_data: bool = True) -> di
         FileNotFoundError: where it lacks a file.
     """
     grid = place.grid
-    recipe = {"base": grid.recipe} if isinstance(grid.recipe, str) else copy.deepcopy(grid.recipe)
     chosen = {name: dict(grid.data[name]) for name in place.at.data}
     if data is not None:
         for fields in chosen.values():
@@ -291,7 +292,7 @@ def study_fields(place: Place, data: Path | None, needs_data: bool = True) -> di
     else:
         raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {grid.needs}.")
     variants = {name: grid.variants[name] for name in place.variants}
-    return {"recipe": merge(recipe, {}), "variants": variants, "data": chosen, "seeds": list(place.at.seeds)}
+    return {"recipe": grid.recipe, "variants": variants, "data": chosen, "seeds": list(place.at.seeds)}
 
 
 def _existing(path: Path, place: Place) -> Path:

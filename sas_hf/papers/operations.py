@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..hub.info import EQUATION_24
+from ..hub.info import by_equation_24
 from ..modeling import SASEncoderConfig
 from ..modeling.kinds import make_attention
 from ..report.figures import label_axes
 from ..report.tables import Grid
-from .comparison import Comparison, ItemResult, comparison_grid, environment
-from .items import Place, stand_in
+from .comparison import Comparison, ItemResult, comparison_grid, result_at
+from .items import Place
 from .timing import COLOURS
 
 
@@ -40,7 +40,7 @@ EQUATION = (
 
 def by_equation(kind: str, length: int, width: int, heads: int) -> int:
     """Equation 24 of the paper."""
-    return EQUATION_24[_attention_type(kind)] * length * width + 15 * heads * length**2
+    return by_equation_24(_attention_type(kind), length, width, heads)
 
 
 @functools.cache
@@ -125,15 +125,11 @@ def operations(
             raise ValueError(f"`{name}` is {values}; it must hold numbers of at least 1.")
     begun = time.perf_counter()
     content = make(place, lengths, widths, tuple(heads), progress)
-    return ItemResult(
-        paper=place.paper,
-        item=place.name,
-        size=place.size,
-        title=place.item.title,
-        stand_in=stand_in(place, None),
-        command=command,
+    return result_at(
+        place,
+        None,
+        command,
         seconds=time.perf_counter() - begun,
-        environment=environment(),
         **content | {"notes": [*content["notes"], COUNTED, EQUATION]},
     )
 

@@ -10,7 +10,7 @@ from ..report.files import write_atomically
 from ..report.printed import printed
 from ..report.tables import Grid
 from .comparison import AGREEMENTS, RESULT_NAME, Comparison, ItemResult, read_result
-from .items import PAPERS, SIZES, find_place, item_names, load_item
+from .items import PAPERS, find_place, item_names, load_item
 from .run import has_run
 
 
@@ -35,15 +35,21 @@ seed, with 95 % intervals by Student's t and no correction for several compariso
 """
 
 
+def kept_result(paper: str, name: str) -> ItemResult | None:
+    """An item's result that comes with the package."""
+    path = Path(str(RESULTS)) / f"{paper}-{name}.json"
+    return read_result(path) if path.is_file() else None
+
+
 def kept_results() -> dict[tuple[str, str], ItemResult]:
-    """The results that come with the package, by paper and item."""
-    found = (read_result(Path(str(path))) for path in RESULTS.iterdir() if path.name.endswith(".json"))
-    return {(result.paper, result.item): result for result in found}
+    """All of them, by paper and item."""
+    found = {(paper, name): kept_result(paper, name) for paper in PAPERS for name in item_names(paper)}
+    return {key: result for key, result in found.items() if result is not None}
 
 
 def needs(paper: str, name: str, size: str) -> str:
     """The folders in the user's that an item needs; with a star, where it can do without."""
-    if getattr(load_item(paper, name), size) is None:
+    if size not in load_item(paper, name).sizes:
         return "no"
     grids = [part.grid for part in find_place(paper, name, size).parts if part.at.grid is not None]
     found = [grid.needs.partition("/")[0] + "/" + ("*" if grid.instead else "") for grid in grids]
@@ -52,13 +58,9 @@ def needs(paper: str, name: str, size: str) -> str:
 
 def state(paper: str, name: str, runs: Path) -> str:
     """Where an item has been run: here, or by us."""
-    here = [
-        size
-        for size in SIZES
-        if getattr(load_item(paper, name), size) is not None and has_run(find_place(paper, name, size), runs)
-    ]
-    told = [f"here, {size}" for size in here]
-    if (result := kept_results().get((paper, name))) is not None:
+    sizes = load_item(paper, name).sizes
+    told = [f"here, {size}" for size in sizes if has_run(find_place(paper, name, size), runs)]
+    if (result := kept_result(paper, name)) is not None:
         told.append(f"by us, {result.size}")
     return "; ".join(told) or "-"
 
@@ -103,9 +105,8 @@ def _overview(paper: str, results: dict[tuple[str, str], ItemResult]) -> Grid:
     rows = []
     for name in item_names(paper):
         item, result = load_item(paper, name), results.get((paper, name))
-        sizes = ", ".join(size for size in SIZES if getattr(item, size) is not None)
         link = f"[{name_of(paper, name)}](#{anchor(paper, name)})" if result else name_of(paper, name)
-        row = [link, item.title, f"`sas-hf paper {paper} {name}`", sizes]
+        row = [link, item.title, f"`sas-hf paper {paper} {name}`", ", ".join(item.sizes)]
         if result is None:
             rows.append([*row, "no", "-", "-", "-"])
             continue

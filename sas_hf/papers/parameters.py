@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..configurations import named_config
 from ..modeling.attention import SASAttention
 from ..report.tables import Grid
-from .comparison import Comparison, ItemResult, comparison_grid, environment
+from .comparison import Comparison, ItemResult, comparison_grid, result_at
 from .items import Place
 
 
@@ -29,7 +29,8 @@ def parameters(
         progress(f"counting {name}")
         config = named_config(name)
         shape = shape_of(config)
-        layer, whole = attention_parameters(config), model_parameters(config)
+        model = meta_model(config)
+        layer, whole = attention_parameters(model), sum(parameter.numel() for parameter in model.parameters())
         row = place.match(wanted)
         for column, ours in shape.items():
             printed = row.values[place.table.columns.index(column)]
@@ -48,19 +49,15 @@ def parameters(
     other = [comparison for comparison in comparisons if comparison.agreement == "differs"]
     grids += [comparison_grid("What is printed otherwise", other)] if other else []
     told = f"{len(comparisons) - len(other)} of {len(comparisons)} printed numbers are those of the configurations."
-    return ItemResult(
-        place.paper,
-        place.name,
-        place.size,
-        place.item.title,
+    return result_at(
+        place,
         None,
         command,
-        time.perf_counter() - begun,
-        environment(),
-        grids,
-        comparisons,
-        numbers,
-        [told, *([place.at.note] if place.at.note else [])],
+        seconds=time.perf_counter() - begun,
+        grids=grids,
+        comparisons=comparisons,
+        numbers=numbers,
+        notes=[told, *([place.at.note] if place.at.note else [])],
     )
 
 
@@ -76,17 +73,13 @@ def shape_of(config: PreTrainedConfig) -> dict[str, int]:
     return {"hidden size": config.hidden_size, "heads": heads, "head size": head_size, "group size": group}
 
 
-def attention_parameters(config: PreTrainedConfig) -> int:
+def attention_parameters(model: PreTrainedModel) -> int:
     """Of the first attention layer."""
-    layer = next(module for module in _model(config).modules() if isinstance(module, SASAttention))
+    layer = next(module for module in model.modules() if isinstance(module, SASAttention))
     return sum(parameter.numel() for parameter in layer.parameters())
 
 
-def model_parameters(config: PreTrainedConfig) -> int:
-    """Of the model without a head; tied ones once."""
-    return sum(parameter.numel() for parameter in _model(config).parameters())
-
-
-def _model(config: PreTrainedConfig):
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Without a head, and without memory for its weights."""
     with torch.device("meta"):
         return AutoModel.from_config(config)

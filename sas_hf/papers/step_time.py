@@ -16,8 +16,8 @@ from ..report.figures import label_axes
 from ..report.machine import available_memory
 from ..report.tables import Grid
 from ..training.memory import keep_freed_memory
-from .comparison import Comparison, ItemResult, comparison_grid, environment
-from .items import Place, stand_in
+from .comparison import Comparison, ItemResult, comparison_grid, environment, result_at
+from .items import Place
 from .timing import Part, draw_ratios, is_measured, measure, open_measured, ratio_legend
 
 
@@ -263,13 +263,10 @@ def _result(
     ]
     if kept:
         notes.append("Freed memory was kept for the next step, as `sas-hf train` does (docs/cost.md).")
-    return ItemResult(
-        paper=place.paper,
-        item=place.name,
-        size=place.size,
-        title=place.item.title,
-        stand_in=stand_in(place, None),
-        command=command,
+    return result_at(
+        place,
+        None,
+        command,
         seconds=sum(part["seconds"] for part in figures.values()),
         environment=environment(device),
         grids=grids,

@@ -14,9 +14,9 @@ from ..training.study import Run, Study, check_runs, plan_runs, run_study
 from ..training.study_report import StudyReport
 from ..training.study_results import mean_and_deviation, paired_test
 from ..training.tasks import find_task
-from .comparison import AGREEMENTS, Comparison, ItemResult, environment
-from .items import Place, stand_in, study_fields
-from .parameters import attention_parameters
+from .comparison import Comparison, ItemResult, meanings, result_at
+from .items import Place, study_fields
+from .parameters import attention_parameters, meta_model
 
 
 # Of a printed perplexity, what differences are taken of: its logarithm, which is the loss.
@@ -113,20 +113,16 @@ def result_of(
     for part, report in zip(parts, reports, strict=True):
         contents[part.place.at.grid] = report.content()
         del contents[part.place.at.grid]["study"]  # the declaration says it, and this names places on this machine
-    return ItemResult(
-        place.paper,
-        place.name,
-        place.size,
-        place.item.title,
-        stand_in(place, data),
+    return result_at(
+        place,
+        data,
         command,
-        sum(run.seconds or 0.0 for report in reports for run in report.runs),
-        environment(),
-        grids,
-        comparisons,
-        {"parts": contents} if len(parts) > 1 else contents.popitem()[1],
-        [*dict.fromkeys(notes), *power(comparisons)],
-        _drawn(reports),
+        seconds=sum(run.seconds or 0.0 for report in reports for run in report.runs),
+        grids=grids,
+        comparisons=comparisons,
+        numbers={"parts": contents} if len(parts) > 1 else contents.popitem()[1],
+        notes=[*dict.fromkeys(notes), *power(comparisons)],
+        figure=_drawn(reports),
     )
 
 
@@ -139,7 +135,8 @@ def counted(place: Place, runs: list[Run]) -> list[Comparison]:
         label = place.at.data[run.data or next(iter(place.at.data))]
         row = place.printed_row(run.variant, label[0] if isinstance(label, list) else label)
         if row is not None:
-            ours = attention_parameters(load_config(run.recipe.model, find_task(run.recipe.task).auto_class))
+            config = load_config(run.recipe.model, find_task(run.recipe.task).auto_class)
+            ours = attention_parameters(meta_model(config))
             what = f"{run.variant}, {place.at.counted}"
             found.append(Comparison(what, "", ours, row.values[column], neutral=None))
     return found
@@ -276,8 +273,7 @@ class Beside:
         heading = f"{name}, {self.data or 'ours'} beside the paper's {self.label or self.place.table.source}"
         caption = f"Differences in {self.unit}, paired by seed, with 95 % intervals"
         caption += " (of perplexities those of their logarithms)" if self.metric == PERPLEXITY else ""
-        told = dict.fromkeys(comparison.agreement for comparison in self.comparisons)
-        caption = "; ".join([caption, *(f"{agreement}: {AGREEMENTS[agreement]}" for agreement in told)]) + "."
+        caption = "; ".join([caption, *meanings(self.comparisons)]) + "."
         header = ["variant", "ours", "paper", "ours: difference", "paper's", "agreement"]
         rows = [self._row(variant) for variant in self.place.variants]
         return [Grid(heading, header, rows, caption), *self._by_step(name)]

@@ -72,27 +72,6 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """
-    A variant on one data set.
-
-    Attributes:
-        n: seeds.
-        metrics: by name, mean and standard deviation (n - 1) over seeds; no deviation of one.
-        differences: by name, this minus first variant over the seeds of both, as [`paired_test`] gives it; of the
-            first variant itself none.
-    """
-
-    variant: str
-    data: str
-    n: int
-    metrics: dict[str, tuple[float, float | None]]
-    parameters: int
-    tokens_per_second: float | None
-    differences: dict[str, dict[str, float | None]]
-
-
-@dataclass(frozen=True)
 class Arrival:
     """
     When a run's curve first has the value at which the first variant's run of the same seed ended.
