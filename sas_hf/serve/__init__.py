@@ -1,0 +1,1 @@
+"""What serving engines and exporters need of the SAS architectures, one file an engine or a format."""
