@@ -155,7 +155,7 @@ def saved(place: Place, report: StudyReport) -> tuple[list[Comparison], list[str
                 continue
             if len(shares) < len(tried):
                 missed = f"{len(tried) - len(shares)} of {len(tried)} seeds"
-                notes.append(f"{variant} never has what {first} has in the end with {missed}: no tokens are compared.")
+                notes.append(f"With {missed}, {variant} never has what {first} has in the end: no tokens are compared.")
                 continue
             ours = paired_test(shares, [100.0] * len(shares))
             what = f"{variant}, {place.item.saved}, until it has what {first} has in the end, {label}"

@@ -108,7 +108,7 @@ def test_tokens_saved_stand_beside_the_printed_ones(reached):
     found, notes = saved(place, StudyReport(runs, metrics=(LOSS, PERPLEXITY)))
     if not reached:
         assert not found and notes == [
-            "sas never has what mha has in the end with 1 of 2 seeds: no tokens are compared."
+            "With 1 of 2 seeds, sas never has what mha has in the end: no tokens are compared."
         ]
         return
     (tokens,) = found  # the paper prints none on the other data
