@@ -148,8 +148,8 @@ class ItemResult:
     Args:
         paper, item, size: such as "sas", "table7", "cpu".
         title: what it compares.
-        stand_in: what takes the place of the paper's data and models, which every heading names; `None` where nothing
-            does.
+        stand_in: what takes the place of the paper's data and models, and of what is declared, which every heading
+            names; `None` where nothing does.
         command: that makes it again.
         seconds: that the machine worked on it, in all processes.
         environment: as [`environment`] gives it.
@@ -230,12 +230,14 @@ class ItemResult:
         return cls(**content | {"comparisons": comparisons, "grids": grids})
 
 
-def result_at(place: Place, data: Path | None, command: str, **content: Any) -> ItemResult:
+def result_at(
+    place: Place, data: Path | None, command: str, changed: list[str] | tuple[str, ...] = (), **content: Any
+) -> ItemResult:
     """
     The result of an item, called as its declaration says, made here.
 
     Args:
-        data: the user's folder.
+        data, changed: as of [`stand_in`].
         content: the other fields of [`ItemResult`].
     """
     return ItemResult(
@@ -243,7 +245,7 @@ def result_at(place: Place, data: Path | None, command: str, **content: Any) -> 
         item=place.name,
         size=place.size,
         title=place.item.title,
-        stand_in=stand_in(place, data),
+        stand_in=stand_in(place, data, changed),
         command=command,
         **{"environment": environment()} | content,
     )

@@ -32,7 +32,7 @@ class Grid:
 
     Args:
         recipe: what all share, as of a study.
-        needs: what must be in the user's folder, which it begins with.
+        form: of the files that must be in the user's folder, such as "text files".
         size: of the SAS paper's methods, such as "125m", which are then among the variants.
         variants: by name, the fields that each changes.
         data: by name, the fields of `data`; files are in the folder that the user names.
@@ -43,7 +43,7 @@ class Grid:
     """
 
     recipe: str | dict[str, Any]
-    needs: str
+    form: str
     size: str | None = None
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -157,6 +157,18 @@ class Place:
     @property
     def grid(self) -> Grid:
         return load_grid(self.at.grid, self.size)
+
+    @property
+    def files(self) -> list[str]:
+        """What the data that it takes must be in the user's folder."""
+        data = [self.grid.data[name] for name in self.at.data]
+        found = [fields.get(name) for fields in data for name in ("train", "validation")]
+        return list(dict.fromkeys(name for name in found if name is not None))
+
+    @property
+    def needs(self) -> str:
+        """The same in words."""
+        return f"{' and '.join(self.files)} ({self.grid.form})"
 
     @property
     def variants(self) -> list[str]:
@@ -290,14 +302,14 @@ def study_fields(place: Place, data: Path | None, needs_data: bool = True) -> di
     elif not needs_data:
         chosen = {name: _without_files(fields) for name, fields in chosen.items()}
     else:
-        raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {grid.needs}.")
+        raise ValueError(f"{place.paper} {place.name} needs data: give --data FOLDER that holds {place.needs}.")
     variants = {name: grid.variants[name] for name in place.variants}
     return {"recipe": grid.recipe, "variants": variants, "data": chosen, "seeds": list(place.at.seeds)}
 
 
 def _existing(path: Path, place: Place) -> Path:
     if not path.exists() and not any(path.parent.glob(path.name)):
-        raise FileNotFoundError(f"--data has no {path}; {place.paper} {place.name} needs {place.grid.needs} in it.")
+        raise FileNotFoundError(f"--data has no {path}; {place.paper} {place.name} needs {place.needs} in it.")
     return path.resolve()
 
 
@@ -305,8 +317,17 @@ def _without_files(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("train", "validation")}
 
 
-def stand_in(place: Place, data: Path | None) -> str | None:
-    """What stands for the paper's data and models, in words; `None` where they are its own."""
+def stand_in(place: Place, data: Path | None, changed: list[str] | tuple[str, ...] = ()) -> str | None:
+    """
+    What stands for the paper's data and models, in words; `None` where they are its own.
+
+    Args:
+        data: the user's folder.
+        changed: fields of every recipe that are not as declared, such as "training.max_steps=100".
+    """
+    if changed:
+        told = [stand_in(place, data), f"not as declared: {', '.join(changed)}"]
+        return "; ".join(filter(None, told))
     if place.at.parts:
         told = [stand_in(part, data) for part in place.parts]
         return ", ".join(dict.fromkeys(filter(None, told))) or None

@@ -51,8 +51,8 @@ def needs(paper: str, name: str, size: str) -> str:
     """The folders in the user's that an item needs; with a star, where it can do without."""
     if size not in load_item(paper, name).sizes:
         return "no"
-    grids = [part.grid for part in find_place(paper, name, size).parts if part.at.grid is not None]
-    found = [grid.needs.partition("/")[0] + "/" + ("*" if grid.instead else "") for grid in grids]
+    parts = [part for part in find_place(paper, name, size).parts if part.at.grid is not None]
+    found = [f"{file.partition('/')[0]}/{'*' if part.grid.instead else ''}" for part in parts for file in part.files]
     return " ".join(dict.fromkeys(found)) or "-"
 
 

@@ -69,7 +69,7 @@ def run_item(
         check_memory([run for part in parts for run in part.runs])
 
         def make() -> ItemResult:
-            return result_of(place, parts, run_parts(parts, overrides, progress), command, data)
+            return result_of(place, parts, run_parts(parts, overrides, progress), command, data, overrides)
     else:
         _check_measured(place, data, seeds, overrides)
 

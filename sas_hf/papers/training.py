@@ -15,6 +15,7 @@ from ..training.study_report import StudyReport
 from ..training.study_results import mean_and_deviation, paired_test
 from ..training.tasks import find_task
 from .comparison import Comparison, ItemResult, meanings, result_at
+from .items import Grid as Declared
 from .items import Place, study_fields
 from .parameters import attention_parameters, meta_model
 
@@ -98,9 +99,14 @@ def run_parts(
 
 
 def result_of(
-    place: Place, parts: list[Part], reports: list[StudyReport], command: str, data: Path | None
+    place: Place,
+    parts: list[Part],
+    reports: list[StudyReport],
+    command: str,
+    data: Path | None,
+    overrides: list[str] | tuple[str, ...] = (),
 ) -> ItemResult:
-    """What the trainings say beside what is printed."""
+    """What the trainings say beside what is printed; `data` and `overrides` are the user's."""
     grids, comparisons, notes = [], [], []
     for part, report in zip(parts, reports, strict=True):
         besides = list(_besides(part.place, report))
@@ -108,7 +114,7 @@ def result_of(
         comparisons += [comparison for beside in besides for comparison in beside.comparisons]
         tokens, told = saved(part.place, report)
         comparisons += [*counted(part.place, part.runs), *tokens]
-        notes += [*filter(None, (part.place.grid.why, part.place.at.note)), *told]
+        notes += [*filter(None, (_why(part.place.grid, data, overrides), part.place.at.note)), *told]
     contents = {}
     for part, report in zip(parts, reports, strict=True):
         contents[part.place.at.grid] = report.content()
@@ -117,6 +123,7 @@ def result_of(
         place,
         data,
         command,
+        overrides,
         seconds=sum(run.seconds or 0.0 for report in reports for run in report.runs),
         grids=grids,
         comparisons=comparisons,
@@ -124,6 +131,12 @@ def result_of(
         notes=[*dict.fromkeys(notes), *power(comparisons)],
         figure=_drawn(reports),
     )
+
+
+def _why(grid: Declared, data: Path | None, overrides: list[str] | tuple[str, ...]) -> str | None:
+    """Why sizes and rates are as they are; of other data or fields it tells nothing, and says so."""
+    other = overrides or (data is None and grid.instead is not None)
+    return f"As declared, of {grid.text}: {grid.why}" if grid.why and other else grid.why
 
 
 def counted(place: Place, runs: list[Run]) -> list[Comparison]:
@@ -155,10 +168,14 @@ def saved(place: Place, report: StudyReport) -> tuple[list[Comparison], list[str
                 continue
             if len(shares) < len(tried):
                 missed = f"{len(tried) - len(shares)} of {len(tried)} seeds"
-                notes.append(f"With {missed}, {variant} never has what {first} has in the end: no tokens are compared.")
+                notes.append(
+                    f"With {missed}, {variant} never has what {first} has in the end: no tokens are compared."
+                )
                 continue
             ours = paired_test(shares, [100.0] * len(shares))
-            what = f"{variant}, {place.item.saved}, until it has what {first} has in the end, {label}"
+            what = (
+                f"{variant}, {place.item.saved}, until it has what {first} has in the end{_where(place, data, label)}"
+            )
             limits = (ours["low"], ours["high"])
             found.append(Comparison(what, "per cent", ours["difference"], printed, *limits, len(shares)))
     return found, notes
@@ -169,6 +186,13 @@ def _labels(place: Place) -> Iterator[tuple[str, str | None]]:
     for name, labels in place.at.data.items():
         for label in labels if isinstance(labels, list) else [labels]:
             yield name, label
+
+
+def _where(place: Place, data: str, label: str | None) -> str:
+    """Of a comparison on one of several printed data sets: ours are never called by their name."""
+    if label is None:
+        return ""
+    return f", {label}" if place.at.stands_for is None else f", {data} for {label}"
 
 
 def _besides(place: Place, report: StudyReport) -> Iterator["Beside"]:
@@ -256,7 +280,7 @@ class Beside:
         if ours is None or theirs is None or theirs_before is None:
             return None
         found, count = ours
-        where = f", {self.label}" if self.label else ""
+        where = _where(self.place, self.data, self.label)
         return Comparison(
             f"{variant} minus {base}, {self.metric}{where}",
             self.unit,

@@ -11,7 +11,7 @@ from toy_benchmarks import write_table_1
 from sas_hf.data.text import python_reference
 from sas_hf.papers.comparison import read_result
 from sas_hf.papers.items import find_place, stand_in
-from sas_hf.papers.training import plan_parts, result_of, run_parts, saved
+from sas_hf.papers.training import Beside, plan_parts, result_of, run_parts, saved
 from sas_hf.training.study_report import StudyReport
 from sas_hf.training.study_results import FinishedRun
 from sas_hf.training.tasks.causal import PERPLEXITY
@@ -90,6 +90,21 @@ def test_each_part_names_its_stand_in(tmp_path):
     place = find_place("better", "table2", "cpu")
     told = "rated sentences on films for IMDB, rated sentences on products for Amazon reviews"
     assert stand_in(place, tmp_path) == told
+
+
+@pytest.mark.parametrize(("size", "told"), [("cpu", "films for IMDB"), ("paper", "IMDB")])
+def test_a_comparison_never_calls_our_data_by_the_papers_name(size, told):
+    part = find_place("better", "table2", size).parts[0]
+    (data,) = part.at.data
+    runs = [FinishedRun(variant, data, 0, {"accuracy": 0.5, "loss": 1.0}, 9, None, {}) for variant in part.variants]
+    beside = Beside(part, StudyReport(runs, metrics=(LOSS,)), data, "IMDB", "loss", part.item.metrics["loss"])
+    assert [c.what for c in beside.comparisons][-1] == f"super-4 minus standard-4, loss, {told}"
+
+
+def test_what_is_not_as_declared_is_in_the_heading(tmp_path):
+    place = find_place("sas", "table7", "paper")
+    assert stand_in(place, tmp_path) is None
+    assert stand_in(place, tmp_path, ["training.max_steps=9"]) == "not as declared: training.max_steps=9"
 
 
 @pytest.mark.parametrize("reached", [True, False])

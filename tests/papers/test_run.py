@@ -35,7 +35,10 @@ def figure6(runs):
 def test_our_rows_stand_beside_the_papers(figure6, runs):
     result, told = figure6
     assert told[-1].startswith("run 8 of 8: length-128, sas, seed 1")
-    assert result.heading.endswith("(the Python reference, 164K parameters for Books3 at 125M and length 1,024)")
+    assert "(the Python reference, 164K parameters for Books3 at 125M and length 1,024; not as" in result.heading
+    assert result.heading.endswith(f"not as declared: {', '.join(TINY)})")
+    # What is said of the declared runs is not said of these.
+    assert any(note.startswith("As declared, of technical text") for note in result.notes)
     compared = {comparison.what: comparison for comparison in result.comparisons}
     assert list(compared) == [f"{name} minus mha, perplexity" for name in ("sas-linear", "sas-1x", "sas")]
     sas = compared["sas minus mha, perplexity"]
@@ -139,6 +142,17 @@ def test_the_list_says_what_every_item_needs(runs, figure6):
             assert all(needs(paper, name, size) for size in SIZES)
     assert "here, cpu" in state("sas", "figure6", runs)
     assert max(map(len, shown.output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"), [("table3", "arxiv/"), ("table7", "books3/"), ("figure2", "arxiv/ books3/")]
+)
+def test_an_item_needs_the_data_that_it_takes_of_its_grid(name, folders, tmp_path):
+    assert needs("sas", name, "paper") == folders
+    with pytest.raises(ValueError) as refused:
+        run_item("sas", name, "paper", runs=tmp_path)
+    for folder in ("arxiv/", "books3/"):
+        assert (f"{folder}train* and {folder}validation*" in str(refused.value)) == (folder in folders)
 
 
 def test_every_item_is_declared_at_some_size():
