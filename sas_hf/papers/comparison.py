@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import platform
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ RESULT_NAME = "result.json"
 # What the agreement of a comparison means.
 AGREEMENTS = {
     "agrees": "our interval lies on the paper's side",
-    "contradicts": "our interval lies on the other side",
+    "contradicts": "our interval lies on the other side, or the paper has no difference",
     "smaller": "our interval holds no difference, and not the paper's: an effect of its size would have been seen",
     "undecided": "our interval holds both no difference and the paper's",
     "one run": "one run, which says nothing of chance",
+    "not finite": "our number is none, so that nothing is compared",
     "equal": "the same number",
     "differs": "another number",
 }
@@ -62,13 +64,16 @@ class Comparison:
     @property
     def agreement(self) -> str:
         """One of [`AGREEMENTS`]."""
+        if not math.isfinite(self.ours):
+            return "not finite"
         if self.neutral is None:
             return "equal" if self.ours == self.printed else "differs"
         if self.low is None or self.high is None:
             return "one run"
         if self.low <= self.neutral <= self.high:
             return "undecided" if self.low <= self.printed <= self.high else "smaller"
-        return "agrees" if (self.ours > self.neutral) == (self.printed > self.neutral) else "contradicts"
+        # On the paper's side; a printed difference of nothing has none, and ours is one.
+        return "agrees" if (self.ours - self.neutral) * (self.printed - self.neutral) > 0 else "contradicts"
 
     def row(self) -> list[str]:
         """For a table of comparisons: what, ours with its interval, the paper's, agreement."""

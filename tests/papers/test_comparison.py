@@ -1,6 +1,7 @@
 """Our numbers beside printed ones: what agreement means, and that a result comes back from its file as it was."""
 
 import json
+import math
 
 import pytest
 from made_results import comparison, result
@@ -21,6 +22,10 @@ from sas_hf.papers.comparison import AGREEMENTS, Comparison, draw_comparisons, r
         (comparison(1.5, 1.9, 1.4, 1.6, n=5, neutral=1.0), "agrees"),
         (comparison(0.9, 1.9, 0.8, 0.95, n=5, neutral=1.0), "contradicts"),
         (comparison(1.01, 1.02, 0.9, 1.1, n=5, neutral=1.0), "undecided"),
+        (comparison(-0.03, 0.0, -0.04, -0.02, n=5), "contradicts"),  # the paper prints the same of both
+        (comparison(0.03, 0.0, 0.02, 0.04, n=5), "contradicts"),
+        (comparison(math.nan, -0.05, math.nan, math.nan, n=5), "not finite"),  # a training that diverged
+        (comparison(math.inf, -0.05), "not finite"),
         (comparison(66048, 66048, neutral=None), "equal"),
         (comparison(66048, 66000, neutral=None), "differs"),
     ],
