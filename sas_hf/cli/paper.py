@@ -35,6 +35,9 @@ def paper(
     if item is None:
         if name is not None:
             check_paper(name)
+        given = {"--size": size != "cpu", "--data": data, "--seeds": seeds, "--output": output, "--dry-run": dry_run}
+        if useless := [option for option, value in given.items() if value]:
+            raise ValueError(f"{', '.join(useless)} is of an item; name a paper and one, such as sas table7.")
         for each in PAPERS if name is None else [name]:
             console.print(item_table(each, runs))
         return

@@ -71,7 +71,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
 def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -> dict[str, float]:
     check_folder(folder, recipe)
     if (folder / METRICS_NAME).is_file():
-        return json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+        return _read_metrics(folder / METRICS_NAME)
     check_fits(recipe, arguments)
     task = find_task(recipe.task)
     from_loss = {metric.name: metric.from_loss for metric in task.metrics if metric.from_loss}
@@ -149,6 +149,17 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
             f"{where}, which holds the run of another recipe ({listed}); name another folder, or go on with the "
             "recipe there."
         )
+
+
+def _read_metrics(path: Path) -> dict[str, float]:
+    """Of a run that has ended; a ValueError where the file is damaged."""
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
+            raise ValueError("it must hold numbers by name")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the run goes on.") from error
+    return metrics
 
 
 def _evaluated(history: list[dict], step: int) -> bool:

@@ -74,6 +74,25 @@ def test_another_recipe_does_not_mix_with_the_runs(figure6, runs):
         run_item("sas", "figure6", seeds=[0], runs=runs, overrides=(*TINY[1:], "training.max_steps=6"))
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[]"])
+def test_damaged_results_of_a_run_are_named(damaged, figure6, runs):
+    path = runs / "cpu" / "runs" / "text" / "length-128" / "mha" / "seed-0" / "all_results.json"
+    whole = path.read_text()
+    path.write_text(damaged)
+    try:
+        with pytest.raises(ValueError, match=r"seed-0/all_results.json is damaged .*; remove it"):
+            run_item("sas", "figure6", seeds=[0, 1], runs=runs, overrides=TINY)
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize("options", [["--size", "paper"], ["--data", "."], ["--seeds", "0"], ["--dry-run"]])
+def test_the_list_takes_no_options_of_an_item(options):
+    result = CliRunner().invoke(app, ["paper", "sas", *options])
+    assert result.exit_code == 1
+    assert f"{options[0]} is of an item" in result.output
+
+
 def test_a_folder_of_another_item_is_refused(figure6, runs):
     folder = runs / "cpu" / "sas-figure6"
     with pytest.raises(FileExistsError, match=r"holds sas figure6 at the size 'cpu', not sas figure5"):
