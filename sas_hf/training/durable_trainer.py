@@ -54,6 +54,7 @@ class DurableTrainer(Trainer):
         if self.label_smoother is not None and self._loss_shifts_labels:
             # The stock Trainer goes by the name of the outermost class, which is another then.
             self.label_smoother = partial(self.label_smoother, shift_labels=True)
+        self.told_to_end: int | None = None  # by which signal, also where the last step had been made
         self._saves_aside = False
         self._finite: torch.Tensor | None = None
         self._rows_before, self._steps_before = 0, 0  # of the stream, when this process took it up
@@ -87,7 +88,7 @@ class DurableTrainer(Trainer):
             _require_whole_state(Path(checkpoint))
         self._find_place(checkpoint)
         self._loaded_step = None
-        self._interrupted = False
+        self._interrupted, self.told_to_end = False, None
         with self._terminating_gently():
             found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._interrupted:
@@ -134,6 +135,8 @@ class DurableTrainer(Trainer):
                     raise KeyboardInterrupt("Interrupted at once; earlier checkpoints are whole.")
                 self._interrupted = True
                 os.write(2, b"\nCtrl-C: ending after the step at hand, with a checkpoint; once more: at once.\n")
+            else:
+                self.told_to_end = told
             self.accelerator.set_trigger()
 
         # Not those that nohup or a shell's background ignores, nor what is handled outside of Python.

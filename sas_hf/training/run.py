@@ -6,6 +6,7 @@ The same recipe again goes on where a killed run stopped.
 import json
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from ..report.files import check_cache, locked, write_atomically, writing
 from .arguments import training_arguments
 from .base import BASE
 from .benchmarks import PREFIX, Benchmarks
+from .data_files import describe_files
 from .fields import read_yaml
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .lineage import read_lineage
@@ -33,6 +35,8 @@ from .tasks import find_task
 
 
 RECIPE_NAME = "recipe.yaml"
+# What the files of the data were when the run began.
+DATA_NAME = "data.json"
 # A final model is written here, then moved up file by file.
 ASIDE = ".final"
 # Of the Trainer's logs: what two runs of one recipe do not share, or what is no result.
@@ -43,8 +47,8 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
     """
     Train as the recipe says, from the beginning or the last checkpoint of the same run.
 
-    The output folder holds the recipe (`recipe.yaml`), checkpoints, `log.jsonl`, the curves, in the end the model, its
-    tokenizer and `all_results.json`. A run that has ended is not trained again.
+    The output folder holds the recipe (`recipe.yaml`), what its data were (`data.json`), checkpoints, `log.jsonl`, the
+    curves, in the end the model, its tokenizer and `all_results.json`. A run that has ended is not trained again.
 
     Returns:
         the saved model's numbers (the best one's with `load_best_model_at_end`): its "step", "loss" as last logged
@@ -70,6 +74,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
 
 def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -> dict[str, float]:
     check_folder(folder, recipe)
+    resumes = has_trained(folder)
     if (folder / METRICS_NAME).is_file():
         return _read_metrics(folder / METRICS_NAME)
     check_fits(recipe, arguments)
@@ -88,6 +93,8 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
             benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class, log)
             benchmarks.rehearse()
             trainer.add_callback(benchmarks)
+    if arguments.should_save and not resumes:
+        write_atomically(folder / DATA_NAME, (json.dumps(describe_files(recipe.data), indent=2) + "\n").encode())
     try:
         trainer.train(resume_from_checkpoint=True)
     finally:
@@ -111,6 +118,8 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     if "eval_loss" in metrics:
         metrics |= {metric.name: metric.of(metrics) for metric in task.metrics if metric.from_loss}
     _finish(trainer, folder, metrics)
+    if trainer.told_to_end:  # too late for this run, but whoever called has others to train
+        signal.raise_signal(trainer.told_to_end)
     return metrics
 
 
@@ -135,8 +144,8 @@ def _begun(folder: Path, recipe: TrainingRecipe, should_save: bool) -> Iterator[
 
 def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
     """
-    Raise a FileExistsError unless the folder is free, or holds the run of this recipe; one that has no checkpoint yet
-    counts as free. A PermissionError where nothing can be written.
+    Raise a FileExistsError unless the folder is free, or holds the run of this recipe and these data; one that has no
+    checkpoint yet counts as free. A PermissionError where nothing can be written.
     """
     where = f"`training.output_dir` is {str(folder)!r}"
     if not holds(folder, RECIPE_NAME, where, "run") or not has_trained(folder):
@@ -149,6 +158,13 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
             f"{where}, which holds the run of another recipe ({listed}); name another folder, or go on with the "
             "recipe there."
         )
+    if (folder / DATA_NAME).is_file():  # older runs have none
+        before, now = json.loads((folder / DATA_NAME).read_text(encoding="utf-8")), describe_files(recipe.data)
+        if listed := differences(before, now):
+            raise FileExistsError(
+                f"{where}, whose run was begun with other data in the files of these names ({listed}); name another "
+                "folder, or give the run its data back."
+            )
 
 
 def _read_metrics(path: Path) -> dict[str, float]:

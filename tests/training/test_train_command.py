@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from sas_hf import SASGPTForCausalLM
 from sas_hf.configurations import named_config
 from sas_hf.conversion import ConversionOptions, convert_model
+from sas_hf.data.text import python_reference
 from sas_hf.training.recipe import load_recipe, recipe_from_dict
+from sas_hf.training.reporting import TrainingLog
 from sas_hf.training.run import train
 
 
@@ -167,6 +169,46 @@ def test_the_folder_of_another_run(whole, file):
     assert "training.learning_rate: 0.003 there, 0.001 now" in str(error.value)
     assert "model.overrides.head_dim: 8 there, 16 now" in str(error.value)
     assert "max_steps" not in str(error.value)
+
+
+def test_data_that_changed_under_its_name(fields, tmp_path):
+    """A run goes on with the data it began with, or not at all."""
+    text = python_reference()
+    files = {name: tmp_path / f"{name}.txt" for name in ("train-1", "train-2", "validation")}
+    for number, path in enumerate(files.values()):
+        path.write_text(text[30_000 * number : 30_000 * (number + 1)])
+    data = {
+        "train": str(tmp_path / "train-*.txt"),
+        "validation": str(files["validation"]),
+        "validation_documents": None,
+    }
+    training = {"max_steps": 2, "save_steps": 1, "output_dir": str(tmp_path / "run")}
+    recipe = recipe_from_dict(fields | {"data": fields["data"] | data, "training": fields["training"] | training})
+
+    found = train(recipe)
+    kept = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert kept["train"].startswith("2 files of 60,") and kept["validation"].startswith("1 file of 30,")
+    assert train(recipe) == found
+    with files["validation"].open("r+") as file:
+        file.write("X")
+    with pytest.raises(FileExistsError, match=r"other data in the files of these names \(validation: '1 file"):
+        train(recipe)
+    (tmp_path / "run" / "data.json").unlink()  # a run of an older version has none
+    assert train(recipe) == found
+
+
+def test_a_signal_that_comes_too_late_for_a_run_is_passed_on_after_it(file, tmp_path, monkeypatch):
+    """Who trains several runs is told to end by it; this run is whole."""
+    heard = []
+    monkeypatch.setattr(TrainingLog, "on_train_end", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(
+        signal.SIGTERM, lambda number, frame: heard.append((tmp_path / "run/all_results.json").is_file())
+    )
+    try:
+        train(load_recipe(file, [f"training.output_dir={tmp_path / 'run'}", "training.max_steps=2"]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [True]
 
 
 def test_the_folder_of_a_run_that_is_older_than_a_field(whole, tmp_path):
