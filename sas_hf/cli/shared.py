@@ -1,8 +1,10 @@
 """What all commands share: how errors are told, what is shown, and how options with several values are read."""
 
 import functools
+import importlib.metadata
 import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -81,7 +83,7 @@ def explain_errors(command: Callable) -> Callable:
                 raise
             if not first:
                 time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
-            show_error(f"{type(error).__name__}: {cache or error}")
+            show_error(f"{type(error).__name__}: {cache or error}{missing_extra(error)}")
             sys.exit(1)
         except KeyboardInterrupt as error:
             if first:
@@ -90,6 +92,19 @@ def explain_errors(command: Callable) -> Callable:
             sys.exit(130)
 
     return wrapped
+
+
+def missing_extra(error: BaseException) -> str:
+    """Of a module that is not installed: how to install what has it, where it comes with an extra of this package."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    package = error.name.partition(".")[0].replace("_", "-").lower()
+    extras = [
+        extra.strip('"')
+        for needed, _, extra in (line.partition("; extra == ") for line in importlib.metadata.requires("sas_hf") or ())
+        if extra and re.match(r"[\w-]+", needed)[0].replace("_", "-").lower() == package
+    ]
+    return f'; it comes with an extra: pip install "sas_hf[{extras[-1]}]"' if extras else ""
 
 
 def parse_numbers(text: str, option: str, example: str) -> list[int]:

@@ -125,6 +125,7 @@ def draw_comparisons(comparisons: list[Comparison]):
         axes.plot([c.printed for c in ours], places, "D", color="C1", fillstyle="none", label="paper")
         axes.set_yticks(places, [c.what for c in ours], fontsize=8)
         axes.set_ylim(len(ours) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
         label_axes(axes, f"ours with its interval, and the paper's ({unit})", "")
     panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure

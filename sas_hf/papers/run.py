@@ -159,3 +159,8 @@ def _check_measured(place: Place, data, seeds, overrides) -> None:
     given = {"data": data, "seeds": seeds, "overrides": list(overrides) or None}
     if useless := [f"`{name}`" for name, value in given.items() if value is not None]:
         raise ValueError(f"{place.paper} {place.name} is measured, not trained, and has no {', '.join(useless)}.")
+    if (processes := PartialState().num_processes) > 1:
+        raise ValueError(
+            f"{place.paper} {place.name} is measured by one process, and {processes} were started, which would slow "
+            "each other down; call it without a launcher."
+        )

@@ -10,7 +10,7 @@ from helpers import python_environment
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sas_hf.cli import app
+from sas_hf.cli import app, explain_errors
 from sas_hf.cli.info import info_table
 from sas_hf.hub.info import describe, find_config
 
@@ -138,3 +138,23 @@ def test_an_unwritable_cache_is_told_by_the_variable_that_moves_it(moved, place,
     last = shown.stderr.splitlines()[-1]
     assert f"{named} is '{tmp_path}/file/{folder}', but no file can be written" in last
     assert f"Set {named} to a folder that can be written" in last
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("datasets", ' pip install "sas_hf[train]"'),
+        ("lm_eval.tasks", ' pip install "sas_hf[eval]"'),
+        ("torch", ""),  # of no extra
+        ("mistyped", ""),
+    ],
+)
+def test_a_module_that_is_missing_is_told_with_its_extra(module, told, capsys):
+    @explain_errors
+    def command():
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    with pytest.raises(SystemExit):
+        command()
+    error = capsys.readouterr().err.strip()
+    assert f"No module named '{module}'" in error and error.endswith(told or f"'{module}'")

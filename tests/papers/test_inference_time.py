@@ -2,9 +2,12 @@
 
 import json
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
+from helpers import python_environment
 
 from sas_hf.papers.inference_time import (
     DATA_SETS,
@@ -150,3 +153,11 @@ def test_bad_arguments_are_refused_before_any_work(arguments, message, tmp_path)
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_would_slow_each_other_down_are_refused(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sas_hf"]
+    command += ["paper", "better", "table4", "--output", str(tmp_path / "item")]
+    shown = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
+    assert shown.returncode != 0 and not (tmp_path / "item").exists()
+    assert "better table4 is measured by one process, and 2 were started" in shown.stderr
