@@ -11,7 +11,8 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import sas_hf  # noqa: F401  registers the architectures
 from sas_hf.data import open_image

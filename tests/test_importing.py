@@ -65,8 +65,8 @@ def test_the_package_alone_imports_nothing_heavy():
 
 
 KNOWN = """
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.image_processing_auto import AutoImageProcessor, IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["sas_gpt"] == "SASGPTForCausalLM"
 assert type(AutoConfig.for_model("sas_gpt")).__module__ == "sas_hf.modeling.configuration_sas_gpt"

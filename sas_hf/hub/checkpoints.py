@@ -12,7 +12,6 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     GenerationConfig,
@@ -20,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,

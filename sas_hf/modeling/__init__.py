@@ -1,6 +1,5 @@
 """The SAS architectures: what a checkpoint carries to the Hub. Needs torch and transformers alone."""
 
-from transformers import AutoImageProcessor
 from transformers.utils import is_vision_available
 
 from .configuration_sas_encoder import *
@@ -15,6 +14,9 @@ from .modeling_sas_vit import *
 
 # The models registered themselves when they were imported.
 if is_vision_available():
+    # By its own name: in 5.16, `transformers.AutoImageProcessor` asks for torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
     from .configuration_sas_vit import SASViTConfig
     from .image_processing_sas_vit import SASViTImageProcessor
 

@@ -5,7 +5,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_attention import require_choice
 from .configuration_text import SASTextConfig
-from .parallel_plans import encoder_parallel_plan
+from .parallel_plans import TensorParallelPlan, encoder_parallel_plan
 
 
 @strict
@@ -61,7 +61,7 @@ class SASEncoderConfig(SASTextConfig):
     classifier_dropout: float | int | None = None
     lm_head_act: str | None = None
 
-    @property
+    @TensorParallelPlan
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model; it depends on the attention kind."""
         return encoder_parallel_plan(self)

@@ -5,7 +5,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_attention import SASAttentionConfig, require_choice
-from .parallel_plans import PIPELINE_PARALLEL_PLAN, tensor_parallel_plan
+from .parallel_plans import PIPELINE_PARALLEL_PLAN, TensorParallelPlan, tensor_parallel_plan
 
 
 @strict
@@ -96,7 +96,7 @@ class SASGPTConfig(SASAttentionConfig):
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
 
-    @property
+    @TensorParallelPlan
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model; it depends on the attention kind."""
         return tensor_parallel_plan(self)

@@ -10,7 +10,7 @@ from .configuration_attention import (
     validate_attention_fields,
 )
 from .configuration_text import SASTextConfig
-from .parallel_plans import seq2seq_parallel_plans
+from .parallel_plans import TensorParallelPlan, seq2seq_parallel_plans
 
 
 PLACES = ("encoder", "decoder", "cross")
@@ -149,7 +149,7 @@ class SASSeq2SeqConfig(SASTextConfig):
         ("cross")."""
         return AttentionPlace(self, name)
 
-    @property
+    @TensorParallelPlan
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model; it depends on the attention kinds."""
         plans = seq2seq_parallel_plans(self).items()

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -39,6 +39,7 @@ from .configuration_sas_gpt import SASGPTConfig
 from .kinds import initialize_attention, make_attention
 from .layers import SASMLP, make_norm
 from .losses import classification_loss
+from .older_transformers import slice_logits_to_keep
 from .positions import SASRotaryEmbedding
 from .registration import register
 from .sequence import check_positions, layer_inputs

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -28,6 +28,7 @@ from .embeddings import SASTextEmbeddings
 from .encoder_stack import SASEncoderStack
 from .kinds import as_boolean, initialize_attention, with_boolean_masks
 from .layers import SASDecoderLayer, SASEncoderLayer, final_norm
+from .older_transformers import slice_logits_to_keep
 from .parallel_plans import seq2seq_parallel_plans
 from .positions import SASRotaryEmbedding
 from .registration import register

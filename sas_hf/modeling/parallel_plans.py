@@ -23,15 +23,28 @@ PIPELINE_PARALLEL_PLAN = {
 }
 
 
-def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
-    """The way to split each module of the base model of a SAS GPT, by the module's name. Transformers adds its
-    embeddings."""
-    return attention_plan(config, "layers.*.self_attn") | feed_forward_plan(config, "layers.*.mlp")
+class TensorParallelPlan(property):
+    """A configuration's `base_model_tp_plan`, made of its fields whenever it is asked for; nothing else can be set.
+
+    Up to 5.19, Transformers sets the plan that it found, with "embed_tokens" where embeddings are tied. Our plans name
+    them, by the name they have.
+    """
+
+    def __set__(self, config: PreTrainedConfig, plan: dict[str, str]) -> None:
+        if plan != self.fget(config) | {"embed_tokens": "embedding_rowwise"}:
+            super().__set__(config, plan)
+
+
+def tensor_parallel_plan(config: PreTrainedConfig, embeddings: str = "embed_tokens") -> dict[str, str]:
+    """The way to split each module of the base model of a SAS GPT, by the module's name. A tied head is its
+    embeddings: both are split, or neither could be."""
+    plan = attention_plan(config, "layers.*.self_attn") | feed_forward_plan(config, "layers.*.mlp")
+    return {embeddings: "embedding_rowwise"} | plan
 
 
 def encoder_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
-    """The same of a SAS encoder. A tied head is its embeddings: both are split, or neither could be."""
-    return {"embeddings.embed_tokens": "embedding_rowwise"} | tensor_parallel_plan(config)
+    """The same of a SAS encoder."""
+    return tensor_parallel_plan(config, "embeddings.embed_tokens")
 
 
 def seq2seq_parallel_plans(config: PreTrainedConfig) -> dict[str, dict[str, str]]:
@@ -55,7 +68,7 @@ def attention_plan(config: PreTrainedConfig, name: str) -> dict[str, str]:
     """
     apart = (
         config.attention_type in ("mha", "gqa")
-        and config.num_key_value_heads > 1
+        and config.num_key_value_heads not in (None, 1)  # None: about to be refused
         and not config.simulates
         and config.qk_norm is None
     )

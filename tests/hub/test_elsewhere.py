@@ -56,7 +56,10 @@ def poison(folder: Path) -> Path:
 WITH_PACKAGE = """
 import json, sys
 import transformers
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 import sas_hf
+
+transformers.AutoImageProcessor = AutoImageProcessor  # else it needs torchvision in 5.16
 
 saved, *folders = sys.argv[1:]
 modules = set()

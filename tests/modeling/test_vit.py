@@ -18,7 +18,6 @@ from PIL import Image
 from plain_references import attention
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
@@ -31,6 +30,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sas_hf import (
     SASViTConfig,

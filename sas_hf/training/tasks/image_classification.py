@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
     EvalPrediction,
@@ -16,6 +15,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ...data.image_files import open_image
 from ...data.images import find_split, load_image_dataset, undecoded
