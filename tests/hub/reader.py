@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 
 torch.set_num_threads(1)
@@ -29,7 +30,7 @@ for name, auto_class in auto_classes.items():
             generated = model.generate(answers["input"], max_new_tokens=6, do_sample=False)
             seen[name]["same_text"] = torch.equal(generated, answers["generated"])
         if "pixel_values" in model.main_input_name:
-            processor = transformers.AutoImageProcessor.from_pretrained(exports / name, trust_remote_code=True)
+            processor = AutoImageProcessor.from_pretrained(exports / name, trust_remote_code=True)
             seen[name]["modules"].append(type(processor).__module__)
             image = torch.arange(5 * 6 * 3, dtype=torch.uint8).view(5, 6, 3).numpy()
             seen[name]["pixels"] = list(processor(image, return_tensors="pt")["pixel_values"].shape[1:])
