@@ -14,6 +14,8 @@ from pydoc_data import topics
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -29,6 +31,8 @@ from sas_hf import (
 )
 from sas_hf.modeling.cache_name import CACHE_NAME
 
+
+TRANSFORMERS = Version(transformers.__version__)
 
 GPT_BASE = {
     "vocab_size": 67,

@@ -14,7 +14,7 @@ from .modeling_sas_vit import *
 
 # The models registered themselves when they were imported.
 if is_vision_available():
-    # By its own name: in 5.16, `transformers.AutoImageProcessor` asks for torchvision.
+    # By its own name: in 5.16 and 5.17, `transformers.AutoImageProcessor` asks for torchvision.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .configuration_sas_vit import SASViTConfig

@@ -58,10 +58,9 @@ class SASViTImageProcessor(PilBackend):
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {self.num_channels}; it must be 1 (grey) or 3 (RGB).")
 
-    def convert_to_rgb(self, image, input_data_format=None) -> np.ndarray:
-        if isinstance(image, Image.Image):
-            image, input_data_format = np.array(to_rgb(image)), "channels_last"
-        return super().convert_to_rgb(image, input_data_format=input_data_format)
+    def convert_to_rgb(self, image, **layout) -> "np.ndarray | Image.Image":
+        # An array's layout is told by newer versions of Transformers alone: 5.19 and older leave arrays as they are.
+        return super().convert_to_rgb(to_rgb(image) if isinstance(image, Image.Image) else image, **layout)
 
     def _preprocess(self, images: list[np.ndarray], num_channels: int, **kwargs) -> BatchFeature:
         white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
@@ -102,6 +101,8 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
 
 def with_channels(image: np.ndarray, num_channels: int) -> np.ndarray:
     """`[1 or 3, H, W]` to `[num_channels, H, W]`: RGB to grey by ITU-R 601's weights, as PIL, or grey repeated."""
+    if image.shape[0] not in (1, 3):
+        raise ValueError(f"An image has {image.shape[0]} channels; give it in grey (1) or RGB (3).")
     if image.shape[0] == num_channels:
         return image
     if num_channels == 3:

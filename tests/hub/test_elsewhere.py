@@ -59,7 +59,7 @@ import transformers
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 import sas_hf
 
-transformers.AutoImageProcessor = AutoImageProcessor  # else it needs torchvision in 5.16
+transformers.AutoImageProcessor = AutoImageProcessor  # else it needs torchvision in 5.16 and 5.17
 
 saved, *folders = sys.argv[1:]
 modules = set()

@@ -22,6 +22,7 @@ from helpers import (
     PLAIN_VARIANTS,
     SAS,
     SAS_VARIANTS,
+    TRANSFORMERS,
     gpt,
     gpt_config,
     left_padded,
@@ -29,6 +30,7 @@ from helpers import (
     returned_cache,
     token_ids,
 )
+from packaging.version import Version
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
@@ -80,6 +82,12 @@ def cached(model, cache, ids, cuts, mask=None, positions=None):
     return torch.cat(logits, dim=1)
 
 
+def reset(cache):
+    if isinstance(cache, DynamicCache) and Version("5.18") > TRANSFORMERS:
+        pytest.skip("Before 5.18, a DynamicCache that is reset keeps its length: whatever the model.")
+    cache.reset()
+
+
 def assert_logits(found, expected):
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
@@ -109,7 +117,7 @@ def test_a_cache_that_is_reset_and_used_again(model, new_cache):
     cache = new_cache(model)
     long, short = token_ids(2, 14), token_ids(2, 8)
     cached(model, cache, long, (10, 11, 14), torch.ones_like(long), torch.arange(30, 44)[None].expand(2, -1))
-    cache.reset()
+    reset(cache)
     assert_logits(cached(model, cache, short, (4, 5, 6, 8)), uncached(model, short))
 
 
@@ -262,7 +270,7 @@ def test_a_reset_cache_forgets_positions_that_changed_the_angles(rope_type, new_
     model = short_rope_model(rope_type)
     cache = new_cache(model)
     cached(model, cache, token_ids(2, 20), (20,))
-    cache.reset()
+    reset(cache)
     ids = token_ids(2, 9)
     assert_logits(cached(model, cache, ids, (7, 9)), uncached(model, ids))
 
