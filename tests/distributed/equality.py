@@ -19,9 +19,12 @@ import torch
 from helpers import gpt, gpt_config, python_environment, train_tokenizer
 from rich.console import Console
 from rich.table import Table
-from transformers.distributed import consolidate_distributed_checkpoint
+from transformers import distributed
 
 from sas_hf import SASGPTForCausalLM
+
+
+JOINS_SHARDS = hasattr(distributed, "consolidate_distributed_checkpoint")  # the older versions of Transformers do not
 
 
 @dataclass
@@ -98,9 +101,12 @@ def training_rows(folder: Path, results: list[dict]) -> dict[str, Row]:
         rows[f"{title}: weights after them"] = compare(weights, detached(model), found[0]["sharded"])
 
     trained = results[0]["fsdp"]["parameters"]
-    consolidate_distributed_checkpoint(folder / "shards", folder / "consolidated")
-    shutil.copy(folder / "shards" / "config.json", folder / "consolidated")
-    for saved in ("gathered", "consolidated"):
+    ways = ["gathered"]
+    if JOINS_SHARDS:
+        distributed.consolidate_distributed_checkpoint(folder / "shards", folder / "consolidated")
+        shutil.copy(folder / "shards" / "config.json", folder / "consolidated")
+        ways.append("consolidated")
+    for saved in ways:
         loaded = detached(shared.load(folder / saved))
         rows[f"FSDP2: saved {saved}, loaded by one process"] = compare([loaded], trained)
     return rows
