@@ -159,3 +159,13 @@ def test_an_empty_auto_map_is_read_and_not_saved(config_class, tmp_path):
     first.auto_map["AutoModel"] = "mine.Mine"  # as `register_for_auto_class` has it done; of this configuration alone
     assert first.to_dict()["auto_map"] == {"AutoModel": "mine.Mine"}
     assert second.auto_map == {} == config_class().auto_map
+
+
+@pytest.mark.parametrize("config_class", [SASGPTConfig, SASEncoderConfig, SASSeq2SeqConfig])
+def test_a_tensor_parallel_plan_is_made_of_the_fields_alone(config_class):
+    config = config_class()
+    plan = config.base_model_tp_plan
+    config.base_model_tp_plan = plan | {"embed_tokens": "embedding_rowwise"}  # as older versions of Transformers do
+    assert config.base_model_tp_plan == plan
+    with pytest.raises(AttributeError):
+        config.base_model_tp_plan = plan | {"norm": "rowwise"}

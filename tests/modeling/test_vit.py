@@ -410,3 +410,8 @@ def test_a_text_model_is_no_image_classifier(tmp_path):
 def test_the_processor_refuses_other_channels(channels):
     with pytest.raises(ValueError, match=f"`num_channels` is {channels}; it must be 1 .* or 3"):
         SASViTImageProcessor(num_channels=channels)
+
+
+def test_the_processor_refuses_images_of_four_channels():
+    with pytest.raises(ValueError, match=r"An image has 4 channels; give it in grey \(1\) or RGB \(3\)"):
+        SASViTImageProcessor(num_channels=3, do_convert_rgb=False)(random_image("RGBA"))
