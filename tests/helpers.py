@@ -17,7 +17,7 @@ import torch
 import transformers
 from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sas_hf import (
     SASEncoderConfig,
@@ -33,6 +33,10 @@ from sas_hf.modeling.cache_name import CACHE_NAME
 
 
 TRANSFORMERS = Version(transformers.__version__)
+# What Transformers calls it when activations are made again for the backward pass.
+CHECKPOINTING = "activation_checkpointing"
+if not hasattr(PreTrainedModel, f"{CHECKPOINTING}_enable"):
+    CHECKPOINTING = "gradient_checkpointing"
 
 GPT_BASE = {
     "vocab_size": 67,

@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from helpers import (
+    CHECKPOINTING,
     ENCODER_VARIANTS,
     GPT_VARIANTS,
     SEQ2SEQ_VARIANTS,
@@ -173,7 +174,7 @@ class BackendTests:
         for module in model.modules():
             if type(module).__name__ == self.layer_class:
                 next(module.children()).register_forward_pre_hook(lambda *_: calls.append(1))
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": reentrant})
         checkpointed, found = train_step(model, inputs, direction)
         assert len(calls) == 2 * model.config.num_hidden_layers  # the layers did run again
         # Not to the bit: without gradients, PyTorch may choose another kernel for a product that broadcasts.

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from functorch.compile import nop
-from helpers import assert_all_close, gpt, gradients, token_ids
+from helpers import CHECKPOINTING, assert_all_close, gpt, gradients, token_ids
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -309,7 +309,7 @@ def test_any_kernel_runs_once_and_the_simulation_again(kernel, checkpoints, monk
     model = gpt("sas", simulated_head_dim=8).double().train()
     layers = model.config.num_hidden_layers
     if checkpoints:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     with monkeypatch.context() as patch:
         patch.setattr(WrittenOut, "calls", 0)
         patch.setattr(fused_simulation, "simulate_fused", counted)
@@ -408,7 +408,7 @@ def test_selective_checkpoints(variant, saved):
     direction = torch.randn(2, 9, 67, dtype=torch.float64)
     _, expected = step(model, {"input_ids": ids}, direction)
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
-    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False, "context_fn": contexts})
     _, found = step(model, {"input_ids": ids}, direction)
     assert_all_close(found, expected, 1e-5)
 

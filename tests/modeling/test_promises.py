@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers import CHECKPOINTING
 from promised_models import (
     MODELS,
     OTHERS,
@@ -123,7 +124,7 @@ def test_gradients_of_gradients_beside_padding(name, implementation, checkpoints
 
     expected = difference(gradient, model, direction, 2e-5)
     if checkpoints:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     found = answered(record_property, implementation, hessian_vector)
     if found is not None:
         assert_near(found, expected, 1e-7)

@@ -9,6 +9,7 @@ import pytest
 import resumable
 import torch
 from helpers import (
+    CHECKPOINTING,
     assert_all_close,
     assert_identical,
     gpt,
@@ -228,7 +229,7 @@ def test_accumulated_gradients_of_masked_images_need_equally_many_hidden_patches
 
 def test_activation_checkpointing_in_the_trainer(tmp_path):
     plain = first_gradients("causal LM", tmp_path, per_device_train_batch_size=8)
-    checkpointed = first_gradients("causal LM", tmp_path, per_device_train_batch_size=8, activation_checkpointing=True)
+    checkpointed = first_gradients("causal LM", tmp_path, per_device_train_batch_size=8, **{CHECKPOINTING: True})
     assert_all_close(checkpointed, plain, 1e-6)
 
 
