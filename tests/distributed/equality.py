@@ -24,9 +24,6 @@ from transformers import distributed
 from sas_hf import SASGPTForCausalLM
 
 
-JOINS_SHARDS = hasattr(distributed, "consolidate_distributed_checkpoint")  # the older versions of Transformers do not
-
-
 @dataclass
 class Row:
     """One comparison: the largest |difference| in any process, the largest entry to see it against, the DTensors."""
@@ -101,12 +98,9 @@ def training_rows(folder: Path, results: list[dict]) -> dict[str, Row]:
         rows[f"{title}: weights after them"] = compare(weights, detached(model), found[0]["sharded"])
 
     trained = results[0]["fsdp"]["parameters"]
-    ways = ["gathered"]
-    if JOINS_SHARDS:
-        distributed.consolidate_distributed_checkpoint(folder / "shards", folder / "consolidated")
-        shutil.copy(folder / "shards" / "config.json", folder / "consolidated")
-        ways.append("consolidated")
-    for saved in ways:
+    distributed.consolidate_distributed_checkpoint(folder / "shards", folder / "consolidated")
+    shutil.copy(folder / "shards" / "config.json", folder / "consolidated")
+    for saved in ("gathered", "consolidated"):
         loaded = detached(shared.load(folder / saved))
         rows[f"FSDP2: saved {saved}, loaded by one process"] = compare([loaded], trained)
     return rows

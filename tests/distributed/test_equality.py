@@ -4,7 +4,12 @@ import re
 
 import pytest
 import shared
-from equality import JOINS_SHARDS, measure
+from equality import measure
+from helpers import TRANSFORMERS
+from packaging.version import Version
+
+
+pytestmark = pytest.mark.skipif(Version("5.23") > TRANSFORMERS, reason="docs/distributed.md: shards need 5.23")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +30,7 @@ def test_fsdp2_gives_the_loss_curve_of_one_process(rows):
     assert len(rows["FSDP2: losses of 20 steps"].sharded) == 60  # all
 
 
-LACKING = pytest.mark.skipif(not JOINS_SHARDS, reason="this version of Transformers joins no shards")
-
-
-@pytest.mark.parametrize("saved", ["gathered", pytest.param("consolidated", marks=LACKING)])
+@pytest.mark.parametrize("saved", ["gathered", "consolidated"])
 def test_a_sharded_save_loads_in_one_process_bit_for_bit(saved, rows):
     assert rows[f"FSDP2: saved {saved}, loaded by one process"].difference == 0
 
