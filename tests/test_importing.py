@@ -74,6 +74,9 @@ assert type(AutoConfig.for_model("sas_vit")) in IMAGE_PROCESSOR_MAPPING
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 import sas_hf
 assert type(model) is sas_hf.SASGPTForCausalLM
+current = sys.modules["transformers"]
+for module in (current, globals().get("transformers", current)):  # of the latter name there were two, if bound early
+    assert module.SASGPTForCausalLM is sas_hf.SASGPTForCausalLM and module.SASViTModel is sas_hf.SASViTModel
 """
 IN_TWO_THREADS = """
 import sas_hf, sys, threading, time
@@ -98,6 +101,7 @@ assert {}
 # the other comes to want a class of ours, or a file: the latter registers when its import is done.
 ORDERS = {
     "transformers first": "import transformers; import sas_hf",
+    "a model class first": "import transformers; from transformers import LlamaForCausalLM; import sas_hf",
     "in the middle of Transformers": "import sas_hf, transformers.modeling_layers",
     "unpickled": "import pickle; assert pickle.loads(bytes.fromhex(sys.argv[2])).model_type == 'sas_gpt'",
     "in two threads": IN_TWO_THREADS.format("sas_hf.SASGPTConfig", "known == [True]"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from . import convert, eval_data, eval_report, evaluate, export, info, paper, restore, study, train
+from . import convert, eval_data, eval_report, evaluate, export, info, paper, restore, serve, study, train
 from .convert import conversion_table
 from .shared import Commands, console, explain_errors
 
@@ -49,3 +49,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("eval-report")(eval_report.eval_report)
 app.command("eval-data")(eval_data.eval_data)
 app.command("info")(info.info)
+app.command(
+    "serve", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(
+    serve.serve  # arguments and help are Transformers' own
+)

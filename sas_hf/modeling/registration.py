@@ -2,7 +2,11 @@
 
 The Trainer, pipelines, model cards and lm-evaluation-harness ask those tables what a model is, by the name of its
 class or its model type. The Trainer, for one, shifts the labels of a smoothed loss for classes named there alone.
+Others ask the module `transformers` itself for the class that a checkpoint names: its server, its pipelines, TRL.
 """
+
+import sys
+from types import ModuleType
 
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -26,6 +30,8 @@ def register(relative: str, classes: dict[type, type[PreTrainedModel]]) -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, model_class in classes.items():
             auto_class.register(config_class, model_class, exist_ok=True)
+        for module in _modules_of_transformers():
+            vars(module).update({model_class.__name__: model_class for model_class in classes.values()})
 
     prefix = config_class.__name__.removesuffix("Config")
     of_relative = modeling_auto.CONFIG_MAPPING_NAMES[relative].removesuffix("Config")
@@ -33,3 +39,11 @@ def register(relative: str, classes: dict[type, type[PreTrainedModel]]) -> None:
     for name, table in vars(modeling_auto).items():
         if name.endswith("_MAPPING_NAMES") and table.get(relative) in counterparts:
             table[config_class.model_type] = counterparts[table[relative]]
+
+
+def _modules_of_transformers() -> list[ModuleType]:
+    """The module `transformers`, and those of its name that were: importing the first model class puts another in its
+    place, and whoever wrote `import transformers` before holds the one that was."""
+    held = [getattr(module, "__dict__", {}).get("transformers") for module in list(sys.modules.values())]
+    held = [module for module in held if isinstance(module, ModuleType) and module.__name__ == "transformers"]
+    return [sys.modules["transformers"], *held]

@@ -1,0 +1,13 @@
+"""`sas-hf serve`: [`~sas_hf.serve.server.serve`]."""
+
+import typer
+
+from .shared import console, explain_errors
+
+
+@explain_errors
+def serve(context: typer.Context) -> None:
+    """Serve MODEL over HTTP as OpenAI's API: `transformers serve`, with its flags (--help lists them)."""
+    from ..serve.server import serve
+
+    serve(context.args, tell=lambda line: console.print(f"[yellow]note:[/yellow] {line}"))
