@@ -1,6 +1,7 @@
 """The command `sas-hf`: one file a command, each a thin coat of one public function.
 
-Nothing heavy is imported before a command runs: its help and its usage errors need neither torch nor Transformers.
+Nothing heavy is imported before a command runs: its help and its usage errors need neither torch nor Transformers,
+except those of `sas-hf serve`, which are Transformers' own.
 """
 
 import signal
@@ -49,8 +50,6 @@ app.command("eval")(evaluate.evaluate)
 app.command("eval-report")(eval_report.eval_report)
 app.command("eval-data")(eval_data.eval_data)
 app.command("info")(info.info)
-app.command(
-    "serve", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(
-    serve.serve  # arguments and help are Transformers' own
-)
+# Its arguments and its help are Transformers' own.
+as_they_are = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("serve", add_help_option=False, context_settings=as_they_are)(serve.serve)

@@ -1,4 +1,4 @@
-"""`transformers serve` for SAS models: the same server, with the architectures registered and what it cannot do refused.
+"""`transformers serve` for SAS models: the same server, which knows them, and refuses what it cannot do with them.
 
 Its flags, routes and answers are those of the installed version of Transformers.
 """
@@ -98,6 +98,6 @@ def refuse_unserved(name: str) -> None:
     if not served or not settings.get("is_causal", True):
         raise ValueError(
             f"`architectures` of {name} is {architectures}, `is_causal` {settings.get('is_causal', True)}; "
-            f"Transformers' server continues text, which of the SAS models a causal {SASGPTForCausalLM.__name__} does. "
+            f"Transformers' server continues text, as of the SAS models a causal {SASGPTForCausalLM.__name__} does. "
             "For others use `transformers.pipeline`, `generate` or sentence-transformers."
         )

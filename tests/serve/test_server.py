@@ -1,5 +1,6 @@
-"""`sas-hf serve`: Transformers' own server over HTTP, in a process of its own, asked by OpenAI's client. What it answers
-is what `generate` gives, and what it cannot serve is refused before it listens.
+"""`sas-hf serve`: Transformers' own server over HTTP, in a process of its own, asked by OpenAI's client.
+
+What it answers is what `generate` gives, and what it cannot serve is refused before it listens.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
 import transformers
 import uvicorn
 from helpers import GPT_VARIANTS, encoder, gpt, python_environment, seq2seq, vit
@@ -106,7 +106,8 @@ def test_answers_are_those_of_generate(flags, tmp_path):
     log = tmp_path / "log.txt"
     with serving(folder, log, *flags) as (address, process):
         client = Client(address, str(folder))
-        assert str(folder) in [listed.id for listed in client.openai.models.list()]
+        if hasattr(ModelManager, "list_models"):  # from 5.24 on; before, the route listed what the Hub's cache holds
+            assert [listed.id for listed in client.openai.models.list()] == [str(folder)]
 
         prompts = ["w5 w9 w30", "w7", "w11 w12 w13 w14 w15 w16 w17 w18 w19 w20", "w60 w5"]
         expected = [generated(prompt) for prompt in prompts]
