@@ -5,12 +5,14 @@ Its flags, routes and answers are those of the installed version of Transformers
 
 import copy
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serve import Serve
+from transformers.generation import ContinuousBatchingConfig
 from transformers.utils.import_utils import is_serve_available
 
 from ..hub.checkpoints import check_vocabulary, read_settings
@@ -76,13 +78,24 @@ def _server_class(tell: Callable[[str], object]) -> type[Serve]:
             if self._generation_state._continuous_batching:
                 if model.config.simulates:
                     model.config.simulation_cache = "base"
-                # What it refuses is refused here, not at the first request. Made anew then, from that request.
-                model.init_continuous_batching(
-                    copy.deepcopy(model.generation_config), copy.deepcopy(self._generation_state._cb_config)
-                )
+                refuse_pool(model, self._generation_state._cb_config)
 
     Server.__doc__ = Serve.__doc__
     return Server
+
+
+def refuse_pool(model: PreTrainedModel, settings: ContinuousBatchingConfig | None) -> None:
+    """Raise a `ValueError` where no pool of continuous batching can be made for the model, as at its first request.
+
+    It is made and dropped: the server makes its own for the first request, whose sampling Transformers uses for all.
+    """
+    manager = model.init_continuous_batching(copy.deepcopy(model.generation_config), copy.deepcopy(settings))
+    try:
+        manager.warmup()
+    except MemoryError as error:
+        raise ValueError(f"The pool of `--cb-num-blocks` or `--cb-max-batch-tokens` is too large: {error}.") from error
+    del manager
+    gc.collect()
 
 
 def refuse_unserved(name: str) -> None:

@@ -166,6 +166,7 @@ def test_what_the_pool_cannot_hold_is_refused(variant, tmp_path, monkeypatch):
     [
         (["--attn-implementation", "flex_attention"], "flex_attention is not supported for continuous batching"),
         (["--cb-block-size", 1], "page_size must be at least"),
+        (["--cb-num-blocks", 10**9], "`--cb-num-blocks` or `--cb-max-batch-tokens` is too large"),
         (["--prot", 1], "No such option: --prot"),
         (["--port", "x"], "It is 'x'. See sas-hf serve --help."),
     ],
