@@ -1,6 +1,7 @@
 """`sas-hf serve`: [`~sas_hf.serve.server.serve`]."""
 
 import typer
+from rich.markup import escape
 
 from .shared import console, explain_errors
 
@@ -10,4 +11,4 @@ def serve(context: typer.Context) -> None:
     """Serve MODEL over HTTP as OpenAI's API: `transformers serve`, with its flags (--help lists them)."""
     from ..serve.server import serve
 
-    serve(context.args, tell=lambda line: console.print(f"[yellow]note:[/yellow] {line}"))
+    serve(context.args, tell=lambda line: console.print(f"[yellow]note:[/yellow] {escape(line)}"))
