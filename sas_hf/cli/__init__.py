@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from . import convert, eval_data, eval_report, evaluate, export, info, paper, restore, serve, study, train
+from . import convert, eval_data, eval_report, evaluate, export, fold, info, paper, restore, serve, study, train
 from .convert import conversion_table
 from .shared import Commands, console, explain_errors
 
@@ -42,6 +42,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 app.callback()(options)
 app.command("convert")(convert.convert)
 app.command("restore")(restore.restore)
+app.command("fold")(fold.fold)
 app.command("export")(export.export)
 app.command("train")(train.train)
 app.command("study")(study.study)

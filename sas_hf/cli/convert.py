@@ -85,8 +85,8 @@ def text_in(file: Path | None) -> str | None:
 
 
 def conversion_table(report: dict) -> Table:
-    """The report of `convert_checkpoint` or `restore_checkpoint` as a table for the terminal."""
-    fidelity, simulation = report["fidelity"], report.get("simulation")
+    """The report of `convert_checkpoint`, `restore_checkpoint` or `fold_checkpoint` as a table for the terminal."""
+    fidelity, simulation, folded = report["fidelity"], report.get("simulation"), report.get("folded")
     lossy, unrounded, own = report.get("lossy"), report["fidelity_unrounded"], report["in_saved_dtype"]
     unknown, absent, recomputed, left_out = (
         report.get(name) for name in ("fields_unknown", "files_left_out", "weights_recomputed", "weights_left_out")
@@ -123,6 +123,10 @@ def conversion_table(report: dict) -> Table:
             f"{simulation['num_simulated_heads'] or '-'}, {simulation['simulated_head_dim'] or '-'}"
             if simulation
             else None
+        ),
+        "heads, features per head": f"{folded['num_attention_heads']}, {folded['head_dim']}" if folded else None,
+        "numbers cached per token and layer before, after": (
+            f"{report['cached_numbers_source']:,}, {report['cached_numbers']:,}" if folded else None
         ),
         "parameters": f"{report['parameters']:,} ({growth:+.2%})",
         "computed anew, not read": ", ".join(recomputed[:5]) + ", ..." * (len(recomputed) > 5) if recomputed else None,

@@ -3,6 +3,7 @@
 from .checkpoint import convert_checkpoint, find_source
 from .convert import ConversionError, ConversionOptions, convert_model
 from .fidelity import Fidelity, compare_models, gradient_differences
+from .fold import fold_checkpoint
 from .restore import restore_checkpoint
 
 
@@ -14,6 +15,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_model",
     "find_source",
+    "fold_checkpoint",
     "gradient_differences",
     "restore_checkpoint",
 ]

@@ -3,33 +3,23 @@
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .. import modeling
-from ..hub.card import read_card, restoration_card
-from ..hub.checkpoints import (
-    CARD_NAME,
-    REPORT_NAME,
-    check_vocabulary,
-    load_processor,
-    new_folder,
-    read_report,
-    read_settings,
-)
-from ..hub.sentence_modules import find_sentence_modules
+from ..hub.card import restoration_card
+from ..hub.checkpoints import CARD_NAME, REPORT_NAME, new_folder, read_report
 from ..report.files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
-from .family import ConversionError
+from .family import ConversionError, SourceFamily
 from .live import pooler_arguments
-from .samples import check_samples, verification_samples
-from .sources import check_space, check_weights, files_left_out, load_whole_model, read_stored_weights
+from .sas_checkpoint import find_sas_class, open_sas_checkpoint
+from .sources import check_space, files_left_out, load_whole_model, read_stored_weights
 from .written import verify_written, write_checkpoint
 
 
@@ -73,24 +63,15 @@ def restore_checkpoint(
     """
     started, output = time.monotonic(), Path(output)
     nearest = check_output(output)
-    sas_class, record = _read_record(checkpoint, revision)
-    check_samples(sas_class, text, images, windows, window_length)
-    check_weights(checkpoint, revision)
-    sentence_modules = find_sentence_modules(checkpoint, revision, ConversionError)
-    sas_card = read_card(checkpoint, revision)
-    config = sas_class.config_class.from_pretrained(checkpoint, revision=revision)
-    processor = load_processor(sas_class, checkpoint, revision)
-    if hasattr(config, "vocab_size") and processor is not None:
-        check_vocabulary(processor, config.vocab_size, checkpoint)
-    samples, verified_on = verification_samples(
-        sas_class, config, processor, text, images, windows, window_length, seed=0
-    )
+    sas_class = find_sas_class(checkpoint, revision)
+    record = _read_record(checkpoint, revision)
+    opened = open_sas_checkpoint(checkpoint, revision, sas_class, text, images, windows, window_length)
 
     progress(f"Loading {checkpoint}")
     stored = read_stored_weights(checkpoint, revision)
-    dtype = stored.widest_dtype(config)
+    dtype = stored.widest_dtype(opened.config)
     check_space(nearest, stored.numbers, dtype)
-    model, _, _ = load_whole_model(sas_class, checkpoint, revision, config, stored)
+    model, _, _ = load_whole_model(sas_class, checkpoint, revision, opened.config, stored)
 
     progress("Removing the simulation")
     restored = restore_model(model, record["source_config"], record["source_architecture"])
@@ -98,11 +79,11 @@ def restore_checkpoint(
 
     with new_folder(output) as folder:
         progress(f"Saving {output}")
-        write_checkpoint(restored, folder, dtype, processor, checkpoint, revision)
+        write_checkpoint(restored, folder, dtype, opened.processor, checkpoint, revision)
         del restored
 
         progress("Comparing both models")
-        verification = verify_written(folder, source_class, model, samples, dtype)
+        verification = verify_written(folder, source_class, model, opened.samples, dtype)
         fidelity = verification.fidelity
         if not fidelity.is_exact:
             apart = f"{fidelity.max_abs_difference:.3g} (allowed: {fidelity.tolerance:.3g}"
@@ -113,31 +94,18 @@ def restore_checkpoint(
                 f"{source_class.__name__} has no place for it. Nothing was written."
             )
         report = comparison_report(
-            checkpoint, revision, model, source_class, verification, verified_on, dtype, started
+            checkpoint, revision, model, source_class, verification, opened.verified_on, dtype, started
         ) | {
             "files_left_out": files_left_out(checkpoint, revision, folder),
-            "sentence_modules": sentence_modules,
+            "sentence_modules": opened.sentence_modules,
         }
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
-        restoration_card(report, sas_card).save(folder / CARD_NAME)
+        restoration_card(report, opened.card).save(folder / CARD_NAME)
     return report
 
 
-def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[PreTrainedModel], dict]:
-    """The SAS class of a checkpoint and the report of its conversion; a [`ConversionError`] if it is none."""
-    settings = read_settings(checkpoint, revision)
-    names = settings.get("architectures") or ["not given"]
-    sas_class = getattr(modeling, str(names[0]), None)
-    if not str(settings.get("model_type")).startswith("sas_"):
-        raise ConversionError(
-            f"{checkpoint} is no SAS checkpoint: its `model_type` is {settings.get('model_type')!r}, its class "
-            f"{names[0]}."
-        )
-    if len(names) != 1 or not (isinstance(sas_class, type) and issubclass(sas_class, PreTrainedModel)):
-        raise ConversionError(
-            f"`architectures` in the config.json of {checkpoint} is {settings.get('architectures')!r}; write there "
-            'which SAS class it is, for instance ["SASGPTForCausalLM"].'
-        )
+def _read_record(checkpoint: str | Path, revision: str | None) -> dict:
+    """The report of a SAS checkpoint's conversion; a [`ConversionError`] if it was not converted."""
     try:
         record = read_report(checkpoint, revision)
     except ValueError as error:
@@ -158,7 +126,7 @@ def _read_record(checkpoint: str | Path, revision: str | None) -> tuple[type[Pre
             f"The {REPORT_NAME} of {checkpoint} does not say what was converted (`source_config`, "
             "`source_architecture`); convert the source again, with this version."
         )
-    return sas_class, record
+    return record
 
 
 def restore_model(model: PreTrainedModel, source_config: dict, architecture: str) -> PreTrainedModel:
@@ -176,20 +144,46 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
     """
     family = FAMILIES[source_config["model_type"]]
     if family.architectures[architecture] is not type(model):
-        fitting = [name for name, sas_class in family.architectures.items() if sas_class is type(model)]
-        if not fitting:
-            raise ConversionError(f"No {family.model_type} class has the head of {type(model).__name__}.")
-        architecture = fitting[0]
+        architecture = architecture_of(family, type(model))
     kept = {name: getattr(model.config, name) for name in LABELS}
     config = AutoConfig.for_model(**source_config | family.source_fields(model.config) | kept)
+    weights = {name: weight for name, weight in model.state_dict().items() if "_simulation." not in name}
+    return model_of_family(family, architecture, config, weights, model)
+
+
+def architecture_of(family: SourceFamily, sas_class: type[PreTrainedModel]) -> str:
+    """The name of the family's class with the same head as a SAS class; a [`ConversionError`] if it has none."""
+    fitting = [name for name, known in family.architectures.items() if known is sas_class]
+    if not fitting:
+        raise ConversionError(f"No {family.model_type} class has the head of {sas_class.__name__}.")
+    return fitting[0]
+
+
+def model_of_family(
+    family: SourceFamily,
+    architecture: str,
+    config: PreTrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    model: PreTrainedModel,
+) -> PreTrainedModel:
+    """A model of a source family, in evaluation.
+
+    Args:
+        architecture: its class.
+        config: its configuration.
+        weights: by the names of a SAS model without simulation; shared where they are the same on both sides.
+        model: the SAS model that they come from: its device, whether it has a pooler, how it generates.
+
+    Raises:
+        ConversionError: if a weight has no place in it.
+    """
     with init.no_init_weights():
         source_class = getattr(transformers, architecture)
         without_pooler = getattr(model.config, "pooler_act", ...) is None
-        restored = source_class(config, **pooler_arguments(source_class, without_pooler))
-    weights = {name: weight for name, weight in model.state_dict().items() if "_simulation." not in name}
-    names = restored.state_dict().keys()
-    weights = family.source_weights(weights, names, restored.base_model_prefix, config)
-    for name, weight in restored.state_dict().items():
+        made = source_class(config, **pooler_arguments(source_class, without_pooler))
+    names = made.state_dict().keys()
+    weights = family.source_weights(weights, names, made.base_model_prefix, config)
+    for name, weight in made.state_dict().items():
         if weight.shape != weights[name].shape:
             raise ConversionError(
                 f"{name} has the shape {list(weights[name].shape)}, but {architecture} asks for {list(weight.shape)}."
@@ -197,9 +191,9 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
     if not getattr(config, "tie_word_embeddings", False):  # weights that are one here are two there
         first = {id(weight): name for name, weight in reversed(weights.items())}
         weights = {name: weight if first[id(weight)] == name else weight.clone() for name, weight in weights.items()}
-    restored.load_state_dict(weights, assign=True)
-    restored.tie_weights()
-    restored.to(device=torch.device(model.device))  # buffers; in float32, whatever the weights are in
-    if restored.can_generate():
-        restored.generation_config = copy.deepcopy(model.generation_config)
-    return restored.eval()
+    made.load_state_dict(weights, assign=True)
+    made.tie_weights()
+    made.to(device=torch.device(model.device))  # buffers; in float32, whatever the weights are in
+    if made.can_generate():
+        made.generation_config = copy.deepcopy(model.generation_config)
+    return made.eval()

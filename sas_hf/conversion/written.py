@@ -80,6 +80,7 @@ def verify_written(
     samples: Sequence[Sample],
     dtype: torch.dtype,
     exact: bool = True,
+    rounded: PreTrainedModel | None = None,
 ) -> Verification:
     """Compare the checkpoint in `folder`, which is to be of this class and dtype, with `source`.
 
@@ -87,6 +88,8 @@ def verify_written(
 
     Args:
         exact: `False` compares with the source as it is, whatever was rounded.
+        rounded: what was written, if its weights are not the source's, rounded: it takes the source's place where the
+            source would be rounded.
 
     Raises:
         ConversionError: if another model is loaded, or one whose outputs in its own dtype are not finite.
@@ -101,8 +104,12 @@ def verify_written(
             f"{auto_class.__name__} makes a {type(written).__name__} in {dtypes} of what was written (without "
             f"{unexpected[:5]}), not a {model_class.__name__} in {dtype}; nothing was kept."
         )
-    rounds = exact and torch.promote_types(source.dtype, dtype) != dtype
-    fidelity = compare_models(source, written, samples, dtype if rounds else None)
+    if rounded is None:
+        rounds = exact and torch.promote_types(source.dtype, dtype) != dtype
+        fidelity = compare_models(source, written, samples, dtype if rounds else None)
+    else:
+        rounds = True
+        fidelity = compare_models(rounded, written, samples)
     return Verification(
         fidelity,
         compare_models(source, written, samples) if rounds else None,

@@ -84,6 +84,25 @@ def restoration_card(report: dict, sas_card: ModelCard | None) -> ModelCard:
         f"Restored by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}, whose simulation changed "
         f"nothing and was left out. {_promise(report)}\n\n{_not_carried(report)}",
     )
+    return _with_loading_by_transformers(card, report)
+
+
+def folding_card(report: dict, sas_card: ModelCard | None) -> ModelCard:
+    """The card of a checkpoint that `fold_checkpoint` wrote, from its report and the card of what it folded."""
+    folded = report["folded"]
+    card = _card_of(
+        report,
+        sas_card,
+        f"{_title(report['source'])} as {report['architecture']}",
+        f"Folded by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}, whose simulation is linear: its "
+        f"maps are multiplied into {folded['num_attention_heads']} plain heads of {folded['head_dim']} features. "
+        f"{_promise(report)}\n\n{_not_carried(report)}",
+    )
+    return _with_loading_by_transformers(card, report)
+
+
+def _with_loading_by_transformers(card: ModelCard, report: dict) -> ModelCard:
+    """The card of a checkpoint of Transformers' own, with how to load it and its fidelity."""
     loading = f"from transformers import {report['architecture']}\n\n"
     sentences = _loading_sentences() if _embeds(report) else ""
     _set_section(
@@ -142,10 +161,15 @@ def _promise(report: dict) -> str:
     unrounded = report.get("fidelity_unrounded")
     if unrounded is not None:
         return (
-            f"When it was made, it computed what its source computes with its weights rounded to {saved}, in which it "
-            f"is saved; from the source as it is the outputs differed by up to {unrounded['max_abs_difference']:.3g}."
+            f"When it was made, it computed what its source computes with its weights {_rounding(report)}, in which "
+            "it is saved; from the source as it is the outputs differed by up to "
+            f"{unrounded['max_abs_difference']:.3g}."
         )
     return f"When it was made, it computed what its source computes.{weights}"
+
+
+def _rounding(report: dict) -> str:
+    return f"{'folded and ' if 'folded' in report else ''}rounded to {report['dtype_saved']}"
 
 
 def _not_carried(report: dict) -> str:
@@ -352,7 +376,7 @@ def _fidelity(report: dict) -> str:
         rows[f"computing in {saved}: max abs difference to the source in float32"] = (
             f"{_number(own['max_abs_difference'])} (source in {saved}: {_number(own['source_max_abs_difference'])})"
         )
-    against = f"its source (weights rounded to {saved})" if unrounded is not None else "its source"
+    against = f"its source (weights {_rounding(report)})" if unrounded is not None else "its source"
     amount = f"{fidelity['images']} images" if fidelity.get("images") else f"{fidelity['tokens']} tokens"
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return (
