@@ -286,8 +286,11 @@ def test_the_command(checkpoint, tmp_path):
     assert again.returncode == 1 and "choose another output" in again.stderr
 
 
-def test_vllm_has_it_as_its_own_llama(tmp_path):
+def test_vllm_has_it_as_its_own_llama(tmp_path, monkeypatch):
     """Its Llama, not its Transformers backend; greedy tokens are those of the SAS model."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that the engine's model can be looked at
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     vllm = pytest.importorskip("vllm", reason="vllm is not installed here")
     model = linear(
         "sas", hidden_size=128, num_simulated_heads=8, simulated_head_dim=96, head_dim=64, vocab_size=300
