@@ -33,10 +33,12 @@ class SASAttention(nn.Module):
 
     Attributes:
         rotates_state: whether a state can be rotated before it is cached, so that its keys come out rotated.
+        state_is_single: whether the second of the state is empty, and caches hold halves of the first.
         mixes_tokens: whether the state depends on the tokens before, too.
     """
 
     rotates_state = False
+    state_is_single = False
     mixes_tokens = False
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, cache_utils
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from .fused_simulation import simulate
@@ -38,6 +38,7 @@ class CachePlace:
     ):
         self.config = attention.config
         self.layer_idx = attention.layer_idx if layer_idx is None else layer_idx
+        self.in_halves = attention.state_is_single and key_store(attention.config) is not EXPANDED
         self.updated = None
         if isinstance(cache, EncoderDecoderCache):
             if is_source:
@@ -57,7 +58,10 @@ class CachePlace:
         """What an earlier step cached of the source, in full."""
         if self.updated is None or not self.updated.get(self.layer_idx):
             return None
-        return self.layer.keys, self.layer.values
+        return self._whole(self.layer.keys, self.layer.values)
+
+    def _whole(self, first: torch.Tensor, second: torch.Tensor) -> Pair:
+        return (torch.cat((first, second), dim=-1), second[..., :0]) if self.in_halves else (first, second)
 
     def extend(self, first: torch.Tensor, second: torch.Tensor) -> Pair:
         """What is held and the new, which is kept, too.
@@ -67,13 +71,15 @@ class CachePlace:
         """
         if self.cache is None:
             return first, second
+        if self.in_halves:  # runtimes of exported programs have no tensors without width
+            first, second = first.tensor_split(2, dim=-1)
         if self.layer is not None and self.layer.keys.numel():
             self._check(self.layer.keys, first, "keys")
             self._check(self.layer.values, second, "values")
         pair = self.cache.update(first, second, self.layer_idx, kwargs=self.kwargs)
         if self.updated is not None:
             self.updated[self.layer_idx] = True
-        return pair
+        return self._whole(*pair)
 
     def _check(self, held: torch.Tensor, new: torch.Tensor, what: str) -> None:
         if held.shape[1] == new.shape[1] and held.shape[3] == new.shape[3]:
@@ -309,7 +315,19 @@ def with_key_positions(layer_class: type[CacheLayerMixin]) -> type[CacheLayerMix
         def __reduce__(self):
             return empty_layer_with_key_positions, (layer_class,), vars(self)
 
+    LayerWithKeyPositions.__qualname__ = layer_class.__name__ + WITH_KEY_POSITIONS
     return LayerWithKeyPositions
+
+
+WITH_KEY_POSITIONS = "WithKeyPositions"
+
+
+def __getattr__(name: str) -> type[CacheLayerMixin]:
+    """Exported programs name the kinds of layers that their caches have, and look for them here."""
+    layer_class = getattr(cache_utils, name.removesuffix(WITH_KEY_POSITIONS), None)
+    if layer_class is None or not name.endswith(WITH_KEY_POSITIONS):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return with_key_positions(layer_class)
 
 
 def empty_layer_with_key_positions(layer_class: type[CacheLayerMixin]) -> CacheLayerMixin:

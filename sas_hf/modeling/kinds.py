@@ -15,6 +15,7 @@ from .attention import SASAttention
 from .norm import SASRMSNorm
 from .positions import rotate_leading_features
 from .simulation import SIMULATION_LAYERS, initialize_simulation
+from .transforms import part_features
 
 
 class MultiHeadAttention(SASAttention):
@@ -80,7 +81,7 @@ class MultiHeadLatentAttention(SASAttention):
         return query.unflatten(-1, (self.num_heads, -1))
 
     def project_state(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        latent, rope_key = self.kv_a_proj_with_mqa(source).split((self.config.kv_lora_rank, self.rope_dim), -1)
+        latent, rope_key = part_features(self.kv_a_proj_with_mqa(source), self.config.kv_lora_rank)
         return self.kv_a_layernorm(latent).unsqueeze(2), rope_key.unsqueeze(2)
 
     def rotate_state(self, latent, rope_key, position_embeddings):
@@ -88,7 +89,7 @@ class MultiHeadLatentAttention(SASAttention):
 
     def expand(self, latent: torch.Tensor, rope_key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         heads = self.kv_b_proj(latent.squeeze(2)).unflatten(-1, (self.num_heads, -1))
-        nope_key, value = heads.split((self.nope_dim, self.value_head_dim), dim=-1)
+        nope_key, value = part_features(heads, self.nope_dim)
         return torch.cat((rope_key.expand(-1, -1, self.num_heads, -1), nope_key), dim=-1), value
 
 
@@ -139,7 +140,7 @@ class TensorProductAttention(SASAttention):
 
     def contract(self, factors: torch.Tensor) -> torch.Tensor:
         """`[B, T, R, H + D]` to `[B, T, H, D]`."""
-        heads, features = factors.split((self.num_heads, self.head_dim), dim=-1)
+        heads, features = part_features(factors, self.num_heads)
         return heads.transpose(-1, -2) @ features / factors.shape[-2]
 
     def project_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -149,7 +150,7 @@ class TensorProductAttention(SASAttention):
         return self.factors(source, "k"), self.factors(source, "v")
 
     def rotate_state(self, key, value, position_embeddings):
-        heads, features = key.split((self.num_heads, self.head_dim), dim=-1)
+        heads, features = part_features(key, self.num_heads)
         return torch.cat((heads, rotate_leading_features(features, position_embeddings)), dim=-1), value
 
     def expand(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,6 +185,8 @@ class EfficientAttention(SASAttention):
 
     Cached: the input, C numbers per token; keys are rotated at use.
     """
+
+    state_is_single = True
 
     def make_projections(self, config: PreTrainedConfig) -> None:
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
@@ -245,6 +248,7 @@ class SuperAttention(EfficientAttention):
     earlier tokens only, so it is computed once.
     """
 
+    state_is_single = False
     mixes_tokens = True
 
     def make_projections(self, config: PreTrainedConfig) -> None:

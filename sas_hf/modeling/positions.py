@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from .transforms import part_features
+
 
 class SASRotaryEmbedding(nn.Module):
     """Cosines and sines `[B, T, R]` of the rotary angles; R = `config.rotary_dim`, whatever the simulated width is."""
@@ -60,6 +62,6 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """The same for any layout with features last, by cos and sin that fit its other axes."""
     width = cos.shape[-1]
     rotary, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
-    first, second = rotary.chunk(2, dim=-1)
+    first, second = part_features(rotary, width // 2)
     rotary = rotary * cos + torch.cat((-second, first), dim=-1) * sin
     return rotary if rest is None else torch.cat((rotary, rest), dim=-1)

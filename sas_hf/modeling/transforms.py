@@ -28,6 +28,13 @@ def want_gradient(tensors: Iterable[torch.Tensor | None]) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def part_features(tensor: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `width` features of `[..., D]` and the others."""
+    if torch.compiler.is_exporting():  # ExecuTorch's own split holds for the number of rows it was made with
+        return tensor[..., :width], tensor[..., width:]
+    return tensor.split((width, tensor.shape[-1] - width), dim=-1)  # whose backward pass is one copy
+
+
 def differentiable_gradients(
     function: Callable, tensors: Sequence[torch.Tensor | None], needed: Sequence[bool], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
