@@ -16,7 +16,7 @@ OUT ?= runs/quickstart
 # On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo test test-lowest test-exporters lint clean
 
 demo: $(VENV)/ready
 	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
@@ -31,6 +31,14 @@ LOWEST_TESTS ?= $(patsubst %,tests/modeling/test_%.py,attention cache configurat
 
 test-lowest: $(LOWEST)/ready
 	$(LOWEST)/bin/python -m pytest -n $(JOBS) $(LOWEST_TESTS)
+
+# Every format of `sas-hf export` by every kind of attention, in their runtimes; in an environment of its own.
+test-exporters: EXPORTERS_VENV ?= .venv-exporters
+test-exporters:
+	$(PYTHON) -m venv $(EXPORTERS_VENV)
+	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev,onnx,openvino,executorch]"
+	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest tests/serve/test_programs.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .. import modeling
@@ -62,26 +62,19 @@ def export_model(
     refuse_existing(output)
     adapter = read_adapter(source, revision)
     base, base_revision = adapter or (source, revision)
-    model_class = _find_class(base, base_revision)
+    find_class(base, base_revision)
     card, report = read_card(source, revision), read_report(source, revision)
     embeds = bool(find_sentence_modules(base, base_revision))
 
     with new_folder(output) as folder:
         progress(f"Loading {source}")
-        model, unknown = load_model(model_class, base, base_revision)
-        if unknown:
-            raise ValueError(f"{base} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
-        if adapter:
-            model = _merge(model, source, revision)
-        tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
-        if adapter:  # which need not have them beside it
-            tokenizer = load_tokenizer(base, base_revision) if tokenizer is None else tokenizer
-            processor = load_image_processor(base, base_revision) if processor is None else processor
+        model = load_whole(source, revision)
+        tokenizer, processor = load_preparation(source, revision)
 
         progress(f"Saving {output}")
         has_settings = optional_file(source, GENERATION_CONFIG_NAME, revision) is not None  # as adapters of a run
         save_model(model, folder, *((source, revision) if has_settings else (base, base_revision)))
-        add_code(folder, model, auto_classes(model_class.config_class))
+        add_code(folder, model, auto_classes(type(model.config)))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if processor is not None:
@@ -97,6 +90,36 @@ def export_model(
         export_card(model, name, card, report, embeds).save(folder / CARD_NAME)
 
 
+def load_whole(source: str | Path, revision: str | None, **options) -> PreTrainedModel:
+    """The SAS model of a checkpoint, or the one that adapters and their base are together.
+
+    Args:
+        options: of `from_pretrained`; by default the checkpoint's own dtype.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as [`export_model`].
+    """
+    adapter = read_adapter(source, revision)
+    base, base_revision = adapter or (source, revision)
+    model_class = find_class(base, base_revision)
+    model, unknown = load_model(model_class, base, base_revision, **options)
+    if unknown:
+        raise ValueError(f"{base} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
+    return _merge(model, source, revision) if adapter else model
+
+
+def load_preparation(
+    source: str | Path, revision: str | None
+) -> tuple[PreTrainedTokenizerBase | None, BaseImageProcessor | None]:
+    """Tokenizer and image processor of a checkpoint, each `None` where there is none; of adapters that have none
+    beside them, those of their base."""
+    tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
+    if adapter := read_adapter(source, revision):
+        tokenizer = load_tokenizer(*adapter) if tokenizer is None else tokenizer
+        processor = load_image_processor(*adapter) if processor is None else processor
+    return tokenizer, processor
+
+
 def _merge(model: PreTrainedModel, adapter: str | Path, revision: str | None) -> PreTrainedModel:
     """The model with the adapters in its weights."""
     adapted = load_adapter(model, str(adapter), revision)
@@ -110,7 +133,7 @@ def _is_ours(some_class: type) -> bool:
     return some_class.__module__.startswith(modeling.__name__ + ".")
 
 
-def _find_class(source: str | Path, revision: str | None) -> type[PreTrainedModel]:
+def find_class(source: str | Path, revision: str | None) -> type[PreTrainedModel]:
     """The class named in the configuration, one that is registered with an Auto class; no weights are read."""
     settings = read_settings(source, revision)
     model_type, named = settings.get("model_type"), (settings.get("architectures") or [None])[0]
