@@ -43,8 +43,15 @@ def test_a_checkpoint_is_converted_with_all_that_belongs_to_it(llama_folder, tmp
     assert not list(output.glob("*.py"))
 
 
+def to_save_again(folder, **options):
+    """The source, of whose generation configuration Transformers 5.16 would save nothing, as it contradicts itself."""
+    model = LlamaForCausalLM.from_pretrained(folder, **options)
+    model.generation_config.top_k = None
+    return model
+
+
 def test_the_sources_dtype_is_kept_or_replaced(llama_folder, tmp_path):
-    LlamaForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16).save_pretrained(llama_folder)
+    to_save_again(llama_folder, dtype=torch.bfloat16).save_pretrained(llama_folder)
     convert_checkpoint(llama_folder, tmp_path / "same")
     convert_checkpoint(llama_folder, tmp_path / "float16", dtype="float16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "same").dtype == torch.bfloat16
@@ -115,7 +122,7 @@ def damage_truncated(folder):
 
 
 def shard(folder):
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model = to_save_again(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="50KB")
     return next(folder.glob("model-00002-*"))
@@ -164,14 +171,14 @@ def damage_layers(folder):
 
 
 def damage_nan(folder):
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model = to_save_again(folder)
     model.model.norm.weight.data.fill_(float("nan"))
     model.save_pretrained(folder)
 
 
 def damage_unused_row(folder):
     """Of a token that the text it is verified on need not hold."""
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model = to_save_again(folder)
     model.model.embed_tokens.weight.data[0] = float("inf")
     model.save_pretrained(folder)
 

@@ -129,7 +129,7 @@ def test_sharded_checkpoint(tmp_path):
     assert_identical(all_tensors(SASGPTForCausalLM.from_pretrained(tmp_path)), all_tensors(model))
 
 
-def test_pipeline_from_a_saved_folder(tmp_path):
+def test_pipeline_from_a_saved_folder(tmp_path, tolerate_deprecations):
     tokenizer = train_tokenizer()
     model = gpt(
         "sas_k5_gqa",

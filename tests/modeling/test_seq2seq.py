@@ -5,6 +5,7 @@ import torch
 from helpers import (
     SEQ2SEQ_BASE,
     SEQ2SEQ_VARIANTS,
+    TRANSFORMERS,
     all_tensors,
     assert_identical,
     left_padded,
@@ -13,6 +14,7 @@ from helpers import (
     seq2seq,
     token_ids,
 )
+from packaging.version import Version
 from safetensors import safe_open
 from transformers import (
     AutoModel,
@@ -134,6 +136,8 @@ def test_equals_transformers(family, implementation):
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generates_as_transformers_does(family, options):
+    if family == "marian_two" and "num_beams" in options and Version("5.18") > TRANSFORMERS:
+        pytest.skip("Before 5.18, beams are searched in the encoder's vocabulary: Marian's too.")
     theirs, ours = theirs_and_ours(family)
     inputs = source_and_target()
     del inputs["labels"]
