@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .companions import tell_companions
 from .importing import AfterImport, FormerPaths
 from .version import __version__
 
@@ -123,3 +124,4 @@ if "transformers" in sys.modules:
     _import_architectures()
 else:
     sys.meta_path.insert(0, AfterImport("transformers", _import_architectures))
+tell_companions()

@@ -15,6 +15,7 @@ SMALL = {"importing", "version"}
 LOW = SMALL | {"modeling", "configurations", "report", "data", "hub"}
 MAY_KNOW = {
     "importing": set(),
+    "companions": {"importing"},
     "version": set(),
     "modeling": set(),
     "configurations": {"modeling"},
@@ -27,7 +28,7 @@ MAY_KNOW = {
     "training": LOW | {"conversion", "eval"},
     "papers": LOW | {"conversion", "eval", "training"},
     "cli": LOW | {"conversion", "serve", "eval", "training", "papers"},
-    "": SMALL | {"modeling", "configurations"},
+    "": SMALL | {"companions", "modeling", "configurations"},
     "__main__": {"cli"},
 }
 

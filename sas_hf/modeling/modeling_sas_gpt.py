@@ -41,6 +41,7 @@ from .layers import SASMLP, make_norm
 from .losses import classification_loss
 from .older_transformers import slice_logits_to_keep
 from .positions import SASRotaryEmbedding
+from .quantisation import FloatSimulationMixin
 from .registration import register
 from .sequence import check_positions, layer_inputs
 from .sharing import CodeTravelsMixin, came_with_its_checkpoint
@@ -79,7 +80,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         return attended + self.dropout(self.mlp(self.post_attention_layernorm(mlp_input)))
 
 
-class SASGPTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
+class SASGPTPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS GPT and its heads."""
 
     config: SASGPTConfig

@@ -22,6 +22,7 @@ from .attention import SASAttention
 from .configuration_sas_vit import SASViTConfig
 from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .losses import classification_loss
+from .quantisation import FloatSimulationMixin
 from .registration import register
 from .sharing import CodeTravelsMixin
 
@@ -187,7 +188,7 @@ def pool_tokens(
     return (patches * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-class SASViTPreTrainedModel(CodeTravelsMixin, PreTrainedModel):
+class SASViTPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS ViT and its heads."""
 
     config: SASViTConfig

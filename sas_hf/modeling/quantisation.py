@@ -1,0 +1,18 @@
+"""What quantisers shall leave alone: the simulation, which is small and sits where errors count most."""
+
+import torch
+
+
+class FloatSimulationMixin:
+    """Transformers' quantisers keep the simulation's weights as they are, in the dtype that the model is loaded in.
+
+    They ask a model which of its modules want float32, and let these be whatever else they are told. Here float32 is
+    not meant: a simulation in another dtype than its heads could not be computed.
+    """
+
+    _keep_in_fp32_modules = [r".*\.[qkv]_simulation"]
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """As in Transformers, but without the simulation."""
+        plan = super()._get_dtype_plan(dtype)
+        return {name: kept for name, kept in plan.items() if name not in FloatSimulationMixin._keep_in_fp32_modules}
