@@ -1,6 +1,7 @@
 """What other libraries are told of our architectures, once they are imported: never by us.
 
-peft: what its methods adapt where nobody names targets. gptqmodel: what GPTQ quantises.
+peft: what its methods adapt where nobody names targets. gptqmodel: what GPTQ quantises. Liger: that it has nothing for
+them, which it would not say.
 """
 
 import sys
@@ -32,7 +33,7 @@ TARGETS = {
 
 def tell_companions() -> None:
     """At once where a library is imported already, else as soon as it is, by whomever."""
-    for name, tell in (("peft.utils.constants", _tell_peft), ("gptqmodel.models.auto", _tell_gptqmodel)):
+    for name, tell in COMPANIONS.items():
         if name in sys.modules:
             tell()
         else:
@@ -68,3 +69,21 @@ def _tell_gptqmodel() -> None:
 
     MODEL_MAP["sas_gpt"] = SASQModel
     SUPPORTED_MODELS.append("sas_gpt")
+
+
+def _tell_liger() -> None:
+    """It passes over a model type that it does not know without a word, and so would the Trainer's
+    `use_liger_kernel`."""
+
+    def refuse(model=None) -> None:
+        raise ValueError("`use_liger_kernel` is true, but Liger has no kernels for SAS models; leave it out.")
+
+    table = import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+    table.update(dict.fromkeys(MODEL_TYPES, refuse))
+
+
+COMPANIONS = {
+    "peft.utils.constants": _tell_peft,
+    "gptqmodel.models.auto": _tell_gptqmodel,
+    "liger_kernel.transformers.monkey_patch": _tell_liger,
+}

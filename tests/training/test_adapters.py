@@ -1,16 +1,22 @@
 """What a recipe trains: adapters or chosen parameters, and nothing else."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from helpers import gpt, returned_cache, token_ids, vit
+from helpers import encoder, gpt, returned_cache, seq2seq, token_ids, vit
 from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
     LoraConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    VeraConfig,
     get_peft_model,
 )
 
@@ -165,3 +171,61 @@ def test_prompts_are_learnt_and_heeded_when_text_is_made(kind, variant, use_cach
         expected = torch.cat((expected, logits[:, -1:].argmax(-1)), dim=1)
     assert not torch.equal(expected, without)
     assert torch.equal(model.generate(input_ids=ids, **options), expected)
+
+
+METHODS = {
+    "LoRA": lambda: LoraConfig(r=4),
+    "PiSSA": lambda: LoraConfig(r=4, init_lora_weights="pissa"),
+    "AdaLoRA": lambda: AdaLoraConfig(total_step=10),
+    "LoHa": lambda: LoHaConfig(r=2),
+    "VeRA": lambda: VeraConfig(r=4),
+    "IA3": lambda: IA3Config(),
+}
+MODELS = {
+    "gpt": (lambda: gpt("sas_k5_gqa"), {"q_proj", "v_proj"}, {"k_proj", "v_proj", "down_proj"}),
+    "mla": (lambda: gpt("mla_sas"), {"q_b_proj", "kv_b_proj"}, {"kv_b_proj", "down_proj"}),
+    "tpa": (
+        lambda: gpt("tpa_sas"),
+        {f"{side}_{factor}_proj" for side in "qv" for factor in ("head", "feature")},
+        {f"{side}_{factor}_proj" for side in "kv" for factor in ("head", "feature")} | {"down_proj"},
+    ),
+    "optimised": (lambda: gpt("optimised_sas"), {"q_proj"}, {"k_proj", "down_proj"}),
+    "efficient": (lambda: gpt("efficient_sas"), {"q_proj"}, {"down_proj"}),
+    "super": (lambda: gpt("super"), {"q_proj"}, {"down_proj"}),
+    "encoder": (lambda: encoder("sas_k5_gqa"), {"q_proj", "v_proj"}, {"k_proj", "v_proj", "down_proj"}),
+    "seq2seq": (lambda: seq2seq("sas_k5_gqa"), {"q_proj", "v_proj"}, {"k_proj", "v_proj", "down_proj"}),
+    "vit": (lambda: vit("sas_k5_gqa"), {"q_proj", "v_proj"}, {"k_proj", "v_proj", "fc2"}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_methods_have_targets_where_nobody_names_them(kind, method):
+    """The linear maps that stand for those that Llama has by default, and no convolution, which some refuse."""
+    make, projections, scaled = MODELS[kind]
+    model = get_peft_model(make(), METHODS[method]())
+    targets = {name.rpartition(".")[2] for name in model.base_model.targeted_module_names}
+    assert targets == (scaled if method == "IA3" else projections)
+    assert trained_names(model)
+
+
+def test_a_users_own_targets_are_not_replaced():
+    model = get_peft_model(gpt("sas"), LoraConfig(r=4, target_modules=["o_proj"]))
+    assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"o_proj"}
+
+
+@pytest.mark.parametrize("order", ["import peft, sas_hf", "import sas_hf, peft", "import sas_hf.modeling, peft"])
+def test_peft_knows_our_models_in_every_order_of_imports(order):
+    code = f"{order}\nfrom peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as targets"
+    code += "\nassert 'q_proj' in targets['sas_gpt'] and 'q_proj' not in targets['bert']"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_liger_says_that_it_does_nothing(tmp_path):
+    """As the Trainer's `use_liger_kernel` asks it; alone it would pass over a model that it does not know."""
+    pytest.importorskip("liger_kernel.transformers.monkey_patch", reason="liger-kernel is not installed, with Triton")
+    from transformers.integrations.liger import apply_liger_kernel
+
+    for model in (gpt("mha"), encoder("mha"), seq2seq("mha"), vit("vit")):
+        with pytest.raises(ValueError, match="Liger has no kernels for SAS models; leave it out."):
+            apply_liger_kernel(model, None)
