@@ -22,7 +22,7 @@ KINDS = {
     "mha": lambda: gpt("mha", **SHAPE),
     "sas": lambda: gpt("sas", **SIMULATED),
     "kernel 5, base form": lambda: gpt("sas_k5_gqa", simulation_cache="base", **SIMULATED),
-    "mla": lambda: gpt("mla_sas", **SIMULATED | {"q_lora_rank": 64, "kv_lora_rank": 32}),
+    "mla": lambda: gpt("mla_sas", **SIMULATED | {"q_lora_rank": 64, "kv_lora_rank": 64}),
     "tpa": lambda: gpt("tpa_sas", **SIMULATED),
     "optimised": lambda: gpt("optimised_sas", **SIMULATED),
     "efficient": lambda: gpt("efficient_sas", **SIMULATED),
