@@ -165,3 +165,17 @@ def test_pytorchs_dynamic_quantisation(kind):
     assert (found - expected).norm() < 0.1 * expected.norm()  # what enters a layer is quantised, too
     greedy = {"max_new_tokens": 4, "do_sample": False}
     assert quantised.generate(ids, **greedy).shape == (2, 13)
+
+
+@pytest.mark.parametrize("kind", ["sas", "mla"])
+def test_gptqmodel_finds_the_linear_maps_where_they_are(kind):
+    """It looks through a model by itself, but takes a layer of the simulation for one of attention's own."""
+    auto = pytest.importorskip("gptqmodel.models.auto", reason="gptqmodel is not installed")
+    from gptqmodel.quantization.config import METHOD
+
+    definition, model = auto.MODEL_MAP["sas_gpt"], KINDS[kind]()
+    *path, _, blocks = definition.__new__(definition)._auto_detect_module_tree(model, METHOD.GPTQ)
+    layer = model.get_submodule(".".join(path))[0]
+    found = {f"{block}.{name}" for block, names in blocks.items() for name in names}
+    assert found == {name for name, part in layer.named_modules() if type(part) is nn.Linear}
+    assert "self_attn.o_proj" in found and "mlp.down_proj" in found
