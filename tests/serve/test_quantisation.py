@@ -29,7 +29,7 @@ KINDS = {
     "super": lambda: gpt("super", **SHAPE),
     "encoder": lambda: encoder("sas_k5_gqa", **SIMULATED),
     "seq2seq": lambda: seq2seq("sas_k5_gqa", **SIMULATED),
-    "vit": lambda: vit("sas_k5_gqa", **SIMULATED),
+    "vit": lambda: vit("sas_k5_gqa", num_labels=32, **SIMULATED),
 }
 
 
@@ -114,8 +114,8 @@ def test_text_is_made_and_what_is_saved_is_what_was_quantised(quantiser, tmp_pat
     model = load(tmp_path / "float", quantization_config=QUANTISERS[quantiser](), device_map="cpu").eval()
     ids = token_ids(2, 7)
     text = model.generate(ids, **greedy)
-    if not quantiser.startswith("bitsandbytes"):  # whose sums depend on the number of tokens
-        assert torch.equal(text, model.generate(ids, use_cache=False, **greedy))
+    repeatable = not quantiser.startswith("bitsandbytes")  # whose kernels sum otherwise for other numbers of tokens
+    assert not repeatable or torch.equal(text, model.generate(ids, use_cache=False, **greedy))
     if not model.hf_quantizer.is_serializable():
         with pytest.raises(ValueError, match="not serializable"):
             model.save_pretrained(tmp_path / "quantised")
@@ -123,7 +123,7 @@ def test_text_is_made_and_what_is_saved_is_what_was_quantised(quantiser, tmp_pat
     model.save_pretrained(tmp_path / "quantised")
     again = load(tmp_path / "quantised", device_map="cpu").eval()
     assert torch.equal(again(ids).logits, model(ids).logits)
-    assert torch.equal(again.generate(ids, **greedy), text)
+    assert not repeatable or torch.equal(again.generate(ids, **greedy), text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
