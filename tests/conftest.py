@@ -1,5 +1,6 @@
 """Settings of every test: one thread, fixed seeds, no network, and deprecations of Transformers are failures."""
 
+import importlib.util
 import logging
 import os
 
@@ -45,3 +46,11 @@ def tolerate_deprecations():
     logger.removeHandler(REFUSAL)
     yield
     logger.addHandler(REFUSAL)
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("vllm") is None:
+        skip = pytest.mark.skip(reason="vLLM is not installed here: `make test-vllm` makes it an environment")
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(skip)

@@ -27,8 +27,10 @@ OPTIONS = {name: {opt for param in command.params for opt in param.opts} for nam
 
 # Of sentence-transformers, which need not be installed.
 ELSEWHERE = {"SentenceTransformer", "SentenceTransformerTrainer"}
-# Options of accelerate's launcher and of lm-evaluation-harness.
+# Options of accelerate's launcher, of lm-evaluation-harness and of vLLM.
 OTHERS = {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--model_args"}
+OTHERS |= {"--hf-overrides"}
+ENGINES = {"vllm"}  # with environments of their own
 
 
 def read(document: Path) -> tuple[str, list[str]]:
@@ -48,7 +50,13 @@ def ours() -> dict[str, list[str]]:
     for path in sorted((ROOT / "sas_hf").rglob("*.py")):
         if path.name != "__main__.py":
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            for name, value in vars(importlib.import_module(module)).items():
+            try:
+                names = vars(importlib.import_module(module))
+            except ModuleNotFoundError as error:
+                if error.name in ENGINES:
+                    continue
+                raise
+            for name, value in names.items():
                 if getattr(value, "__module__", module) == module:
                     found.setdefault(name, []).append(module)
     return found

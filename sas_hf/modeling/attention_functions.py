@@ -107,12 +107,43 @@ def _is_as_models_make_it(mask: torch.Tensor, query: torch.Tensor, key: torch.Te
     )
 
 
+def vllm_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """What vLLM registers; it holds keys and values itself. Of itself it makes room for heads as they are before
+    simulation, takes those of several tokens for one's, and says nothing.
+
+    Raises:
+        ValueError: where vLLM was not told of these heads, or cannot compute this attention.
+    """
+    room = module.attn.num_heads, module.attn.num_kv_heads, module.attn.head_size
+    needed = query.shape[1], key.shape[1], query.shape[3]
+    if room != needed:
+        raise ValueError(
+            f"vLLM made room for {room[0]} heads and {room[1]} key/value heads of {room[2]} features, but this layer "
+            f"has {needed[0]} and {needed[1]} of {needed[2]}. Install `sas_hf` beside vLLM, whose plugin tells it so, "
+            "and leave `model_impl` and `VLLM_PLUGINS` as they are."
+        )
+    if module.mixes_tokens:
+        raise ValueError(
+            "vLLM cannot serve `attention_type='super'`: it holds the tokens of several texts in one row, along which "
+            "this mixes values."
+        )
+    return SHARED_ATTENTION_FUNCTIONS["vllm"](module, query, key, value, attention_mask, **kwargs)
+
+
 class SASAttentionInterface(AttentionInterface):
-    """Transformers' table of attention functions, with this architecture's own "sdpa"."""
+    """Transformers' table of attention functions, with what this architecture needs of its own."""
 
     def __init__(self):
         super().__init__()
         self["sdpa"] = sdpa_attention_forward
+        self["vllm"] = vllm_attention_forward
 
     def get_interface(self, attn_implementation: str | None, default: Callable) -> Callable:
         """As in Transformers. Every cache was extended before, the pool of continuous batching too: "paged|" asks for

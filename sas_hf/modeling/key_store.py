@@ -223,19 +223,42 @@ class BaseForm(KeyStore):
         return simulate(attention.k_simulation, key, angles), simulate(attention.v_simulation, value), attention_mask
 
 
+class HeldElsewhere(KeyStore):
+    """What another form caches, for an engine that holds it itself: the attention function named `STATE_ATTENTION`
+    gets it as it is, and makes keys and values of all that is held, by that form."""
+
+    def __init__(self, form: KeyStore):
+        self.form = form
+
+    def rotates_at_use(self, attention: nn.Module) -> bool:
+        return self.form.rotates_at_use(attention)
+
+    def to_cache(self, attention, source, place, angles, token_mixing) -> Pair:
+        return self.form.to_cache(attention, source, place, angles, token_mixing)
+
+    def from_cache(self, attention, pair, place, angles, attention_mask):
+        return *pair, attention_mask
+
+
 def _transposed(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Kinds have tokens before heads, `[B, S, n, width]`, caches and attention functions heads before tokens."""
     return pair[0].transpose(1, 2), pair[1].transpose(1, 2)
 
 
 PLAIN, EXPANDED, BASE = PlainForm(), ExpandedForm(), BaseForm()
+STATE_ATTENTION = "sas_state"
+HELD_ELSEWHERE = {form: HeldElsewhere(form) for form in (PLAIN, BASE)}
 
 
 def key_store(config: PreTrainedConfig) -> KeyStore:
     """The form in which a model of this configuration caches; `simulation_cache` may change between generations."""
-    if not config.simulates:
-        return PLAIN
-    return BASE if config.simulation_cache == "base" else EXPANDED
+    form = state_form(config) if not config.simulates or config.simulation_cache == "base" else EXPANDED
+    return HELD_ELSEWHERE[form] if config._attn_implementation == STATE_ATTENTION else form
+
+
+def state_form(config: PreTrainedConfig) -> KeyStore:
+    """The form that caches the state, the smallest thing that keys and values can be made of."""
+    return BASE if config.simulates else PLAIN
 
 
 def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ from .layers import SASEncoderLayer
 from .losses import choice_loss, classification_loss
 from .quantisation import FloatSimulationMixin
 from .registration import register
-from .sharing import CodeTravelsMixin
+from .sharing import CodeTravelsMixin, refuse_pooling_of_vllm
 
 
 class SASEncoderPooler(nn.Module):
@@ -211,6 +211,7 @@ class SASEncoderForSequenceClassification(SASEncoderPreTrainedModel):
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+        refuse_pooling_of_vllm(self)
 
     @can_return_tuple
     def forward(

@@ -44,7 +44,7 @@ from .positions import SASRotaryEmbedding
 from .quantisation import FloatSimulationMixin
 from .registration import register
 from .sequence import check_positions, layer_inputs
-from .sharing import CodeTravelsMixin, came_with_its_checkpoint
+from .sharing import CodeTravelsMixin, came_with_its_checkpoint, refuse_pooling_of_vllm
 
 
 class SASGPTDecoderLayer(GradientCheckpointingLayer):
@@ -323,6 +323,10 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
 class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPreTrainedModel):
     """The SAS GPT with a linear classifier on the last token or the mean of each row: logits `[B, num_labels]`."""
+
+    def __init__(self, config: SASGPTConfig):
+        super().__init__(config)
+        refuse_pooling_of_vllm(self)
 
     @either_cache_name
     @can_return_tuple
