@@ -1,6 +1,7 @@
 """Every name, file, command and option of ours that README and docs write is there."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 import trl
 import typer
+from transformers.cli.serve import Serve
 
 import sas_hf
 from sas_hf.cli import app
@@ -24,12 +26,15 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 LIBRARIES = (transformers, torch, torch.nn, torch.nn.functional, peft, trl, accelerate, datasets, lm_eval)
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {opt for param in command.params for opt in param.opts} for name, command in COMMANDS.items()}
+OPTIONS["serve"] = {f"--{name.replace('_', '-')}" for name in inspect.signature(Serve.__init__).parameters} | {
+    "--help"
+}
 
-# Of sentence-transformers, which need not be installed.
-ELSEWHERE = {"SentenceTransformer", "SentenceTransformerTrainer"}
-# Options of accelerate's launcher, of lm-evaluation-harness and of vLLM.
+# Of sentence-transformers and quantisers, which need not be installed.
+ELSEWHERE = {"SentenceTransformer", "SentenceTransformerTrainer", "IntxWeightOnlyConfig", "PerGroup"}
+# Options of accelerate's launcher, of lm-evaluation-harness, of vLLM and of mergekit.
 OTHERS = {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--model_args"}
-OTHERS |= {"--hf-overrides"}
+OTHERS |= {"--hf-overrides", "--trust-remote-code"}
 ENGINES = {"vllm"}  # with environments of their own
 
 
