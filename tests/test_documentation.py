@@ -32,6 +32,7 @@ OPTIONS["serve"] = {f"--{name.replace('_', '-')}" for name in inspect.signature(
 
 # Of sentence-transformers and quantisers, which need not be installed.
 ELSEWHERE = {"SentenceTransformer", "SentenceTransformerTrainer", "IntxWeightOnlyConfig", "PerGroup"}
+ELSEWHERE |= {"QuantizeConfig"}
 # Options of accelerate's launcher, of lm-evaluation-harness, of vLLM and of mergekit.
 OTHERS = {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--model_args"}
 OTHERS |= {"--hf-overrides", "--trust-remote-code"}
