@@ -71,7 +71,10 @@ ALWAYS = {
 # The others take ExecuTorch half a minute each, and what it makes of them has not been seen.
 ON_EXECUTORCH = [("gpt", "mha"), ("gpt", "efficient"), ("gpt", "sas"), ("encoder", "sas"), ("vit", "sas")]
 # What is refused, and with what words.
-REFUSED = {("executorch", "gpt", "sas"): "SASGPTForCausalLM for executorch does not run: .*Failed to load method"}
+REFUSED = {
+    ("executorch", "gpt", "sas"): "SASGPTForCausalLM for executorch does not run: .*Failed to load method",
+    ("torch", "seq2seq", "super"): "SASSeq2SeqForConditionalGeneration for torch does not run: .*input tree spec",
+}
 
 
 def cells():
