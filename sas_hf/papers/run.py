@@ -1,6 +1,7 @@
 """`run_item`: a table or figure of a paper, made here, beside what is printed."""
 
 import contextlib
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,7 +160,7 @@ def _check_measured(place: Place, data, seeds, overrides) -> None:
     given = {"data": data, "seeds": seeds, "overrides": list(overrides) or None}
     if useless := [f"`{name}`" for name, value in given.items() if value is not None]:
         raise ValueError(f"{place.paper} {place.name} is measured, not trained, and has no {', '.join(useless)}.")
-    if (processes := PartialState().num_processes) > 1:
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # Accelerate itself sees one of torchrun on a CPU
         raise ValueError(
             f"{place.paper} {place.name} is measured by one process, and {processes} were started, which would slow "
             "each other down; call it without a launcher."
