@@ -107,6 +107,11 @@ def _is_as_models_make_it(mask: torch.Tensor, query: torch.Tensor, key: torch.Te
     )
 
 
+TELL_VLLM = (
+    "Install `sas_hf` beside vLLM, whose plugin tells it so, and leave `model_impl` and `VLLM_PLUGINS` as they are."
+)
+
+
 def vllm_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -126,8 +131,7 @@ def vllm_attention_forward(
     if room != needed:
         raise ValueError(
             f"vLLM made room for {room[0]} heads and {room[1]} key/value heads of {room[2]} features, but this layer "
-            f"has {needed[0]} and {needed[1]} of {needed[2]}. Install `sas_hf` beside vLLM, whose plugin tells it so, "
-            "and leave `model_impl` and `VLLM_PLUGINS` as they are."
+            f"has {needed[0]} and {needed[1]} of {needed[2]}. {TELL_VLLM}"
         )
     if module.mixes_tokens:
         raise ValueError(
@@ -135,6 +139,13 @@ def vllm_attention_forward(
             "this mixes values."
         )
     return SHARED_ATTENTION_FUNCTIONS["vllm"](module, query, key, value, attention_mask, **kwargs)
+
+
+def refuse_pooling_of_vllm(model: nn.Module) -> None:
+    """Raise a `ValueError` where vLLM makes a classifier by itself: it would read the first token of a text, of
+    whichever model, and leave out an encoder's pooler. The package's plugin has classifiers of its own."""
+    if model.config._attn_implementation == "vllm":
+        raise ValueError(f"vLLM alone cannot tell which tokens {type(model).__name__} reads. {TELL_VLLM}")
 
 
 class SASAttentionInterface(AttentionInterface):

@@ -26,6 +26,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
+from .attention_functions import refuse_pooling_of_vllm
 from .configuration_sas_encoder import SASEncoderConfig
 from .encoder_stack import SASEncoderStack
 from .kinds import initialize_attention
@@ -33,7 +34,7 @@ from .layers import SASEncoderLayer
 from .losses import choice_loss, classification_loss
 from .quantisation import FloatSimulationMixin
 from .registration import register
-from .sharing import CodeTravelsMixin, refuse_pooling_of_vllm
+from .sharing import CodeTravelsMixin
 
 
 class SASEncoderPooler(nn.Module):

@@ -33,6 +33,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SASAttention
+from .attention_functions import refuse_pooling_of_vllm
 from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
 from .configuration_attention import require_choice
 from .configuration_sas_gpt import SASGPTConfig
@@ -44,7 +45,7 @@ from .positions import SASRotaryEmbedding
 from .quantisation import FloatSimulationMixin
 from .registration import register
 from .sequence import check_positions, layer_inputs
-from .sharing import CodeTravelsMixin, came_with_its_checkpoint, refuse_pooling_of_vllm
+from .sharing import CodeTravelsMixin, came_with_its_checkpoint
 
 
 class SASGPTDecoderLayer(GradientCheckpointingLayer):

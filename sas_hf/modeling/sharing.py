@@ -55,16 +55,6 @@ def came_with_its_checkpoint(some_class: type) -> bool:
     return some_class.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME + ".")
 
 
-def refuse_pooling_of_vllm(model) -> None:
-    """Raise a `ValueError` where vLLM makes a classifier by itself: it would read the first token of a text, of
-    whichever model, and leave out an encoder's pooler. The package's plugin has classifiers of its own."""
-    if model.config._attn_implementation == "vllm":
-        raise ValueError(
-            f"vLLM alone cannot tell which tokens {type(model).__name__} reads. Install `sas_hf` beside vLLM, whose "
-            "plugin tells it so, and leave `model_impl` and `VLLM_PLUGINS` as they are."
-        )
-
-
 def forget_travelling_code(config: PreTrainedConfig, keywords: dict) -> None:
     """Drop the `auto_map` of a checkpoint with code from its configuration's `keywords`.
 
