@@ -169,7 +169,7 @@ def test_data_of_the_hub_or_of_a_folder(folder, tmp_path):
     place = find_place("better", "table5", "paper")
     assert study_fields(place, None)["data"] == {"mnist": {"train": "ylecun/mnist"}}
     assert study_fields(place, folder)["data"] == {"mnist": {"train": str(folder / "mnist")}}
-    with pytest.raises(FileNotFoundError, match="has no .*mnist; better table5 needs mnist/"):
+    with pytest.raises(FileNotFoundError, match=r"has no .*mnist; better table5 needs mnist \(a folder of"):
         study_fields(place, tmp_path)
     part = find_place("sas", "table1", "paper").parts[0]
     hub = {"train": "HuggingFaceFW/fineweb-edu", "config": "sample-100BT"}

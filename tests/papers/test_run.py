@@ -107,7 +107,10 @@ def test_a_folder_of_another_item_is_refused(figure6, runs):
         (("sos", "table7"), r"There is no paper 'sos'; there are sas \(Simulated"),
         (("sas", "table7", "big"), r"`size` is 'big'; it must be cpu or paper"),
         (("sas", "figure4"), r"has no form at the size 'cpu': it is about larger models"),
-        (("sas", "table7", "paper"), r"needs data: give --data FOLDER that holds arxiv/"),
+        (
+            ("sas", "table7", "paper"),
+            r"needs data: give --data FOLDER that holds books3/train\* and books3/validation\*",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_built(arguments, message, tmp_path):
