@@ -56,6 +56,7 @@ GPT2_BACKBONE = {
     "mlp_bias": True,
 }
 SAS = {"num_simulated_heads": 12, "simulated_head_dim": 12}
+BEYOND_PAPER = SAS | {"simulate_value_features": True, "head_aggregation": "concat"}
 
 # Every attention and every ablation of §4.3 of the paper, by configuration alone.
 PLAIN_VARIANTS = {
@@ -75,6 +76,8 @@ SAS_VARIANTS = {
     "same_features": {"num_simulated_heads": 8, "simulated_head_dim": 8},
     "all_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}},
     "half_rotated": SAS | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "values_only": {"simulate_value_features": True, "num_key_value_heads": 2},
+    "beyond_paper": BEYOND_PAPER | {"num_key_value_heads": 2},
     "sas_learned": SAS | GPT2_BACKBONE | {"simulation_kernel_size": 7, "simulation_init": "pytorch"},
 }
 MHA_VARIANTS = PLAIN_VARIANTS | SAS_VARIANTS
@@ -91,9 +94,11 @@ PLAIN_VARIANTS |= {
 }
 SAS_VARIANTS |= {
     "mla_sas": MLA | SAS,
+    "mla_beyond_paper": MLA | BEYOND_PAPER | {"v_head_dim": 6},
     "tpa_sas": TPA | SAS,
     "optimised_sas": {"attention_type": "optimised"} | SAS,
     "efficient_sas": {"attention_type": "efficient"} | SAS,
+    "efficient_beyond_paper": {"attention_type": "efficient"} | BEYOND_PAPER,
 }
 
 # Backbones of other decoders.
@@ -146,6 +151,7 @@ VIT_VARIANTS = {
     "optimised_sas": {"attention_type": "optimised"} | SAS,
     "efficient": {"attention_type": "efficient"},
     "efficient_sas": {"attention_type": "efficient"} | SAS | WITHOUT_CLASS_TOKEN,
+    "beyond_paper": BEYOND_PAPER,
     "super": {"attention_type": "super", "token_mixing_init": "normal"},
     "super_mean": {"attention_type": "super", "token_mixing_init": "normal"} | WITHOUT_CLASS_TOKEN,
 }
@@ -173,6 +179,7 @@ TEXT_VARIANTS = {
     "tpa_sas": TPA | SAS,
     "optimised_sas": {"attention_type": "optimised"} | SAS,
     "efficient_sas": {"attention_type": "efficient"} | SAS | ROPE_LLAMA,
+    "beyond_paper": BEYOND_PAPER,
 }
 ENCODER_VARIANTS = TEXT_VARIANTS | {
     "mean": {"classifier_pooling": "mean", "pooler_act": None, "type_vocab_size": 0},

@@ -97,11 +97,13 @@ def layer_text(config) -> str:
 
 
 def head_text(config) -> str:
-    """ "22 (2 kv)" or "12 -> 36", with the head size."""
+    """ "22 (2 kv)" or "12 -> 36", with the head size, and what is not the paper's."""
     text = str(config.num_attention_heads)
     if config.num_key_value_heads != config.num_attention_heads:
         text += f" ({config.num_key_value_heads} kv)"
     if config.num_simulated_heads:
         text += f" -> {config.num_simulated_heads}"
     text += f" of {config.query_head_dim}"
-    return text + (f" -> {config.simulated_head_dim}" if config.simulated_head_dim else "")
+    text += f" -> {config.simulated_head_dim}" if config.simulated_head_dim else ""
+    text += " (values', too)" if config.simulate_value_features else ""
+    return text + (", W^O for each group" if config.head_aggregation == "concat" else "")

@@ -43,7 +43,14 @@ from .written import Verification, check_rounding, verify_written, write_checkpo
 
 
 TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
-SIMULATION_FIELDS = ("num_simulated_heads", "simulated_head_dim", "simulation_kernel_size", "query_pre_attn_scalar")
+SIMULATION_FIELDS = (
+    "num_simulated_heads",
+    "simulated_head_dim",
+    "simulate_value_features",
+    "simulation_kernel_size",
+    "head_aggregation",
+    "query_pre_attn_scalar",
+)
 
 
 def check_output(output: Path) -> Path:

@@ -27,7 +27,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from .smollm3 import SMOLLM3
-from .start import largest_perturbation, start_as_source
+from .start import largest_perturbation, outputs_of_groups, start_as_source
 from .vit import VIT
 
 
@@ -69,6 +69,8 @@ class ConversionOptions:
             exact.
         num_key_value_heads: of "gqa".
         kv_lora_rank: of "mla"; by default a third of the hidden size.
+        simulate_value_features: features of values, too, are simulated.
+        head_aggregation: "mean" (PEAA), or "concat": the output projection once for each group of simulated heads.
     """
 
     num_simulated_heads: int | None = None
@@ -79,6 +81,8 @@ class ConversionOptions:
     lossy: str | None = None
     num_key_value_heads: int | None = None
     kv_lora_rank: int | None = None
+    simulate_value_features: bool = False
+    head_aggregation: str = "mean"
 
     def fields(self, num_heads: int, head_dim: int) -> dict:
         """The simulation fields of the SAS configuration for a source with heads of this number and size."""
@@ -88,7 +92,9 @@ class ConversionOptions:
         return {
             "num_simulated_heads": 3 * num_heads if heads is None else heads or None,
             "simulated_head_dim": head_dim * 3 // 2 if features is None else features or None,
+            "simulate_value_features": self.simulate_value_features,
             "simulation_kernel_size": self.simulation_kernel_size,
+            "head_aggregation": self.head_aggregation,
         }
 
 
@@ -146,6 +152,7 @@ def convert(
     weights = family.sas_weights(source)
     if options.lossy is not None:
         weights = {name: weight for name, weight in weights.items() if ".self_attn." not in name}
+    weights |= outputs_of_groups(model, weights)
     if not share:
         weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     absent, unexpected = model.load_state_dict(weights, strict=False, assign=True)
@@ -243,6 +250,11 @@ def check_options(options: ConversionOptions, config: PreTrainedConfig) -> None:
                 f"`perturbation` ({options.perturbation}) makes copies of a head differ, but `num_simulated_heads` "
                 f"({heads}) gives each one copy; leave it out, or take a multiple such as {2 * heads}."
             )
+    if options.lossy is not None and options.head_aggregation != ConversionOptions.head_aggregation:
+        raise ValueError(
+            f"`head_aggregation` is {options.head_aggregation!r}, but a lossy conversion fits one output projection "
+            "for all groups; leave it out."
+        )
     if options.seed != ConversionOptions.seed and not config.simulates:
         raise ValueError(f"`seed` ({options.seed}) is of the simulation's start, but there is none; leave it out.")
 

@@ -341,6 +341,8 @@ def _without_simulation(config: SASGPTConfig, target: Target) -> tuple[SASGPTCon
             "head_dim": width,
             "num_simulated_heads": None,
             "simulated_head_dim": None,
+            "simulate_value_features": False,
+            "head_aggregation": "mean",
             "simulation_kernel_size": 1,
             "query_pre_attn_scalar": width,
             "attention_bias": bool(bias),
@@ -469,8 +471,10 @@ def fold_attention(layer: SASAttention, plain: SASGPTConfig, places: list[int]) 
         weights[f"{side}_proj.weight"] = _placed(matrix * factor, count, at, width).flatten(0, 1)
         weights[f"{side}_proj.bias"] = _placed(bias * factor, count, at, width).flatten()
     # The groups' mean is W^O beside itself, divided by their number; columns of padded values and heads are zero.
-    output = layer.o_proj.weight.T.unflatten(0, (layer.num_heads, layer.value_head_dim))
-    output = output.repeat(layer.num_simulated_groups, 1, 1) / layer.num_simulated_groups
+    output = layer.o_proj.weight.T.unflatten(0, (-1, layer.value_head_dim))
+    if not layer.concatenates:
+        output = output.repeat(layer.num_simulated_groups, 1, 1)
+    output = output / layer.num_simulated_groups
     output = _placed(output, plain.num_attention_heads, list(range(layer.value_head_dim)), width)
     weights["o_proj.weight"] = output.flatten(0, 1).T
     bias = layer.o_proj.bias

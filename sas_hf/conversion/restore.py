@@ -18,6 +18,7 @@ from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
 from .family import ConversionError, SourceFamily
 from .live import pooler_arguments
+from .start import output_of_all_groups
 from .sas_checkpoint import find_sas_class, open_sas_checkpoint
 from .sources import check_space, files_left_out, load_whole_model, read_stored_weights
 from .written import verify_written, write_checkpoint
@@ -148,6 +149,7 @@ def restore_model(model: PreTrainedModel, source_config: dict, architecture: str
     kept = {name: getattr(model.config, name) for name in LABELS}
     config = AutoConfig.for_model(**source_config | family.source_fields(model.config) | kept)
     weights = {name: weight for name, weight in model.state_dict().items() if "_simulation." not in name}
+    weights |= output_of_all_groups(model)
     return model_of_family(family, architecture, config, weights, model)
 
 

@@ -6,6 +6,8 @@ in size: an optimiser that normalises gradients, as Adam does, would give copies
 for ever.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -43,7 +45,7 @@ def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
 
     - heads: tiled identities; residual convolutions zero, but for values, whose deviations cancel in the mean (PEAA);
     - features: the identity, extra query features zero, extra key features random: their products are zero and the
-      query side receives gradient at the first step;
+      query side receives gradient at the first step; those of values, where there are any, the identity;
     - biases zero.
 
     Args:
@@ -73,3 +75,26 @@ def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
 def _perturb_values(heads: HeadSimulation, num_heads: int, scale: float, generator: torch.Generator) -> None:
     for weight in (heads.expansion.weight, heads.residual.weight):
         weight.add_(balanced_deviations(weight.shape, num_heads, scale, generator).to(weight))
+
+
+def outputs_of_groups(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Where every group of simulated heads has an output projection of its own: the one in `weights`, for each.
+
+    By their names in `model`; weights that `model` has but `weights` has not are left out.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        output = f"{name}.o_proj.weight"
+        if isinstance(layer, SASAttention) and layer.concatenates and output in weights:
+            found[output] = weights[output].repeat(1, layer.num_simulated_groups)
+    return found
+
+
+def output_of_all_groups(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The way back: the mean of the groups' output projections, to the bit where they are one."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SASAttention) and layer.concatenates:
+            parts = torch.stack(layer.o_proj.weight.detach().chunk(layer.num_simulated_groups, dim=1))
+            found[f"{name}.o_proj.weight"] = parts[0] + (parts - parts[0]).mean(dim=0)
+    return found

@@ -8,6 +8,7 @@ followed here: metadata is a mapping, `base_model` holds Hub ids, a pipeline tag
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import transformers
 import yaml
@@ -60,13 +61,13 @@ def conversion_card(report: dict, source_card: ModelCard | None) -> ModelCard:
     A source on the Hub is the base model; of a local one, its own card's base model is.
     """
     simulation = report["simulation"]
+    simulated = f"{_simulation(SimpleNamespace(**simulation))}, kernel {simulation['simulation_kernel_size']}"
     card = _card_of(
         report,
         source_card,
         f"{_title(report['source'])} with Simulated Attention Score",
-        f"Converted by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}: "
-        f"{simulation['num_simulated_heads'] or 'no'} simulated heads, {simulation['simulated_head_dim'] or 'no'} "
-        f"simulated features per head, kernel {simulation['simulation_kernel_size']}. {_promise(report)}\n\n"
+        f"Converted by `sas_hf` {report['versions']['sas_hf']} from {_origin(report)}: {simulated}. "
+        f"{_promise(report)}\n\n"
         f"{_not_carried(report)}Recipe:\n\n```json\n{json.dumps(report['options'] | simulation, indent=2)}\n```\n",
     )
     sentences = _loading_sentences("import sas_hf  # registers the architecture\n") if _embeds(report) else ""
@@ -233,11 +234,17 @@ def _architecture(config: PreTrainedConfig) -> str:
 
 
 def _attention(config: PreTrainedConfig) -> str:
-    return (
-        f"{config.attention_type} attention of {config.num_attention_heads} heads, "
+    return f"{config.attention_type} attention of {config.num_attention_heads} heads, {_simulation(config)}"
+
+
+def _simulation(config: PreTrainedConfig | SimpleNamespace) -> str:
+    """In words, of a configuration or of what a conversion's report holds of it."""
+    text = (
         f"{config.num_simulated_heads or 'no'} simulated heads, {config.simulated_head_dim or 'no'} simulated "
         "features per head"
     )
+    text += ", values' features simulated" if config.simulate_value_features else ""
+    return text + (", an output projection for each group of heads" if config.head_aggregation == "concat" else "")
 
 
 def trained_card(

@@ -20,7 +20,7 @@ from .fused_simulation import simulate
 from .key_store import CachePlace, key_store
 from .positions import rotate_leading_features
 from .recomputation import recomputing
-from .simulation import Simulation, aggregate_heads
+from .simulation import Simulation, aggregate_heads, concatenate_heads
 
 
 class SASAttention(nn.Module):
@@ -56,7 +56,9 @@ class SASAttention(nn.Module):
         kv_heads, simulated_heads = config.num_key_value_heads, config.num_simulated_heads
         self.num_key_value_groups = self.num_heads // kv_heads if simulated_heads is None else 1
         self.num_simulated_groups = 1 if simulated_heads is None else simulated_heads // self.num_heads
-        output_width, output_bias = self.num_heads * self.value_head_dim, config.attention_output_bias
+        self.concatenates = config.head_aggregation == "concat"
+        output_heads = simulated_heads if self.concatenates else self.num_heads
+        output_width, output_bias = output_heads * self.value_head_dim, config.attention_output_bias
         self.o_proj = nn.Linear(output_width, config.hidden_size, bias=output_bias)
         self.q_simulation = Simulation(config, self.num_heads, config.query_head_dim, "query")
         self.k_simulation = Simulation(config, kv_heads, config.query_head_dim, "key")
@@ -92,6 +94,11 @@ class SASAttention(nn.Module):
     def rotates_at_use(self) -> bool:
         """Whether `forward` needs the positions of all keys, not of the new ones alone."""
         return key_store(self.config).rotates_at_use(self)
+
+    def aggregate(self, heads: torch.Tensor) -> torch.Tensor:
+        """Attended heads `[B, T, Ĥ, D_v]` to what the output projection reads: `[B, T, H·D_v]`, or `[B, T, Ĥ·D_v]`."""
+        join = concatenate_heads if self.concatenates else aggregate_heads
+        return join(heads, self.num_simulated_groups)
 
     @either_cache_name
     def forward(
@@ -154,4 +161,4 @@ class SASAttention(nn.Module):
             )
         if output.ndim != 4:  # some give tokens x features
             output = output.reshape(*hidden_states.shape[:-1], -1, self.value_head_dim)
-        return self.o_proj(aggregate_heads(output, self.num_simulated_groups)), weights
+        return self.o_proj(self.aggregate(output)), weights

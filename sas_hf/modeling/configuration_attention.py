@@ -67,8 +67,14 @@ class SASAttentionConfig(PreTrainedConfig):
         simulated_head_dim (`int`, *optional*):
             D̂ ≥ `head_dim`: features per query and key head that the feature simulation makes (equations 8-11).
             `None`: no feature simulation. (MLA: at least `qk_rope_head_dim + qk_nope_head_dim`.)
+        simulate_value_features (`bool`, defaults to `False`):
+            A feature simulation of values, too, which keeps their width. The paper has none (§3.4).
         simulation_kernel_size (`int`, defaults to 1):
             κ, odd: kernel of the head convolutions along the features. 1 is the MLP form of equations 2-4.
+        head_aggregation (`str`, defaults to `"mean"`):
+            What the output projection W^O reads of the Ĥ / H groups of simulated heads: their `"mean"` (PEAA, equation
+            12), or all heads, divided by the number of groups (`"concat"`): W^O then has a part for each group, which
+            PEAA has in common.
         simulation_act (`str`, defaults to `"relu"`):
             Non-linearity of the simulation; `"identity"` is the linear ablation of §4.3.
         simulation_init (`str`, defaults to `"near_identity"`):
@@ -99,7 +105,9 @@ class SASAttentionConfig(PreTrainedConfig):
     attention_type: str = "mha"
     num_simulated_heads: int | None = None
     simulated_head_dim: int | None = None
+    simulate_value_features: bool = False
     simulation_kernel_size: int = 1
+    head_aggregation: str = "mean"
     simulation_act: str = "relu"
     simulation_init: str = "near_identity"
     simulation_cache: str = "expanded"
@@ -160,7 +168,8 @@ class SASAttentionConfig(PreTrainedConfig):
     @property
     def simulates(self) -> bool:
         """Whether any simulation is on."""
-        return self.num_simulated_heads is not None or self.simulated_head_dim is not None
+        features = self.simulated_head_dim is not None or self.simulate_value_features
+        return self.num_simulated_heads is not None or features
 
     @property
     def projects_to_cached_heads(self) -> bool:
@@ -264,6 +273,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
 
     require_choice(config, "attention_type", *ATTENTION_TYPES)
     require_choice(config, "simulation_init", "near_identity", "pytorch")
+    require_choice(config, "head_aggregation", "mean", "concat")
     require_choice(config, "simulation_cache", "expanded", "base")
     require_choice(config, "token_mixing_init", "identity", "normal")
     if kv_heads is None:
@@ -311,7 +321,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
     if config.attention_type == "super" and config.simulates:
         raise ValueError(
             "`attention_type='super'` cannot be simulated (its values are mixed along the tokens); leave out "
-            "`num_simulated_heads` and `simulated_head_dim`, or choose 'efficient'."
+            "`num_simulated_heads`, `simulated_head_dim` and `simulate_value_features`, or choose 'efficient'."
         )
 
     simulated_heads, kernel = config.num_simulated_heads, config.simulation_kernel_size
@@ -320,6 +330,11 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         raise ValueError(
             f"`num_simulated_heads` ({simulated_heads}) must be a multiple of `num_attention_heads` ({heads}), "
             f"for instance {below} or {below + heads}."
+        )
+    if config.head_aggregation == "concat" and simulated_heads in (None, heads):
+        raise ValueError(
+            f"`head_aggregation='concat'` is of several groups of simulated heads, but `num_simulated_heads` is "
+            f"{simulated_heads}; leave it out, or simulate {2 * heads} heads or more."
         )
     if config.simulated_head_dim is not None and config.simulated_head_dim < config.query_head_dim:
         source = "`qk_rope_head_dim + qk_nope_head_dim`" if config.attention_type == "mla" else "`head_dim`"

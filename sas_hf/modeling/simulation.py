@@ -135,7 +135,8 @@ class Simulation(nn.Sequential):
 
     Args:
         num_heads, head_dim: of the base projection's heads on that side.
-        side: "query", "key" or "value"; values are never simulated along features (§3.4).
+        side: "query", "key" or "value"; values are simulated along features only where `config` says so, which is not
+            the paper's (§3.4), and stay as wide as they are: the output projection reads them.
     """
 
     def __init__(self, config: PreTrainedConfig, num_heads: int, head_dim: int, side: str):
@@ -143,8 +144,11 @@ class Simulation(nn.Sequential):
         self.config = config
         if config.num_simulated_heads is not None:
             self.add_module("heads", HeadSimulation(config, num_heads, balanced=side == "value"))
-        if config.simulated_head_dim is not None and side != "value":
-            self.add_module("features", FeatureSimulation(head_dim, config.simulated_head_dim, config.simulation_act))
+        width = config.simulated_head_dim
+        if side == "value":
+            width = head_dim if config.simulate_value_features else None
+        if width is not None:
+            self.add_module("features", FeatureSimulation(head_dim, width, config.simulation_act))
 
 
 # Layers, not the simulations that hold them: for classes outside Transformers, the base class offers a module to
@@ -176,3 +180,11 @@ def aggregate_heads(heads: torch.Tensor, groups: int) -> torch.Tensor:
     if groups == 1:  # the mean over one group would be a copy, kept for the backward pass
         return heads.flatten(2)
     return heads.unflatten(2, (groups, -1)).mean(dim=2).flatten(2)
+
+
+def concatenate_heads(heads: torch.Tensor, groups: int) -> torch.Tensor:
+    """Aggregation with parameters of its own for each group, up to W^O: `[B, T, Ĥ, D_v]` to `[B, T, Ĥ·D_v]`.
+
+    Divided by the number of groups, so that PEAA is the case in which W^O has the same part for each group.
+    """
+    return heads.flatten(2) / groups

@@ -89,6 +89,15 @@ def test_an_empty_output_folder_is_filled(llama_folder, tmp_path):
         (ConversionOptions(num_simulated_heads=10), "num_simulated_heads.*10.*multiple.*6.*12"),
         (ConversionOptions(simulated_head_dim=4), "simulated_head_dim.*4.*head_dim.*12"),
         (ConversionOptions(perturbation=-1.0), "perturbation.*-1.0"),
+        (ConversionOptions(head_aggregation="sum"), "head_aggregation.*sum.*'mean', 'concat'"),
+        (ConversionOptions(num_simulated_heads=6, head_aggregation="concat"), "head_aggregation.*concat.*12 heads"),
+        (ConversionOptions(lossy="gqa", num_key_value_heads=1, head_aggregation="concat"), "head_aggregation"),
+        (
+            ConversionOptions(
+                lossy="mla", num_simulated_heads=12, simulated_head_dim=24, head_aggregation="concat"
+            ),
+            "head_aggregation.*concat.*lossy",
+        ),
     ],
 )
 def test_impossible_options_are_refused_before_weights_are_read(llama_folder, tmp_path, options, message):

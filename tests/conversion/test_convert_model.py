@@ -24,6 +24,10 @@ OPTIONS = {
     "kernel 5, doubled heads": ConversionOptions(num_simulated_heads=30, simulation_kernel_size=5, perturbation=2.0),
     "heads only": ConversionOptions(simulated_head_dim=0),
     "features only": ConversionOptions(num_simulated_heads=0, simulated_head_dim=21),
+    "values' features only": ConversionOptions(
+        num_simulated_heads=0, simulated_head_dim=0, simulate_value_features=True
+    ),
+    "beyond the paper": ConversionOptions(simulate_value_features=True, head_aggregation="concat"),
 }
 
 

@@ -19,6 +19,7 @@ OPTIONS = {
     "plain": ConversionOptions(num_simulated_heads=0, simulated_head_dim=0),
     "kernel 1": ConversionOptions(),
     "kernel 3": ConversionOptions(simulation_kernel_size=3, perturbation=2.0),
+    "beyond the paper": ConversionOptions(simulate_value_features=True, head_aggregation="concat"),
 }
 HEADS = [
     pytest.param(shape, name, id=name)

@@ -22,10 +22,10 @@ def files_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def there_and_back(source, folder):
+def there_and_back(source, folder, options=None):
     """The source's folder, saved as it is, converted and restored."""
     source.save_pretrained(folder / "source")
-    convert_checkpoint(folder / "source", folder / "sas", windows=1)
+    convert_checkpoint(folder / "source", folder / "sas", options, windows=1)
     report = restore_checkpoint(folder / "sas", folder / "back", windows=1)
     assert report["fidelity"]["exact"] and report["architecture"] == type(source).__name__
     return type(source).from_pretrained(folder / "back", dtype="auto")
@@ -62,6 +62,15 @@ def test_every_text_family_comes_back_bit_by_bit(shape, tmp_path):
 def test_every_llama_comes_back_bit_by_bit(shape, tmp_path):
     source = tiny_llama(shape)
     restored = there_and_back(source, tmp_path)
+    assert_same_model(restored, source)
+    assert_same_config(restored.config, source.config)
+
+
+def test_values_features_and_output_projections_of_groups_come_back_bit_by_bit(tmp_path):
+    source = tiny_source("qwen2")
+    restored = there_and_back(
+        source, tmp_path, ConversionOptions(simulate_value_features=True, head_aggregation="concat")
+    )
     assert_same_model(restored, source)
     assert_same_config(restored.config, source.config)
 

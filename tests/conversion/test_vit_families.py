@@ -55,12 +55,19 @@ def photograph(seed: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
+BEYOND_PAPER = {"simulate_value_features": True, "head_aggregation": "concat"}
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["", "no biases"])
-@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{"simulation_kernel_size": 1}, {"simulation_kernel_size": 3}, BEYOND_PAPER],
+    ids=["kernel 1", "kernel 3", "beyond the paper"],
+)
 @pytest.mark.parametrize(("family", "architecture"), ARCHITECTURES)
-def test_computes_what_its_source_computes(family, architecture, kernel, bias):
+def test_computes_what_its_source_computes(family, architecture, options, bias):
     model = source(family, architecture, qkv_bias=bias)
-    converted = convert_model(model, ConversionOptions(simulation_kernel_size=kernel))
+    converted = convert_model(model, ConversionOptions(**options))
     assert converted.config.num_simulated_heads == 15 and converted.config.simulated_head_dim == 18
     pixels = images(converted.config, 4)
     fidelity = compare_models(model, converted, [pixels])

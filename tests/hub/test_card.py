@@ -18,7 +18,13 @@ REPORT = {
     "source_architecture": "LlamaForCausalLM",
     "architecture": "SASGPTForCausalLM",
     "options": {"num_simulated_heads": None, "perturbation": 1.0},
-    "simulation": {"num_simulated_heads": 12, "simulated_head_dim": None, "simulation_kernel_size": 3},
+    "simulation": {
+        "num_simulated_heads": 12,
+        "simulated_head_dim": None,
+        "simulate_value_features": True,
+        "simulation_kernel_size": 3,
+        "head_aggregation": "mean",
+    },
     "verified_on": "the text given",
     "fidelity": {
         "max_abs_difference": 1.25e-5,

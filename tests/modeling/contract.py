@@ -33,7 +33,8 @@ from sas_hf import SASEncoderConfig, SASSeq2SeqConfig, SASViTConfig
 FILE = Path(__file__).with_name("contract.json")
 PLAIN = ("mha", "learned", "mla", "tpa", "optimised", "efficient", "super", "qk_norm", "post_norm", "parallel")
 SIMULATED = ("sas_k5_gqa", "head_only", "feature_only", "sas_learned", "mla_sas", "tpa_sas", "optimised_sas")
-KINDS = (*PLAIN, *SIMULATED, "efficient_sas")
+SIMULATED += ("efficient_sas", "values_only", "beyond_paper", "mla_beyond_paper")
+KINDS = (*PLAIN, *SIMULATED)
 HEADS = (
     "SASGPTModel",
     "SASGPTForSequenceClassification",
@@ -52,6 +53,7 @@ IMAGE_KINDS = (
     "efficient",
     "super_mean",
     "hidden_classifier",
+    "beyond_paper",
 )
 IMAGE_MODELS = {f"SASViTForImageClassification/{kind}": kind for kind in IMAGE_KINDS}
 IMAGE_MODELS |= {"SASViTModel/vit": "vit", "SASViTForMaskedImageModeling/sas": "sas"}

@@ -143,4 +143,6 @@ def attention(weights: dict, x: torch.Tensor, config) -> torch.Tensor:
         for q, k, v in zip(queries, keys, values, strict=True)
     ]
     groups = [outputs[i : i + config.num_attention_heads] for i in range(0, len(outputs), config.num_attention_heads)]
+    if config.head_aggregation == "concat":  # one matrix over all of them, of the size of a mean
+        return linear(weights, "o_proj", torch.cat(outputs, -1) / len(groups))
     return sum(linear(weights, "o_proj", torch.cat(group, -1)) for group in groups) / len(groups)

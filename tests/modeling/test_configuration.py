@@ -27,6 +27,13 @@ REFUSED = {  # fields: what the message must name
     "gqa with all kv heads": ({"attention_type": "gqa", "num_key_value_heads": 4}, "num_key_value_heads"),
     "gqa with one kv head": ({"attention_type": "gqa", "num_key_value_heads": 1}, "num_key_value_heads"),
     "unknown attention": ({"attention_type": "none"}, "attention_type"),
+    "unknown aggregation": (SAS | {"head_aggregation": "sum"}, "head_aggregation"),
+    "one group to concatenate": ({"num_simulated_heads": 4, "head_aggregation": "concat"}, "head_aggregation"),
+    "no group to concatenate": ({"head_aggregation": "concat"}, "head_aggregation"),
+    "super with values' features": (
+        {"attention_type": "super", "simulate_value_features": True},
+        "simulate_value_features",
+    ),
     "unknown activation": (SAS | {"simulation_act": "rellu"}, "simulation_act"),
     "unknown start": (SAS | {"simulation_init": "zeros"}, "simulation_init"),
     "unknown cache form": (SAS | {"simulation_cache": "small"}, "simulation_cache"),
