@@ -93,9 +93,7 @@ def test_an_empty_output_folder_is_filled(llama_folder, tmp_path):
         (ConversionOptions(num_simulated_heads=6, head_aggregation="concat"), "head_aggregation.*concat.*12 heads"),
         (ConversionOptions(lossy="gqa", num_key_value_heads=1, head_aggregation="concat"), "head_aggregation"),
         (
-            ConversionOptions(
-                lossy="mla", num_simulated_heads=12, simulated_head_dim=24, head_aggregation="concat"
-            ),
+            ConversionOptions(lossy="mla", num_simulated_heads=12, simulated_head_dim=24, head_aggregation="concat"),
             "head_aggregation.*concat.*lossy",
         ),
     ],

@@ -134,7 +134,9 @@ def test_more_rank_is_nearer():
 def test_simulation_on_top_changes_nothing(name):
     source = tiny_source("qwen2")
     plain = convert_model(source, ConversionOptions(lossy=name), CALIBRATION)
-    options = ConversionOptions(lossy=name, num_simulated_heads=12, simulated_head_dim=24, simulate_value_features=True)
+    options = ConversionOptions(
+        lossy=name, num_simulated_heads=12, simulated_head_dim=24, simulate_value_features=True
+    )
     simulated = convert_model(source, options, CALIBRATION)
     assert simulated.config.num_simulated_heads == 12 and simulated.config.simulated_head_dim == 24
     fidelity = compare_models(plain, simulated, HELD_OUT)
