@@ -18,9 +18,9 @@ from .checkpoint import check_output, comparison_report
 from .convert import FAMILIES
 from .family import ConversionError, SourceFamily
 from .live import pooler_arguments
-from .start import output_of_all_groups
 from .sas_checkpoint import find_sas_class, open_sas_checkpoint
 from .sources import check_space, files_left_out, load_whole_model, read_stored_weights
+from .start import output_of_all_groups
 from .written import verify_written, write_checkpoint
 
 
