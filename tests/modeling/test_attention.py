@@ -44,7 +44,10 @@ def test_attention_equals_a_loop_over_heads_and_tokens(variant):
             scores = keys[: token + 1] @ queries[token] / math.sqrt(width)
             output[token, head] = scores.softmax(0) @ value[: token + 1, value_head]
     groups = output.unflatten(1, (-1, 4)).flatten(2)
-    expected = sum(layer.o_proj(groups[:, group]) for group in range(groups.shape[1])) / groups.shape[1]
+    if config.head_aggregation == "concat":
+        expected = layer.o_proj(output.flatten(1) / groups.shape[1])
+    else:
+        expected = sum(layer.o_proj(groups[:, group]) for group in range(groups.shape[1])) / groups.shape[1]
 
     angles = SASRotaryEmbedding(config)(hidden, positions) if config.rotary_dim else None
     mask = torch.full((6, 6), -torch.inf, dtype=torch.float64).triu(1)
