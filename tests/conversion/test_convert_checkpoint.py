@@ -322,11 +322,13 @@ def test_a_full_disk_leaves_nothing(llama_folder, tmp_path):
 
 
 def test_the_command_converts_and_shows_a_table(llama_folder, tmp_path):
-    run = sas_hf("convert", llama_folder, tmp_path / "sas", "--num-simulated-heads", "12", "--kernel-size", "3")
+    options = ("--num-simulated-heads", "12", "--kernel-size", "3", "--value-features", "--head-aggregation", "concat")
+    run = sas_hf("convert", llama_folder, tmp_path / "sas", *options)
     assert run.returncode == 0, run.stderr
     assert "arg-max agreement" in run.stdout and "100.00%" in run.stdout
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "sas").config
     assert (config.num_simulated_heads, config.simulation_kernel_size) == (12, 3)
+    assert config.simulate_value_features and config.head_aggregation == "concat"
 
 
 @pytest.mark.parametrize(
