@@ -7,9 +7,9 @@ from transformers import GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
 
-NOT_SERVED = ("mla_sas", "tpa_sas", "efficient_sas")  # they cache something else than heads of keys and values
+NOT_SERVED = ("mla_", "tpa_", "efficient_")  # they cache something else than heads of keys and values
 SERVED = ["mha", "gqa", "mqa", "learned", "optimised"]
-SERVED += [f"{name}-base" for name in SAS_VARIANTS if name not in NOT_SERVED]
+SERVED += [f"{name}-base" for name in SAS_VARIANTS if not name.startswith(NOT_SERVED)]
 
 
 def served_model(case: str, implementation: str = "sdpa"):
