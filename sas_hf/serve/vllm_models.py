@@ -67,10 +67,15 @@ SASGPTClassifier = as_seq_cls_model(SASGPTForCausalLM)
 
 
 class SASEncoderEmbeddings(SASLayers, TransformersEmbeddingModel):
-    """The SAS encoder, whose hidden states vLLM pools."""
+    """The SAS encoder, whose hidden states vLLM pools: without its own pooler, and without a head for masked words."""
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.model.pooler = None
+        self.ignore_unexpected_prefixes += ["model.pooler.", "lm_head."]
 
 
-class SASEncoderClassifier(SASEncoderEmbeddings):
+class SASEncoderClassifier(SASLayers, TransformersEmbeddingModel):
     """The SAS encoder with its classifier of texts, which reads what the encoder's pooler makes of the pooled."""
 
     def __init__(self, *, vllm_config, prefix: str = ""):

@@ -396,6 +396,7 @@ def test_other_tasks(tmp_path, numbers):
             SASEncoderConfig(**encoder | both | three, problem_type="multi_label_classification"),
         ),
         "embeddings": (SASGPTForCausalLM, SASGPTConfig(**BACKBONE | both)),
+        "embeddings, like GPT-2": (SASGPTForCausalLM, SASGPTConfig(**BACKBONE | BACKBONES["like GPT-2"])),
         "embeddings, no head": (SASGPTModel, SASGPTConfig(**BACKBONE | both)),
         "embeddings, base": (SASGPTModel, SASGPTConfig(**BACKBONE | both | base)),
         "embeddings, both directions": (SASGPTModel, SASGPTConfig(**BACKBONE | both, is_causal=False)),
