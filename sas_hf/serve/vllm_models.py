@@ -66,7 +66,32 @@ SASGPTEmbeddings = as_embedding_model(SASGPTForCausalLM)
 SASGPTClassifier = as_seq_cls_model(SASGPTForCausalLM)
 
 
-class SASEncoderEmbeddings(SASLayers, TransformersEmbeddingModel):
+class SASEncoderLayers(SASLayers):
+    """Tells the model the types of all tokens at every step, in one place of memory. vLLM itself gives them only where
+    a text is one of a pair, and code compiled without them would leave them out and say nothing."""
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        size = vllm_config.scheduler_config.max_num_batched_tokens
+        types = torch.zeros(1, size, dtype=torch.long, device=self.device_config.device)
+        self.register_buffer("token_types", types, persistent=False)
+
+    def _decorate_cls_for_torch_compile(self, cls, dynamic_arg_dims, **kwargs) -> None:
+        super()._decorate_cls_for_torch_compile(cls, dynamic_arg_dims | {"token_type_ids": 1}, **kwargs)
+
+    def forward(self, input_ids, positions, token_type_ids: torch.Tensor | None = None, **kwargs):
+        """`token_type_ids` `[T]`, of which the engine may pad the other arguments beyond T."""
+        types = self.token_types[:, : len(positions)].zero_()
+        if token_type_ids is not None:
+            if token_type_ids.max() >= max(self.config.type_vocab_size, 1):
+                raise ValueError(
+                    f"`token_type_ids` tell texts apart, but `type_vocab_size` is {self.config.type_vocab_size}."
+                )
+            types[0, : len(token_type_ids)] = token_type_ids
+        return super().forward(input_ids, positions, token_type_ids=types, **kwargs)
+
+
+class SASEncoderEmbeddings(SASEncoderLayers, TransformersEmbeddingModel):
     """The SAS encoder, whose hidden states vLLM pools: without its own pooler, and without a head for masked words."""
 
     def __init__(self, *, vllm_config, prefix: str = ""):
@@ -75,7 +100,7 @@ class SASEncoderEmbeddings(SASLayers, TransformersEmbeddingModel):
         self.ignore_unexpected_prefixes += ["model.pooler.", "lm_head."]
 
 
-class SASEncoderClassifier(SASLayers, TransformersEmbeddingModel):
+class SASEncoderClassifier(SASEncoderLayers, TransformersEmbeddingModel):
     """The SAS encoder with its classifier of texts, which reads what the encoder's pooler makes of the pooled."""
 
     def __init__(self, *, vllm_config, prefix: str = ""):

@@ -432,6 +432,30 @@ def test_other_tasks(tmp_path, numbers):
 
 
 @pytest.mark.vllm
+def test_texts_of_a_pair_are_told_apart(tmp_path):
+    """As a reranker's, by token types: also by code that was compiled before any were given."""
+    fields = BACKBONE | SIMULATIONS["both"] | {"num_labels": 3}
+    folder = write(tmp_path / "pairs", SASEncoderForSequenceClassification, SASEncoderConfig(**fields))
+    untyped_config = SASEncoderConfig(**fields, type_vocab_size=0)
+    untyped = write(tmp_path / "untyped", SASEncoderForSequenceClassification, untyped_config)
+    prompts = [PROMPTS[0], PROMPTS[2]]
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    rows, alike = [], []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids, types = torch.tensor([prompt]), torch.tensor([[0] * 3 + [1] * (len(prompt) - 3)])
+            rows.append(model(ids, token_type_ids=types).logits.softmax(-1))
+            alike.append(model(ids).logits.softmax(-1))
+    assert (torch.cat(rows) - torch.cat(alike)).abs().max() > 1e-2
+    job = {"task": "pairs", "prompts": [prompts]}
+    jobs = [job | {"model": folder}, job | {"model": folder, "enforce_eager": False}, job | {"model": untyped}]
+    eager, compiled, refused = served(tmp_path, jobs)
+    for result in (eager, compiled):
+        torch.testing.assert_close(torch.tensor(result["answers"][0]), torch.cat(rows), rtol=0, atol=1e-5)
+    assert "`type_vocab_size` is 0" in refused["error"]
+
+
+@pytest.mark.vllm
 def test_what_cannot_be_served_is_refused_at_the_start(tmp_path):
     """In words, before a request is answered."""
     widths = write(tmp_path / "width", SASGPTForCausalLM, SASGPTConfig(**BACKBONE, simulated_head_dim=48))

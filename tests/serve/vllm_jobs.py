@@ -2,7 +2,8 @@
 
 vLLM changes the classes of the models that it serves, so that the process that compares must not be this one. A job
 is a dictionary of the arguments of `LLM`, of "prompts" (for each call a list of lists of token ids) and of "task":
-"generate", "embed", "classify" or "start". Its result has the answers of each call, or the error's message.
+"generate", "embed", "classify", "pairs" (classified; the first three tokens are one text, the others another) or
+"start". Its result has the answers of each call, or the error's message.
 """
 
 import gc
@@ -46,12 +47,15 @@ def run(task: str, prompts: list, max_tokens: int = 12, prompt_scores: bool = Tr
 
 
 def answer(llm, task: str, prompts: list, max_tokens: int, prompt_scores: bool) -> list:
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
 
     if task == "embed":
         return [list(output.outputs.embedding) for output in llm.embed(prompts, use_tqdm=False)]
     if task == "classify":
         return [list(output.outputs.probs) for output in llm.classify(prompts, use_tqdm=False)]
+    if task == "pairs":
+        params = PoolingParams(task="classify", extra_kwargs={"compressed_token_type_ids": 3})
+        return [list(output.outputs.probs) for output in llm.classify(prompts, pooling_params=params, use_tqdm=False)]
     if task == "start":
         return []
     greedy = SamplingParams(
