@@ -40,7 +40,8 @@ test-exporters:
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev,onnx,openvino,executorch]"
 	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest tests/serve/test_programs.py
 
-# What is marked `vllm`, in an environment of its own, as vLLM asks for its own versions. SMOLLM2 may name a folder.
+# What is marked `vllm`, in an environment of its own, as vLLM asks for its own versions. SMOLLM2 may name a folder,
+# SAS_HF_TABLE a file for the table of docs/serving.md.
 VLLM_VENV ?= .venv-vllm
 test-vllm: $(VLLM_VENV)/ready
 	$(if $(SMOLLM2),SAS_HF_SMOLLM2=$(abspath $(SMOLLM2))) $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serve
