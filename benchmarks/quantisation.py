@@ -98,13 +98,15 @@ def measure(folder: str, name: str, windows: torch.Tensor, calibration: list[str
         model = quantised(folder, name, calibration, work / "gptq")
         figures = {"perplexity": perplexity(model, windows)}
         if name in BY_CONFIGURATION:
+            with torch.no_grad():
+                logits = model(windows[:1]).logits
             try:
                 model.save_pretrained(work / "saved")
             except ValueError as error:
                 return figures | {"saved": f"refused: {error}"}
             again = AutoModelForCausalLM.from_pretrained(work / "saved", dtype=torch.float32, device_map="cpu").eval()
             with torch.no_grad():
-                same = torch.equal(model(windows[:1]).logits, again(windows[:1]).logits)
+                same = torch.equal(again(windows[:1]).logits, logits)
             figures |= {"saved": "loads, equal" if same else "loads, other numbers"}
         saved = work / ("gptq" if name == GPTQ else "saved")
         if saved.is_dir():
