@@ -38,7 +38,7 @@ test-exporters:
 	$(PYTHON) -m venv $(EXPORTERS_VENV)
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev,onnx,openvino,executorch]"
-	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest tests/serve/test_programs.py
+	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest -s tests/serve/test_programs.py
 
 # What is marked `vllm`, in an environment of its own, as vLLM asks for its own versions. SMOLLM2 may name a folder,
 # SAS_HF_TABLE a file for the table of docs/serving.md.

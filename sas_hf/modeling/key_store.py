@@ -277,7 +277,7 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
     if not cache.layers:  # they are made as they are needed
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[0]
-    if not hasattr(type(layer), "key_positions") and not torch.compiler.is_compiling():
+    if not hasattr(type(layer), "key_positions") and not torch.compiler.is_dynamo_compiling():
         layer.__class__ = with_key_positions(type(layer))
     recorded = getattr(layer, "key_positions", None)
     batch, new = position_ids.shape
