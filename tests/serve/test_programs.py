@@ -72,9 +72,14 @@ ALWAYS = {
     ("onnx", "vit", "efficient_sas"),
 }
 # The others take ExecuTorch half a minute each, and what it makes of them has not been seen.
-ON_EXECUTORCH = [("gpt", "mha"), ("gpt", "efficient"), ("gpt", "sas"), ("encoder", "sas"), ("vit", "sas")]
+ON_EXECUTORCH = [
+    *(("gpt", variant) for variant in ("mha", "gqa", "mla", "efficient", "feature_only", "head_only", "sas")),
+    ("encoder", "sas"),
+    ("vit", "sas"),
+]
 # What is refused, and with what words.
 REFUSED = {
+    ("executorch", "gpt", "head_only"): "SASGPTForCausalLM for executorch does not run: .*Failed to load method",
     ("executorch", "gpt", "sas"): "SASGPTForCausalLM for executorch does not run: .*Failed to load method",
 }
 
