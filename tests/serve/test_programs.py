@@ -76,6 +76,7 @@ ON_EXECUTORCH = [
     *(("gpt", variant) for variant in ("mha", "gqa", "mla", "efficient", "feature_only", "head_only", "sas")),
     ("encoder", "sas"),
     ("vit", "sas"),
+    ("seq2seq", "mha"),
 ]
 # What is refused, and with what words.
 REFUSED = {
