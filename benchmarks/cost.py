@@ -1,9 +1,11 @@
-"""What SAS costs beside multi-head attention: time, bytes kept for backward, peak memory, cache, operations.
+r"""What SAS costs beside multi-head attention: time, bytes kept for backward, peak memory, cache, operations.
 
     python benchmarks/cost.py --output cost.json --plot cost.png
     python benchmarks/cost.py --models mha sas paper --parts layer bytes --lengths 512 1024 2048 4096 --layers 1
     python benchmarks/cost.py --models mha sas-x2 sas sas-x4 sas-x6 --parts train memory-train --layers 2
     python benchmarks/cost.py --models sas sas-plain sas-kept sas-no_blocks sas-no_mean --parts train bytes
+    python benchmarks/cost.py --models mha mha-compiled llama llama-compiled sas sas-compiled --parts train \
+        --width 256 --layers 4 --vocabulary 4096 --batch 4 --lengths 256
     python benchmarks/cost.py --device cuda --dtype bfloat16 --batch 8
 
 All models of one run take turns in one process on the same tokens; a timed figure is the median over the rounds of the
@@ -58,6 +60,9 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=5, help="after one for warming up")
     parser.add_argument("--tokens", type=positive, default=4, help="decoded in a round")
     parser.add_argument("--size", choices=SIZES, default="125m", help="whose width and heads the backbone has")
+    parser.add_argument(
+        "--width", type=positive, help="of the backbone instead, a multiple of 64: heads of 64 features"
+    )
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--vocabulary", type=positive, default=50304)
     parser.add_argument("--batch", type=positive, default=1)
@@ -91,7 +96,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 def shared_fields(arguments: argparse.Namespace) -> dict:
     positions = max(*arguments.lengths, *arguments.contexts) + arguments.tokens + 1
-    return backbone(arguments.layers, arguments.vocabulary, positions)
+    return backbone(arguments.layers, arguments.vocabulary, positions, arguments.width)
 
 
 def results_so_far(arguments: argparse.Namespace) -> dict:
@@ -100,7 +105,7 @@ def results_so_far(arguments: argparse.Namespace) -> dict:
     Raises:
         ValueError: if it was measured with other settings, or is no such file.
     """
-    names = ("size", "layers", "vocabulary", "batch", "threads", "device", "dtype")
+    names = ("size", "width", "layers", "vocabulary", "batch", "threads", "device", "dtype")
     settings = {name: getattr(arguments, name) for name in names} | {"measure": arguments.models[0]}
     settings |= {"device": str(arguments.device), "torch": torch.__version__}
     return kept_figures(arguments.output, settings, f"--output {arguments.output}")

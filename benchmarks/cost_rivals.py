@@ -92,9 +92,10 @@ def parse(name: str) -> tuple[str, list[str]]:
     return kind, changes
 
 
-def backbone(layers: int, vocabulary: int, positions: int) -> dict:
+def backbone(layers: int, vocabulary: int, positions: int, width: int | None = None) -> dict:
     """What all models of a comparison share: fields that Llama's configuration has, too."""
-    return {
+    wide = {"hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 3 * width} if width else {}
+    return wide | {
         "num_hidden_layers": layers,
         "vocab_size": vocabulary,
         "max_position_embeddings": positions,
@@ -166,7 +167,7 @@ def make_model(name: str, size: str, **shared) -> nn.Module:
     config = make_config(name, size, **shared)
     if kind == "llama":
         fields = ("hidden_size", "intermediate_size", "num_attention_heads", "tie_word_embeddings")
-        model = LlamaForCausalLM(LlamaConfig(**shared, **{field: getattr(config, field) for field in fields}))
+        model = LlamaForCausalLM(LlamaConfig(**shared | {field: getattr(config, field) for field in fields}))
         layers = []
     else:
         model = SASGPTForCausalLM(config)
