@@ -17,16 +17,14 @@ class FloatSimulationMixin:
         plan = super()._get_dtype_plan(dtype)
         return {name: kept for name, kept in plan.items() if name not in FloatSimulationMixin._keep_in_fp32_modules}
 
-    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        """As in PyTorch, after what bitsandbytes forgets.
+    def train(self, mode: bool = True):
+        """As in PyTorch, which loading calls too; bitsandbytes' 4-bit maps are told to stay as they were quantised.
 
-        A 4-bit weight that has run on a CPU is packed anew, its scales [blocks of a row, rows]. Before they are read
-        bitsandbytes 0.50 unpacks the weight but not the scales: saved, and from then on in this model too, they would
-        belong to other blocks.
+        In evaluation on a CPU bitsandbytes 0.50 packs their weights anew, for a faster product. Of these the
+        gradients stop at the map, merging an adapter and `dequantize` read other numbers, and saving writes the scales
+        of other blocks, all without a word.
         """
         for module in self.modules():
-            state = getattr(getattr(module, "weight", None), "quant_state", None)
-            packed = getattr(state, "packing_format_for_cpu", False) and not state.original_nested
-            if packed and state.absmax.ndim == 2:
-                state.absmax = state.absmax.T.reshape(-1).float()
-        return super().state_dict(*args, **kwargs)
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return super().train(mode)
