@@ -18,6 +18,9 @@ logger = logging.get_logger(__name__)
 ATTENTION_TYPES = ("mha", "mqa", "gqa", "mla", "tpa", "optimised", "efficient", "super")
 SLICING_TYPES = ("optimised", "efficient", "super")  # their heads are slices of the layer's input
 
+# No fields of ours, but stored if given, and read by Transformers' caches.
+WINDOWS = ("sliding_window", "attention_chunk_size", "layer_types")
+
 # Accepted by the base class as keyword arguments although they are not dataclass fields.
 _EXTRA_KEYWORDS = {
     "attn_implementation",
@@ -271,6 +274,13 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     _require_positive(config, "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")
 
+    for name in WINDOWS:
+        value = getattr(config, name, None)
+        if value is not None and set(value if isinstance(value, list) else [value]) != {"full_attention"}:
+            raise ValueError(
+                f"`{name}` is {value!r}, but every layer attends to all tokens, and Transformers' caches would forget "
+                "some of them; leave it out."
+            )
     require_choice(config, "attention_type", *ATTENTION_TYPES)
     require_choice(config, "simulation_init", "near_identity", "pytorch")
     require_choice(config, "head_aggregation", "mean", "concat")
