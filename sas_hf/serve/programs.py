@@ -132,8 +132,10 @@ def export_program(
 
 def _unbind(program: torch.export.ExportedProgram) -> None:
     """Let a program forget what it was traced with: inputs, which are random and would be unpickled by whoever loads
-    it, and what no size may fall below, as torch.export takes each for 2 or more, and the length of a mask, of new tokens
-    and those held, for 4 or more."""
+    it, and what no size may fall below.
+
+    torch.export takes each for 2 or more, so that a mask, of new tokens and those held, had to have 4.
+    """
     program.example_inputs = None
     for size, bounds in program.range_constraints.items():
         program.range_constraints[size] = type(bounds)(0, bounds.upper)
