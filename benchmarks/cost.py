@@ -72,6 +72,8 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--plot", type=Path, help="image file")
     arguments = parser.parse_args(command)
+    if (arguments.width or 64) % 64:
+        parser.error(f"--width is {arguments.width}; it must be a multiple of 64")
     try:
         for name in arguments.models:
             make_config(name, arguments.size, **shared_fields(arguments))

@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("serving.json"))
     arguments = parser.parse_args()
+    for model in arguments.models:
+        if model.partition(":")[2] not in ("", "continuous"):
+            parser.error(f"{model!r} is neither FOLDER nor FOLDER:continuous")
 
     rounds = {model: [] for model in arguments.models}
     with tempfile.TemporaryDirectory() as folder:
