@@ -1,23 +1,16 @@
 """What an item of a paper ends in: our numbers beside the printed ones, and whether they agree."""
 
-import datetime
 import json
 import math
-import os
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from ..report.figures import label_axes, save_figure
 from ..report.files import write_atomically
-from ..report.machine import processor
+from ..report.machine import environment, environment_text
 from ..report.quantities import time_text
 from ..report.tables import Grid
-from ..version import __version__
 from .items import Place, stand_in
 
 
@@ -131,21 +124,6 @@ def draw_comparisons(comparisons: list[Comparison]):
     return figure
 
 
-def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """What a measurement was made on."""
-    cuda = device is not None and device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "sas_hf": __version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
 @dataclass(frozen=True)
 class ItemResult:
     """
@@ -213,9 +191,7 @@ class ItemResult:
     def told(self) -> str:
         """Where and in how long it was made."""
         made = self.environment
-        threads = f"{made['threads']} of {made['cores']} cores"
-        where = f"{made['device']}, {threads}, torch {made['torch']}, transformers {made['transformers']}"
-        return f"{where}; {time_text(self.seconds)} of work; {made['date']}."
+        return f"{environment_text(made)}; {time_text(self.seconds)} of work; {made['date']}."
 
     def to_dict(self) -> dict[str, Any]:
         plain = ("paper", "item", "size", "title", "stand_in", "command", "seconds", "environment", "notes", "numbers")

@@ -12,8 +12,9 @@ from ..configurations import named_config
 from ..hub.info import describe
 from ..modeling import SASEncoderConfig, SASViTConfig
 from ..report.figures import label_axes
+from ..report.machine import environment
 from ..report.tables import PAPER, Grid
-from .comparison import Comparison, ItemResult, comparison_grid, environment, result_at
+from .comparison import Comparison, ItemResult, comparison_grid, result_at
 from .items import Place
 from .timing import Part, draw_ratios, measure, open_measured, ratio_legend
 

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..configurations import SIZES, named_config
 from ..modeling import SASGPTConfig, SASGPTForCausalLM
 from ..report.figures import label_axes
-from ..report.machine import available_memory
+from ..report.machine import available_memory, environment
 from ..report.tables import Grid
 from ..training.memory import keep_freed_memory
-from .comparison import Comparison, ItemResult, comparison_grid, environment, result_at
+from .comparison import Comparison, ItemResult, comparison_grid, result_at
 from .items import Place
 from .timing import Part, draw_ratios, is_measured, measure, open_measured, ratio_legend
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..report.kept import keep_figures, kept_figures
+from ..report.machine import environment
 from ..report.quantities import time_text
 from ..report.turns import Job, TimeLeft, beside_first, take_turns
-from .comparison import environment
 
 
 MEASURED_NAME = "measured.json"

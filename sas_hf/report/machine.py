@@ -1,11 +1,17 @@
-"""What the machine has: its processor and its memory, within the limits of the process's control groups."""
+"""What a measurement is made on: processor, memory within the limits of the process's control groups, versions."""
 
+import datetime
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+import transformers
+
+from ..version import __version__
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -67,3 +73,24 @@ def processor() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a measurement was made on."""
+    cuda = device is not None and device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sas_hf": __version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def environment_text(made: dict[str, Any]) -> str:
+    """The same, in part of a sentence."""
+    threads = f"{made['threads']} of {made['cores']} cores"
+    return f"{made['device']}, {threads}, torch {made['torch']}, transformers {made['transformers']}"
