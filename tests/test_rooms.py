@@ -27,7 +27,8 @@ MAY_KNOW = {
     "eval": LOW,
     "training": LOW | {"conversion", "eval"},
     "papers": LOW | {"conversion", "eval", "training"},
-    "cli": LOW | {"conversion", "serve", "eval", "training", "papers"},
+    "capacity": LOW | {"training"},
+    "cli": LOW | {"conversion", "serve", "eval", "training", "papers", "capacity"},
     "": SMALL | {"companions", "modeling", "configurations"},
     "__main__": {"cli"},
 }

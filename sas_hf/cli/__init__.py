@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from . import convert, eval_data, eval_report, evaluate, export, fold, info, paper, restore, serve, study, train
+from . import (
+    capacity,
+    convert,
+    eval_data,
+    eval_report,
+    evaluate,
+    export,
+    fold,
+    info,
+    paper,
+    restore,
+    serve,
+    study,
+    train,
+)
 from .convert import conversion_table
 from .shared import Commands, console, explain_errors
 
@@ -47,6 +61,7 @@ app.command("export")(export.export)
 app.command("train")(train.train)
 app.command("study")(study.study)
 app.command("paper")(paper.paper)
+app.command("capacity")(capacity.capacity)
 app.command("eval")(evaluate.evaluate)
 app.command("eval-report")(eval_report.eval_report)
 app.command("eval-data")(eval_data.eval_data)
