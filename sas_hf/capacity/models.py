@@ -56,7 +56,8 @@ class Reader(SASEncoderPreTrainedModel):
 
 def shape_of(task: Task, level: int) -> dict[str, torch.Size]:
     """Of one row of a batch, what has which shape, the row's own dimension of 1 included."""
-    return {name: part.shape for name, part in task.make_batch(level, 1, torch.Generator()).items()}
+    with torch.device("cpu"):  # also where a model is made without numbers
+        return {name: part.shape for name, part in task.make_batch(level, 1, torch.Generator()).items()}
 
 
 def config_of(task: Task, level: int, fields: dict) -> SASGPTConfig | SASEncoderConfig:

@@ -85,7 +85,6 @@ def run_capacity(
     steps = task.steps if steps is None else steps
     _check(task, levels, variants, seeds, rates, steps)
     command = spell_command(task, levels, variants, seeds, rates, steps)
-    plan = {level: choose_variants(variants_of(task, level), variants) for level in levels}
     made = environment(torch.device("cpu"))
     settings = {"task": name, "steps": steps, "rates": list(rates)}
     settings |= {key: made[key] for key in ("device", "threads", "torch")}
@@ -93,6 +92,7 @@ def run_capacity(
     where = f"`output` is {str(folder)!r}"
     if holds(folder, RUNS_NAME, where, "capacity task"):
         kept_figures(folder / RUNS_NAME, settings, str(folder / RUNS_NAME))
+    plan = {level: choose_variants(variants_of(task, level), variants) for level in levels}
     with locked(folder, where, in_place=True), writing(folder):
         results = kept_figures(folder / RUNS_NAME, settings, str(folder / RUNS_NAME))
         chosen = _train_all(task, plan, seeds, rates, steps, results, folder, progress)
@@ -128,9 +128,9 @@ def _check(task: Task, levels, variants, seeds, rates, steps: int) -> None:
             raise ValueError(f"`rates` holds {rate}; they must be above 0 and below 1, such as 0.003.")
     if steps < 1:
         raise ValueError(f"`steps` is {steps}; it must be at least 1.")
-    for level in levels:
+    for level in levels if variants else ():
         known = variants_of(task, level)
-        for variant in variants or ():
+        for variant in variants:
             if variant not in known:
                 raise ValueError(
                     f"`variants` holds {variant!r}; {task.name} with {level} {task.level_name} has {', '.join(known)}."
