@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,20 @@ METHOD = (
     "by Student's t on logarithms, without correction for several comparisons"
 )
 PLAIN, REAL = "black", "0.55"
-COLOURS = ("tab:blue", "tab:orange", "tab:red", "tab:purple")
-MARKERS = {"features": "^", "features-id": "v", "values": "s", "id": "x", "concat": "P"}
-RIVALS = {"real": "*", "parameters": "<", "operations": ">"}
+COLOURS = {1: "tab:blue", 2: "tab:orange", 4: "tab:red", 8: "tab:purple"}  # of simulation, by its heads before
+# Marks and names of what is no line.
+RIVALS = {
+    "real": ("*", "real heads as wide as the base's"),
+    "parameters": ("<", "base, wider: parameters of simulation"),
+    "operations": (">", "base, wider: operations of simulation"),
+}
+FORMS = {
+    "features": ("^", "simulated, and features"),
+    "features-id": ("v", "simulated, and features, identity"),
+    "values": ("s", "simulated, and values' features"),
+    "id": ("x", "simulated, identity"),
+    "concat": ("P", "simulated, without PEAA"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class CapacityResult:
         found, task = self.of(level), self.task
         heads = sorted({each.variant.heads for each in found.values()})
         lines = {"real": [each for each in found.values() if each.variant.form == "mha"]}
-        for base in sorted({each.variant.base for each in found.values() if each.variant.form == "heads"}):
+        for base in simulated_bases(found.values()):
             lines[f"simulated from {base}"] = simulated_from(found, base)
         rows = []
         for name, line in lines.items():
@@ -180,39 +192,38 @@ class CapacityResult:
 
     def draw(self):
         """A matplotlib `Figure`, a panel for each level: error over heads, a line for real ones and for those
-        simulated from each number; other forms and rivals are single marks."""
+        simulated from each number; other forms stand beside the simulation that they are forms of, rivals beside the
+        heads that they have."""
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
 
         figure = Figure(figsize=(1.2 + 3.9 * len(self.levels), 4.6), layout="constrained")
         panels = figure.subplots(1, len(self.levels), sharey=True, squeeze=False)[0]
         for axes, level in zip(panels, self.levels, strict=True):
             self._draw_level(axes, level)
-        marks = {text: mark for axes in panels for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(marks.values(), marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        forms = {each.variant.form for each in self.trained}
+        marks = [Line2D([], [], color=PLAIN, marker="o", label="real heads")]
+        marks += [
+            Line2D([], [], color=COLOURS[base], marker="o", linestyle="--", label=f"simulated from {base}")
+            for base in simulated_bases(self.trained)
+        ]
+        for form, (marker, told) in (RIVALS | FORMS).items():
+            if form in forms:
+                colour = REAL if form in RIVALS else "0.2"
+                marks.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=told))
+        figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
         return figure
 
     def _draw_level(self, axes, level: int) -> None:
         found = self.of(level)
-        real = [each for each in found.values() if each.variant.form == "mha"]
-        _line(axes, real, PLAIN, "o-", "real heads")
-        bases = sorted({each.variant.base for each in found.values() if each.variant.form not in ("mha", *RIVALS)})
-        colours = dict(zip(bases, COLOURS, strict=False))
-        for base in bases:
-            if len(line := simulated_from(found, base)) > 1:
-                _line(axes, line, colours[base], "o--", f"simulated from {base}")
-        for form, marker in (RIVALS | MARKERS).items():
+        _line(axes, [each for each in found.values() if each.variant.form == "mha"], PLAIN, "o-")
+        for base in simulated_bases(found.values()):
+            _line(axes, simulated_from(found, base), COLOURS[base], "o--")
+        for place, (form, (marker, _)) in enumerate((RIVALS | FORMS).items()):
             for each in (each for each in found.values() if each.variant.form == form):
-                colour = REAL if form in RIVALS else colours[each.variant.base]
-                side = 2 ** (0.09 * (1 + list(MARKERS).index(form))) if form in MARKERS else 2**-0.09
-                told = {
-                    "real": "real heads as wide as the base's",
-                    "parameters": "base, wider: parameters of simulation",
-                }
-                told |= {"operations": "base, wider: operations of simulation", "features": "and features"}
-                told |= {"features-id": "and features, identity", "values": "and values' features", "id": "identity"}
-                told |= {"concat": "without PEAA"}
-                label = told[form] if form in RIVALS else f"from {each.variant.base}: {told[form]}"
-                _line(axes, [each], colour, marker, label, side)
+                left = form in RIVALS
+                side = -0.08 * (place + 1) if left else 0.08 * (place + 1 - len(RIVALS))
+                _line(axes, [each], REAL if left else COLOURS[each.variant.base], marker, 2**side)
         axes.axhline(100 * self.task.chance(level), color="0.8", linewidth=1)
         axes.axhline(100 * self.task.solved, color="0.8", linewidth=1, linestyle=":")
         heads = sorted({each.variant.heads for each in found.values()})
@@ -223,6 +234,11 @@ class CapacityResult:
         label_axes(axes, "heads that attend", f"{self.task.error_name}, %", self._title(level))
 
 
+def simulated_bases(trained: Iterable[Trained]) -> list[int]:
+    """The numbers of heads that more are simulated from."""
+    return sorted({each.variant.base for each in trained if each.variant.form == "heads"})
+
+
 def simulated_from(found: dict[str, Trained], base: int) -> list[Trained]:
     """The plain heads of a number, and what simulation of heads alone makes of them."""
     return [found[f"mha-{base}"]] + [
@@ -230,14 +246,14 @@ def simulated_from(found: dict[str, Trained], base: int) -> list[Trained]:
     ]
 
 
-def _line(axes, line: list[Trained], colour: str, style: str, label: str, side: float = 1.0) -> None:
+def _line(axes, line: list[Trained], colour: str, style: str, side: float = 1.0) -> None:
     """Medians, with bars from the smallest to the largest seed's."""
     errors = [100 * each.error for each in line]
     low = [100 * (each.error - min(each.errors)) for each in line]
     high = [100 * (max(each.errors) - each.error) for each in line]
     places = [side * each.variant.heads for each in line]
-    axes.errorbar(places, errors, [low, high], fmt=style, color=colour, label=label, markersize=5, linewidth=1.2,
-                  elinewidth=0.8, capsize=2)  # fmt: skip
+    bars = {"elinewidth": 0.8, "capsize": 2}
+    axes.errorbar(places, errors, [low, high], fmt=style, color=colour, markersize=5, linewidth=1.2, **bars)
 
 
 def error_text(error: float) -> str:

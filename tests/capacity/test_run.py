@@ -210,8 +210,18 @@ def test_tables_fit_a_terminal_and_a_picture_is_drawn(name):
     result = CapacityResult(task, "sas-hf capacity", 5, [0.003], 1.0, made, trained)
     by_heads, variants = result.grids()
     assert max(by_heads.width, variants.width) <= TERMINAL
-    lines = {line.get_label() for line in result.draw().axes[0].containers}
-    assert {"real heads", "simulated from 1", "simulated from 2", "simulated from 4"} - lines <= {"simulated from 1"}
+    figure = result.draw()
+    (legend,) = figure.legends
+    lines = [text.get_text() for text in legend.get_texts()]
+    bases = sorted({each.variant.base for each in trained if each.variant.form == "heads"})
+    assert lines[: 1 + len(bases)] == ["real heads", *(f"simulated from {base}" for base in bases)]
+    assert len(lines) == 1 + len(bases) + len({each.variant.form for each in trained} - {"mha", "heads"})
+    drawn = [dict(zip(*container.lines[0].get_data(), strict=True)) for container in figure.axes[0].containers]
+    found = {each.variant.name: 100 * each.error for each in trained}
+    middle = task.heads(level)
+    assert drawn[0] == {each.variant.heads: 100 * each.error for each in trained if each.variant.form == "mha"}
+    assert {middle: found[f"mha-{middle}"], 2 * middle: found[f"sas-{middle}to{2 * middle}"]} in drawn
+    assert sum(map(len, drawn)) == len(trained) + len(bases)  # every line of simulation begins at its base
 
 
 def test_time_left_counts_what_a_kind_took():
