@@ -13,7 +13,9 @@ from .tasks import Task
 from .variants import Variant
 
 
-HELD_OUT = 2**40  # the seed of what models are tried on, all on the same
+# Where the seeds of batches begin, apart from those of weights, and the seed of what all models are tried on. (PyTorch
+# reads 32 bits of a seed.)
+STREAMS, HELD_OUT = 2**31, 2**32 - 1
 TRIED_ROWS, TRIED_BATCHES = 512, 8
 WARM_UP = 0.1  # of the steps
 SHOWN = 20  # points of a curve
@@ -33,7 +35,7 @@ def train(task: Task, level: int, variant: Variant, seed: int, rate: float, step
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_model(task, level, config_of(task, level, variant.fields))
-    stream = torch.Generator().manual_seed(seed)
+    stream = torch.Generator().manual_seed(STREAMS + seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
     losses, begun = [], time.perf_counter()

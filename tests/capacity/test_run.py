@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sas_hf.capacity.report import CapacityResult, Trained, error_text, ratio_text
 from sas_hf.capacity.run import RUNS_NAME, Job, run_capacity, seconds_left
 from sas_hf.capacity.tasks import TASKS
+from sas_hf.capacity.training import HELD_OUT, STREAMS, TRIED_BATCHES
 from sas_hf.capacity.variants import Cost, Variant, count_cost, variants_of
 from sas_hf.cli import app
 from sas_hf.report.tables import TERMINAL
@@ -84,15 +85,18 @@ def test_all_variants_of_a_seed_see_the_same_batches(whole, monkeypatch, tmp_pat
 
     def record(level, rows, generator):
         batch = make(level, rows, generator)
-        seen.setdefault(generator.initial_seed(), []).append(batch["labels"].sum().item())
+        seen.setdefault(generator.initial_seed(), []).append(batch["labels"][0].item())
         return batch
 
     monkeypatch.setitem(TASKS["fetch"].__dict__, "make_batch", record)
     run_capacity("fetch", [4], ["mha-1", "mha-2"], [5, 6], [0.01], 3, tmp_path / "seen")
     for seed in (5, 6):
-        first, second = seen[seed][:3], seen[seed][3:]
+        first, second = seen[STREAMS + seed][:3], seen[STREAMS + seed][3:]
         assert len(set(first)) == 3 and first == second
-    assert seen[5] != seen[6]
+    # And each seed others, and none those that all are tried on.
+    tried = seen[HELD_OUT][:TRIED_BATCHES]
+    assert seen[HELD_OUT] == 4 * tried
+    assert len({*seen[STREAMS + 5], *seen[STREAMS + 6], *tried}) == 3 + 3 + TRIED_BATCHES
 
 
 def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(whole, tmp_path):
