@@ -43,7 +43,7 @@ class Job:
     @property
     def key(self) -> str:
         """Under which it is kept."""
-        return f"{self.kind}/" + (f"rate {self.rate:g}" if self.rate else f"seed {self.seed}")
+        return f"{self.kind}/" + (f"rate {self.rate}" if self.rate else f"seed {self.seed}")
 
 
 def run_capacity(
@@ -87,7 +87,7 @@ def run_capacity(
     command = spell_command(task, levels, variants, seeds, rates, steps)
     made = environment(torch.device("cpu"))
     settings = {"task": name, "steps": steps, "rates": list(rates)}
-    settings |= {key: made[key] for key in ("device", "threads", "torch")}
+    settings |= {key: made[key] for key in ("device", "threads", "torch", "sas_hf")}
     folder = output_of(task, output)
     where = f"`output` is {str(folder)!r}"
     if holds(folder, RUNS_NAME, where, "capacity task"):
@@ -167,7 +167,7 @@ def _train_all(
             rate = chosen[job.level, job.variant.name] if job.rate is None else job.rate
             left = seconds_left(waiting, figures, operations)
             told = "" if left is None else f"; about {time_text(left)} left"
-            what = f"seed {job.seed}" if job.rate is None else f"trying the rate {rate:g}"
+            what = f"seed {job.seed}" if job.rate is None else f"trying the rate {rate}"
             counted = f"{place + 1} of {len(jobs)}"
             progress(f"{task.name}, {job.level} {task.level_name}, {job.variant.name}, {what}: {counted}{told}")
             figures[job.key] = {"rate": rate} | train(task, job.level, job.variant, job.seed, rate, steps)
@@ -216,7 +216,7 @@ def spell_command(task: Task, levels, variants, seeds, rates, steps: int) -> str
     words += ["--levels", ",".join(map(str, levels))] if tuple(levels) != task.levels else []
     words += ["--variants", ",".join(variants)] if variants is not None else []
     words += ["--seeds", ",".join(map(str, seeds))] if tuple(seeds) != SEEDS else []
-    words += ["--rates", ",".join(f"{rate:g}" for rate in rates)] if tuple(rates) != RATES else []
+    words += ["--rates", ",".join(str(rate) for rate in rates)] if tuple(rates) != RATES else []
     words += ["--steps", str(steps)] if steps != task.steps else []
     return shlex.join(words)
 

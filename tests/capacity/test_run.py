@@ -56,7 +56,7 @@ def test_the_command_writes_and_shows_what_was_found(whole):
     kept = without_seconds(folder)
     assert len(kept) == 3 * (2 + 2)  # two rates, then two seeds
     for name, variant in found.items():
-        tried = {rate: kept[f"4/{name}/rate {rate:g}"]["curve"][-1] for rate in content["rates"]}
+        tried = {rate: kept[f"4/{name}/rate {rate}"]["curve"][-1] for rate in content["rates"]}
         assert variant["rate"] == min(tried, key=tried.get) == kept[f"4/{name}/seed 1"]["rate"]
         errors = [kept[f"4/{name}/seed {seed}"]["error"] for seed in (0, 1)]
         assert errors[0] != errors[1] and variant["error"] == pytest.approx(sum(errors) / 2)
