@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from helpers import python_environment
@@ -99,18 +97,23 @@ def test_all_variants_of_a_seed_see_the_same_batches(whole, monkeypatch, tmp_pat
     assert len({*seen[STREAMS + 5], *seen[STREAMS + 6], *tried}) == 3 + 3 + TRIED_BATCHES
 
 
+KILLED = """
+import os, signal, sys
+from sas_hf.capacity.run import run_capacity
+def kill(message):
+    if "4 of 12" in message:
+        os.kill(os.getpid(), signal.SIGKILL)
+run_capacity("fetch", [4], ["sas-2to4", "mha-4"], [0, 1], steps=8, output=sys.argv[1], progress=kill)
+"""
+
+
 def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(whole, tmp_path):
     """Killed after some trainings, then ended by Ctrl-C, then done: as if nothing had been."""
     folder = tmp_path / "again"
-    words = [sys.executable, "-m", "sas_hf", "capacity", "fetch", *CHOSEN, "--output", str(folder)]
-    process = subprocess.Popen(words, env=python_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not (folder / RUNS_NAME).exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=python_environment(), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     after_kill = without_seconds(folder)
-    assert 0 < len(after_kill) < 12 and not (folder / "result.json").exists()
+    assert len(after_kill) == 3 and not (folder / "result.json").exists()
 
     def stop(message):
         if "8 of 12" in message:
