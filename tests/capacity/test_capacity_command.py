@@ -127,7 +127,7 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(whole, tmp_path):
 
 
 def test_tokens_are_learnt_by_the_language_model(tmp_path):
-    result = run_capacity("copying", [32], ["mha-1"], [0], [0.01], 60, tmp_path / "copying")
+    result = run_capacity("copying", [16], ["mha-1"], [0], [0.01], 60, tmp_path / "copying")
     (trained,) = result.trained
     assert trained.runs[0]["curve"][0] > 2 and trained.error < 0.2
 
