@@ -27,6 +27,7 @@ from .data_files import describe_files
 from .fields import read_yaml
 from .folders import METRICS_NAME, differences, flat, has_trained, holds
 from .lineage import read_lineage
+from .memory import give_freed_memory_back
 from .recipe import TrainingRecipe, recipe_from_dict
 from .recipe_checks import check_recipe
 from .reporting import TrainingLog, plot_training
@@ -85,6 +86,7 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     with _begun(folder, recipe, arguments.should_save):
         with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
             trainer = task.make_trainer(recipe, arguments, [log])
+        give_freed_memory_back()
         trainer.lineage = read_lineage(recipe, folder, task.auto_class.__name__)
         trainer.set_simulation_learning_rate(recipe.simulation_learning_rate)
         for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes

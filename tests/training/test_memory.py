@@ -47,3 +47,26 @@ def test_freed_memory_is_kept():
 
 def test_the_environment_has_chosen():
     assert not run("keep", MALLOC_TRIM_THRESHOLD_="131072")[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is what is asked")
+def test_memory_that_is_kept_is_given_back_once():
+    program = """
+import psutil, torch
+from sas_hf.training.memory import give_freed_memory_back, keep_freed_memory
+
+held = lambda: psutil.Process().memory_info().rss
+asked = keep_freed_memory()
+small = [torch.ones(1 << 20) for _ in range(50)]
+last = torch.ones(1 << 20)  # above the others, so that they are not the heap's end
+del small
+kept = held()
+give_freed_memory_back()
+print(asked, kept - held())
+"""
+    clean = {name: value for name, value in python_environment().items() if name not in CHOICES}
+    process = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    asked, given = process.stdout.split()
+    if asked == "False":
+        pytest.skip("another malloc than glibc's")
+    assert int(given) > 150 << 20
