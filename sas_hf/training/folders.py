@@ -7,6 +7,8 @@ from ..report.files import LOCK_NAME, check_writable
 
 
 METRICS_NAME = "all_results.json"
+# Of a study's training that tried a learning rate: that it was too high.
+DIVERGED_NAME = "diverged.json"
 
 
 def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
@@ -36,7 +38,12 @@ def holds(folder: Path, declaration: str, where: str, kind: str) -> bool:
 
 def has_trained(folder: Path) -> bool:
     """Whether a run's folder has a checkpoint or a result."""
-    return any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).is_file()
+    return any(folder.glob("checkpoint-*")) or has_ended(folder)
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run's folder has a result, be it that it diverged where a study tried a learning rate."""
+    return (folder / METRICS_NAME).is_file() or (folder / DIVERGED_NAME).is_file()
 
 
 def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     check_folder(folder, recipe)
     resumes = has_trained(folder)
     if (folder / METRICS_NAME).is_file():
-        return _read_metrics(folder / METRICS_NAME)
+        return read_metrics(folder / METRICS_NAME)
     check_fits(recipe, arguments)
     task = find_task(recipe.task)
     from_loss = {metric.name: metric.from_loss for metric in task.metrics if metric.from_loss}
@@ -169,7 +169,7 @@ def check_folder(folder: Path, recipe: TrainingRecipe) -> None:
             )
 
 
-def _read_metrics(path: Path) -> dict[str, float]:
+def read_metrics(path: Path) -> dict[str, float]:
     """Of a run that has ended; a ValueError where the file is damaged."""
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ Declared as YAML, resumable run by run. What it says in the end is in `study_rep
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,12 @@ from ..report.files import check_writable, locked, write_atomically, writing
 from ..report.quantities import time_text
 from .arguments import training_arguments
 from .fields import build, check_names, find_yaml, read_fields, read_yaml, shipped_names
-from .folders import METRICS_NAME, differences, flat, has_trained, holds
+from .folders import differences, flat, has_ended, has_trained, holds
 from .recipe import TrainingRecipe, load_recipe, merge
+from .recipe_checks import check_recipe
 from .run import RECIPE_NAME, check_folder, train
 from .sizes import check_fits
+from .study_rates import RATE_SEED, RateChoice, at_rate, best_rate, final_value, try_rate
 from .study_report import REPORT_NAME, StudyReport
 from .study_results import FinishedRun
 from .study_time import seconds_left
@@ -32,7 +34,7 @@ from .tasks import Metric, Task, find_task
 # What a study was declared as: beside its runs, so that another one does not mix with them.
 STUDY_NAME = "declaration.yaml"
 STUDIES = files(__package__) / "studies"
-# Fields of a recipe that a study sets itself, and where they are given to it.
+# Fields of a recipe that every study sets itself, and where they are given to it.
 DECIDED = {"training.seed": "as `seeds` or --seeds", "training.output_dir": "as `output`, --output or `runs`"}
 NAME = re.compile(r"\w[\w.+-]*")  # names become folders
 
@@ -47,6 +49,10 @@ class Study:
         variants: by name, the fields that each changes, as in a recipe that has a `base`. The others are compared with
             the first.
         seeds: of each.
+        learning_rates: that each variant is first trained with on each data set, by a seed that does not count
+            (1,000,000, in `VARIANT/rate-R`); with the one that ends best, in the study's metric, its seeds are
+            trained. `minimum_learning_rate` and `simulation_learning_rate` keep their share of the recipe's
+            `training.learning_rate`. One alone: it is every variant's. None: as the recipe says.
         data: by name, the fields of the recipe's `data` to change: every variant is trained on each. None: as the
             recipe says.
         output: folder of the study: its declaration, report and runs. A run's is `VARIANT/seed-N` in it, below the
@@ -63,6 +69,7 @@ class Study:
     recipe: str | dict[str, Any] | None = None
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str | None = None
     runs: str | None = None
@@ -74,12 +81,22 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study; `data` is "" where the recipe's own is used."""
+    """
+    One training of a study.
+
+    Attributes:
+        variant, data, seed: place in the grid; `data` is "" where the recipe's own is used.
+        recipe: of which, where there are `searches`, the learning rate is theirs to find.
+        rate: that this training tries; `None`: it is one that counts.
+        searches: the trainings that try rates for this one.
+    """
 
     variant: str
     data: str
     seed: int
     recipe: TrainingRecipe
+    rate: float | None = None
+    searches: tuple["Run", ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -87,7 +104,27 @@ class Run:
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, (self.data, self.variant, f"seed {self.seed}")))
+        what = f"seed {self.seed}" if self.rate is None else f"rate {self.rate:g}"
+        return ", ".join(filter(None, (self.data, self.variant, what)))
+
+    def found(self, metric: Metric) -> RateChoice | None:
+        """What its searches found; `None`: they have not all ended.
+
+        Raises:
+            FloatingPointError: where all diverged.
+        """
+        if not self.searches or not all(has_ended(search.folder) for search in self.searches):
+            return None
+        tried = {search.rate: final_value(search.folder, metric) for search in self.searches}
+        if (rate := best_rate(tried, metric)) is None:
+            raise FloatingPointError(
+                f"Run {self.name}: the trainings with all `learning_rates` ({', '.join(map(str, tried))}) diverged; "
+                "name lower ones, and another folder."
+            )
+        return RateChoice(self.variant, self.data, rate, tried)
+
+    def at(self, rate: float) -> "Run":
+        return replace(self, recipe=at_rate(self.recipe, rate))
 
 
 def study_names() -> list[str]:
@@ -130,7 +167,8 @@ def _beside(path: Path, recipe: str) -> str:
 
 def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = (), needs_data: bool = True) -> list[Run]:
     """
-    The study's trainings, seed by seed, so that the first results compare all variants.
+    The study's trainings: those that try learning rates, then seed by seed, so that the first results compare all
+    variants.
 
     Args:
         overrides: fields of every recipe, as of [`load_recipe`].
@@ -139,34 +177,65 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = (), needs_d
     Raises:
         ValueError, FileNotFoundError: for a recipe that cannot be run, or an override of what the variants differ in.
     """
-    changed = {name for fields in study.variants.values() for name in flat(fields)}
-    changed |= {f"data.{name}" for fields in study.data.values() for name in flat(fields)}
-    for override in overrides:
-        name = override.partition("=")[0]
-        if name in DECIDED:
-            raise ValueError(f"{override!r} sets what the study decides; give it {DECIDED[name]}.")
-        if clash := [
-            other for other in changed if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}.")
-        ]:
-            raise ValueError(f"{override!r} changes `{clash[0]}`, in which the study's runs differ; leave it out.")
-    base = {"base": study.recipe} if isinstance(study.recipe, str) else study.recipe
-    runs = []
+    _check_overrides(study, overrides)
+    searches: dict[tuple[str, str], tuple[Run, ...]] = {}
+    grid = [(data, variant) for data in study.data or [""] for variant in study.variants]
+    for data, variant in grid if len(study.learning_rates) > 1 else ():
+        run = _plan_run(study, data, variant, RATE_SEED, overrides, needs_data)
+        searches[data, variant] = tuple(_trying(rate, run) for rate in study.learning_rates)
+    runs = [run for tried in searches.values() for run in tried]
     for seed in study.seeds:
-        for data, data_fields in (study.data or {"": {}}).items():
-            for variant, fields in study.variants.items():
-                folder = Path(study.runs or study.output, data, variant, f"seed-{seed}")
-                ours = {"data": data_fields, "training": {"seed": seed, "output_dir": str(folder)}}
-                try:
-                    recipe = load_recipe(merge(merge(base, fields), ours), overrides, needs_data)
-                except ValueError as error:
-                    raise ValueError(f"Variant {variant!r}: {error}") from error
-                runs.append(Run(variant, data, seed, recipe))
+        for data, variant in grid:
+            run = _plan_run(study, data, variant, seed, overrides, needs_data)
+            if len(study.learning_rates) == 1:
+                run = run.at(study.learning_rates[0])
+            runs.append(replace(run, searches=searches.get((data, variant), ())))
     for name, value in _variables(study).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             field = study.variable if isinstance(study.variable, str) else "variable"
             raise ValueError(f"Variant {name!r} has {value!r} as `{field}`; a sweep needs a number.")
     _check_task(study, runs)
     return runs
+
+
+def _decided(study: Study) -> dict[str, str]:
+    """Fields of a recipe that this study sets itself, and where they are given to it."""
+    return DECIDED | ({"training.learning_rate": "as `learning_rates`"} if study.learning_rates else {})
+
+
+def _check_overrides(study: Study, overrides: list[str] | tuple[str, ...]) -> None:
+    changed = {name for fields in study.variants.values() for name in flat(fields)}
+    changed |= {f"data.{name}" for fields in study.data.values() for name in flat(fields)}
+    for override in overrides:
+        name = override.partition("=")[0]
+        if name in (decided := _decided(study)):
+            raise ValueError(f"{override!r} sets what the study decides; give it {decided[name]}.")
+        if clash := [
+            other for other in changed if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}.")
+        ]:
+            raise ValueError(f"{override!r} changes `{clash[0]}`, in which the study's runs differ; leave it out.")
+
+
+def _plan_run(
+    study: Study, data: str, variant: str, seed: int, overrides: list[str] | tuple[str, ...], needs_data: bool
+) -> Run:
+    base = {"base": study.recipe} if isinstance(study.recipe, str) else study.recipe
+    folder = Path(study.runs or study.output, data, variant, f"seed-{seed}")
+    ours = {"data": study.data.get(data, {}), "training": {"seed": seed, "output_dir": str(folder)}}
+    try:
+        recipe = load_recipe(merge(merge(base, study.variants[variant]), ours), overrides, needs_data)
+        for rate in study.learning_rates:
+            check_recipe(at_rate(recipe, rate), needs_data)
+    except ValueError as error:
+        raise ValueError(f"Variant {variant!r}: {error}") from error
+    return Run(variant, data, seed, recipe)
+
+
+def _trying(rate: float, run: Run) -> Run:
+    """The training that tries a rate for a run's variant."""
+    tried = at_rate(run.recipe, rate)
+    folder = str(run.folder.with_name(f"rate-{float(rate)}"))
+    return replace(run, rate=rate, recipe=replace(tried, training=tried.training | {"output_dir": folder}))
 
 
 def _variables(study: Study) -> dict[str, Any]:
@@ -232,7 +301,8 @@ def run_study(
 def check_runs(study: Study, runs: list[Run]) -> None:
     """Raise what models, data and folders of planned trainings give cause for, as [`run_study`] does at first."""
     for run in runs:
-        _check_run_folder(run)
+        if not run.searches:  # whose recipe is known
+            _check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
 
@@ -247,13 +317,25 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     task, finished = find_task(runs[0].recipe.task), []
     metrics = _shared(task.metrics_of, runs)
     _check_metric(study, task, metrics)
+    metric = next((metric for metric in metrics if metric.name == study.metric), metrics[0])
+    for run in runs:
+        _check_possible_folder(run, metric)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
+    choices: dict[tuple[str, str], RateChoice] = {}
     for number, run in enumerate(runs, 1):
-        known = ["has ended, kept"] if (run.folder / METRICS_NAME).is_file() else []
-        left = seconds_left([((run.variant, run.data), run.folder) for run in runs])
+        known = []
+        if (choice := run.found(metric)) is not None:
+            choices[run.data, run.variant], run = choice, run.at(choice.rate)
+            _check_run_folder(run)
+            known.append(f"learning rate {choice.rate:g}")
+        known += ["has ended, kept"] if has_ended(run.folder) else []
+        left = seconds_left([((each.variant, each.data), each.folder) for each in runs])
         known += [] if left is None else [f"about {time_text(left)} left"]
         progress(f"run {number} of {len(runs)}: {run.name}" + (f" ({'; '.join(known)})" if known else ""))
+        if run.rate is not None:
+            try_rate(run.recipe)
+            continue
         results = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))
     report = StudyReport(
@@ -262,8 +344,9 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         study.figure,
         _variables(study),
         metrics=metrics,
-        metric=next((metric for metric in metrics if metric.name == study.metric), None),
+        metric=metric,
         across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
+        rates=list(choices.values()),
     )
     if PartialState().is_main_process:
         report.save(folder)
@@ -308,8 +391,8 @@ def as_dict(entries: dict | list) -> dict:
 
 
 def _shared_fields(declared: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a study share, by name: its recipe's fields and the overrides."""
-    shared = flat({"recipe": declared["recipe"]})
+    """What all runs of a study share, by name: its recipe's fields, the rates to be tried and the overrides."""
+    shared = flat({"recipe": declared["recipe"], "learning_rates": declared.get("learning_rates") or []})
     return shared | dict(override.split("=", 1) for override in declared["overrides"])
 
 
@@ -318,6 +401,20 @@ def _check_run_folder(run: Run) -> None:
         check_folder(run.folder, run.recipe)
     except FileExistsError as error:
         raise FileExistsError(f"Run {run.name}: {error}") from error
+
+
+def _check_possible_folder(run: Run, metric: Metric) -> None:
+    """As [`_check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried."""
+    choice = run.found(metric)
+    rates = [search.rate for search in run.searches] if choice is None else [choice.rate]
+    errors = []
+    for rate in rates:
+        try:
+            _check_run_folder(run.at(rate))
+        except FileExistsError as error:
+            errors.append(error)
+    if rates and len(errors) == len(rates):
+        raise errors[0]
 
 
 def _check(study: Study) -> None:
@@ -334,6 +431,11 @@ def _check(study: Study) -> None:
         raise ValueError(f"`seeds` is {study.seeds}; each must be there once.")
     if min(study.seeds) < 0 or max(study.seeds) >= 2**32:
         raise ValueError(f"`seeds` is {study.seeds}; a seed is 0 or more, and less than 2**32.")
+    rates = study.learning_rates
+    if len(set(rates)) < len(rates) or not all(0 < rate < 10 for rate in rates):
+        raise ValueError(f"`learning_rates` is {rates}; each must be positive, and there once.")
+    if len(rates) > 1 and RATE_SEED in study.seeds:
+        raise ValueError(f"`seeds` has {RATE_SEED}, on which the `learning_rates` are tried; take another.")
     variants = list(study.variants.items())
     for number, (name, fields) in enumerate(variants):
         if same := [other for other, theirs in variants[:number] if theirs == fields]:
@@ -343,7 +445,7 @@ def _check(study: Study) -> None:
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"`{kind}` has the name {name!r}; a name is text of letters, digits, _ . + and -.")
     for name, fields in study.variants.items():
-        for taken in (*DECIDED, "base"):
+        for taken in (*_decided(study), "base"):
             if taken in flat(fields):
                 raise ValueError(f"Variant {name!r} sets `{taken}`, which the study decides; leave it out.")
     if (study.figure == "sweep") != (study.variable is not None):

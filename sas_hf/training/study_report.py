@@ -10,6 +10,7 @@ from ..report.figures import save_figure
 from ..report.files import write_atomically
 from ..report.tables import TERMINAL, Grid
 from .study_figures import draw_study
+from .study_rates import RATE_SEED, RateChoice
 from .study_results import Arrival, FinishedRun, mean_and_deviation, paired_test, step_reaching
 from .tasks import Metric
 from .tasks.task import LOSS
@@ -17,7 +18,10 @@ from .tasks.task import LOSS
 
 # What programs read of a study, beside `study.md`; a folder that has it has a report.
 REPORT_NAME = "study.json"
+# Fields of the study that head `study.md`.
+TOLD = ("recipe", "overrides", "seeds", "learning_rates", "data", "variants", "metric")
 SPREAD = "mean ± standard deviation over seeds"
+RATES_BESIDE = 5  # that a terminal has room for, beside a variant's name
 PAIRED = (
     "differences of the final {} are paired by seed, with their 95 % confidence interval and two-sided p-value by "
     "Student's t, not corrected for the number of comparisons"
@@ -56,6 +60,7 @@ class StudyReport:
         metrics: that the tables show, which the runs have.
         metric: by which the variants are compared and which is drawn; the first where `None`.
         across: what a curve is over: "tokens", or "steps" where the runs do not know their tokens.
+        rates: the learning rates that were found.
 
     Attributes:
         summaries: of each variant on each data set.
@@ -74,9 +79,10 @@ class StudyReport:
         metrics: Sequence[Metric] = (LOSS,),
         metric: Metric | None = None,
         across: str = "tokens",
+        rates: Sequence[RateChoice] = (),
     ):
         self.runs, self.study, self.figure = list(runs), study or {}, figure
-        self.variables, self.across = variables or {}, across
+        self.variables, self.across, self.rates = variables or {}, across, list(rates)
         self.metrics, self.metric = list(metrics), metric or metrics[0]
         self.paired = PAIRED.format(_said(self.metric))
         self.variants = list(dict.fromkeys(run.variant for run in runs))
@@ -98,8 +104,8 @@ class StudyReport:
 
     def grids(self, whole: bool = False) -> list[Grid]:
         """
-        The tables, data set by data set: results; differences from the first variant; the metric by step; when each
-        variant is where the first ended.
+        The tables, data set by data set: results; differences from the first variant; the learning rates that were
+        tried; the metric by step; when each variant is where the first ended.
 
         Args:
             whole: by step all metrics and all evaluations, as pages have room for; else the study's metric, and of the
@@ -110,6 +116,7 @@ class StudyReport:
             grids.append(self._results(data))
             if len(self.variants) > 1:
                 grids.append(self._differences(data))
+            grids += self._rates(data)
             for metric in self.metrics if whole else [self.metric]:
                 if any(run.by_step(metric.name) for run in self.runs if run.data == data):
                     grids.append(self._by_step(data, metric, whole))
@@ -129,7 +136,7 @@ class StudyReport:
     def save(self, folder: Path) -> list[Path]:
         """Write `study.md`, `study.json` and the figure; returns the files."""
         figures = save_figure(self.draw(), folder, self.figure)
-        told = {name: self.study.get(name) for name in ("recipe", "overrides", "seeds", "data", "variants", "metric")}
+        told = {name: self.study.get(name) for name in TOLD}
         declared = [f"- {name}: `{json.dumps(value)}`" for name, value in told.items() if value]
         title = f"# Study {Path(self.study.get('output', '')).name}".rstrip()
         tables = [grid.markdown() for grid in self.grids(whole=True)]
@@ -144,10 +151,15 @@ class StudyReport:
             "study": self.study,
             "method": f"{SPREAD}; {self.paired}",
             "metric": self.metric.name,
+            "rates": [self._rate_fields(choice) for choice in self.rates],
             "summaries": [self._summary_fields(summary) for summary in self.summaries],
             "arrivals": [asdict(arrival) for arrival in self.arrivals],
             "runs": [self._run_fields(run) for run in self.runs],
         }
+
+    def _rate_fields(self, choice: RateChoice) -> dict:
+        tried = [{"rate": rate, self.metric.name: value} for rate, value in choice.tried.items()]
+        return asdict(choice) | {"tried": tried, "edge": choice.edge}
 
     def _run_fields(self, run: FinishedRun) -> dict:
         """For `study.json`: metrics by name, and the curve of the study's own metric before the others'."""
@@ -220,6 +232,28 @@ class StudyReport:
             rows.append([summary.variant, f"{found['difference']:+.{digits}f}", between, chance, str(len(pairs))])
         header = ["variant", f"minus {self.variants[0]}", "95 % interval", "p", "n"]
         return Grid(_titled(f"Differences of the final {label}", data), header, rows, f"{self.paired}.")
+
+    def _rates(self, data: str) -> list[Grid]:
+        """As many rates beside each other as a terminal has room for, the others in tables below."""
+        choices = [choice for choice in self.rates if choice.data == data]
+        rates = sorted({rate for choice in choices for rate in choice.tried})
+        edges = [f"{choice.variant} got the {choice.edge} rate tried" for choice in choices if choice.edge]
+        caption = f"{_said(self.metric)} with seed {RATE_SEED:,}, which counts in no other table; *: the best, which "
+        caption += "the variant's seeds are trained with. "
+        caption += f"The best may lie beyond: {'; '.join(edges)}." if edges else ""
+        grids = []
+        for start in range(0, len(rates), RATES_BESIDE):
+            shown = rates[start : start + RATES_BESIDE]
+            rows = [[choice.variant, *(self._tried(choice, rate) for rate in shown)] for choice in choices]
+            grids.append(Grid(_titled("Learning rates", data), ["variant", *(f"{r:g}" for r in shown)], rows))
+        if grids:
+            grids[-1].caption = caption.strip()
+        return grids
+
+    def _tried(self, choice: RateChoice, rate: float) -> str:
+        value = choice.tried[rate]
+        text = "diverged" if value is None else f"{value:.{self.metric.digits}f}"
+        return f"{text}*" if rate == choice.rate else text
 
     def _by_step(self, data: str, metric: Metric, whole: bool) -> Grid:
         """A column per evaluation, or as many of them, evenly with the last, as a terminal is wide; "-" where not all

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from .folders import METRICS_NAME
+from .folders import METRICS_NAME, has_ended
 from .reporting import logged_seconds
 
 
@@ -24,9 +24,9 @@ def seconds_left(runs: Sequence[tuple[Hashable, Path]]) -> float | None:
     took: dict[Hashable, list[float]] = {}
     to_do = []
     for kind, folder in runs:
-        if not (folder / METRICS_NAME).is_file():
+        if not has_ended(folder):
             to_do.append((kind, folder))
-        elif (seconds := logged_seconds(folder)) is not None:
+        elif (folder / METRICS_NAME).is_file() and (seconds := logged_seconds(folder)) is not None:
             took.setdefault(kind, []).append(seconds)
     if not took or not to_do:
         return None

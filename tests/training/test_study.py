@@ -402,6 +402,26 @@ def test_curves_over_time_take_each_variant_at_its_speed():
         ({"data": {"none": {"validation_documents": None}}}, "nothing to"),
         ({"data": {"lost": {"train": "no-such-file.txt"}}}, "no-such-file.txt"),
         ({"recipe": "cpu-stdy"}, "cpu-stdy is no file, nor a recipe"),
+        ({"learning_rates": [0.1, 0.1]}, r"`learning_rates` is \[0.1, 0.1\]; each must be positive, and there once"),
+        ({"learning_rates": [0.1, 0]}, r"`learning_rates` is \[0.1, 0\]; each must be positive"),
+        ({"learning_rates": [0.1, 0.2], "seeds": [10**6]}, "`seeds` has 1000000, on which the `learning_rates` are"),
+        (
+            {"learning_rates": [0.1], "variants": {"mha": {"training": {"learning_rate": 0.1}}}},
+            "'mha' sets `training.learning_rate`, which the study decides",
+        ),
+        (
+            {
+                "learning_rates": [0.1],
+                "recipe": {
+                    "base": "fine-tuning-study",
+                    "training": {
+                        "lr_scheduler_type": "cosine_with_min_lr",
+                        "lr_scheduler_kwargs": {"min_lr": 0.01},
+                    },
+                },
+            },
+            "`training.lr_scheduler_kwargs` has `min_lr`, which would be the same for all `learning_rates`",
+        ),
     ],
     ids=str,
 )
