@@ -230,6 +230,8 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
     recipe, task = run.recipe, find_task(run.recipe.task)
     arguments, config = training_arguments(recipe), task.model_config(recipe)
     unknown = []
+    if run.timing is not None:
+        unknown.append("steps: until they can be timed, those of the variant that is matched by seconds")
     samples = None
     fixed = task.tokens_per_sequence(recipe)
     if arguments.max_steps <= 0 or (fixed is None and task.varied_lengths):

@@ -3,6 +3,7 @@
 Declared as YAML, resumable run by run. What it says in the end is in `study_report.py`.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from .recipe import TrainingRecipe, load_recipe, merge
 from .recipe_checks import check_recipe
 from .run import RECIPE_NAME, check_folder, train
 from .sizes import check_fits
+from .study_matched import RATIO_NAME, Match, Timing, at_steps, at_width, check_matched, check_steps, fit_width
 from .study_rates import RATE_SEED, RateChoice, at_rate, best_rate, final_value, try_rate
 from .study_report import REPORT_NAME, StudyReport
 from .study_results import FinishedRun
@@ -48,6 +50,11 @@ class Study:
         recipe: what they share: a recipe of the package, a file (beside the study's), or a recipe's fields.
         variants: by name, the fields that each changes, as in a recipe that has a `base`. The others are compared with
             the first.
+        matched: by name, further variants, each another one with a third's cost: `{variant: V, to: W, by: parameters}`
+            is V with the widest feed-forward layers with which it has no more parameters than W; by `seconds` it is V
+            with as many steps as take the time of W's, and a warm-up in proportion. The times of a step are those that
+            the first runs of V and W logged; their ratio is kept in `NAME/ratio.json`. It has V's learning rate. V and
+            W may be matched by parameters themselves, above it.
         seeds: of each.
         learning_rates: that each variant is first trained with on each data set, by a seed that does not count
             (1,000,000, in `VARIANT/rate-R`); with the one that ends best, in the study's metric, its seeds are
@@ -68,6 +75,7 @@ class Study:
 
     recipe: str | dict[str, Any] | None = None
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    matched: dict[str, dict[str, str]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,9 +94,11 @@ class Run:
 
     Attributes:
         variant, data, seed: place in the grid; `data` is "" where the recipe's own is used.
-        recipe: of which, where there are `searches`, the learning rate is theirs to find.
+        recipe: of which, where there are `searches` or a `timing`, the learning rate or the steps are theirs to find.
         rate: that this training tries; `None`: it is one that counts.
         searches: the trainings that try rates for this one.
+        match: what it has of other variants, where it is a matched one.
+        timing: of one that is matched by seconds.
     """
 
     variant: str
@@ -97,6 +107,8 @@ class Run:
     recipe: TrainingRecipe
     rate: float | None = None
     searches: tuple["Run", ...] = ()
+    match: Match | None = None
+    timing: Timing | None = None
 
     @property
     def folder(self) -> Path:
@@ -125,6 +137,19 @@ class Run:
 
     def at(self, rate: float) -> "Run":
         return replace(self, recipe=at_rate(self.recipe, rate))
+
+    def settled(self, metric: Metric) -> "Run | None":
+        """With the rate and steps that other runs decide; `None`: they have not all ended. Raises as [`found`]."""
+        run = self
+        if self.searches:
+            if (choice := self.found(metric)) is None:
+                return None
+            run = run.at(choice.rate)
+        if self.timing is not None:
+            if (steps := self.timing.measure()) is None:
+                return None
+            run = replace(run, recipe=at_steps(run.recipe, steps), match=replace(self.match, steps=steps))
+        return run
 
 
 def study_names() -> list[str]:
@@ -179,17 +204,24 @@ def plan_runs(study: Study, overrides: list[str] | tuple[str, ...] = (), needs_d
     """
     _check_overrides(study, overrides)
     searches: dict[tuple[str, str], tuple[Run, ...]] = {}
-    grid = [(data, variant) for data in study.data or [""] for variant in study.variants]
-    for data, variant in grid if len(study.learning_rates) > 1 else ():
+    data_sets = list(study.data) or [""]
+    for data, variant in itertools.product(data_sets, study.variants if len(study.learning_rates) > 1 else ()):
         run = _plan_run(study, data, variant, RATE_SEED, overrides, needs_data)
         searches[data, variant] = tuple(_trying(rate, run) for rate in study.learning_rates)
     runs = [run for tried in searches.values() for run in tried]
-    for seed in study.seeds:
-        for data, variant in grid:
+    first: dict[tuple[str, str], Run] = {}
+    for seed, data in itertools.product(study.seeds, data_sets):
+        planned: dict[str, Run] = {}
+        for variant in study.variants:
             run = _plan_run(study, data, variant, seed, overrides, needs_data)
             if len(study.learning_rates) == 1:
                 run = run.at(study.learning_rates[0])
-            runs.append(replace(run, searches=searches.get((data, variant), ())))
+            planned[variant] = replace(run, searches=searches.get((data, variant), ()))
+            first.setdefault((data, variant), planned[variant])
+        for name in study.matched:
+            planned[name] = _plan_matched(study, name, planned, first)
+            first.setdefault((data, name), planned[name])
+        runs += planned.values()
     for name, value in _variables(study).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             field = study.variable if isinstance(study.variable, str) else "variable"
@@ -231,6 +263,33 @@ def _plan_run(
     return Run(variant, data, seed, recipe)
 
 
+def _plan_matched(study: Study, name: str, planned: dict[str, Run], first: dict[tuple[str, str], Run]) -> Run:
+    """Of the same seed's runs of the variants; `first`: the first seed's by data and variant."""
+    of, to, by = (study.matched[name][field] for field in ("variant", "to", "by"))
+    run, other = planned[of], planned[to]
+    run = replace(run, variant=name, match=Match(name, run.data, of, to, by))
+    folder = run.folder.parent.with_name(name) / run.folder.name
+    try:
+        if by == "parameters":
+            known = first.get((run.data, name))
+            width = fit_width(run.recipe, other.recipe) if known is None else known.match.width
+            run = replace(run, recipe=at_width(run.recipe, width), match=replace(run.match, width=width))
+        else:
+            for recipe in (run.recipe, other.recipe):
+                check_steps(recipe)
+            timed = [_timed(first[run.data, variant]) for variant in (of, to)]
+            steps = other.recipe.training["max_steps"]
+            run = replace(run, timing=Timing(of, to, folder.with_name(RATIO_NAME), *timed, steps))
+    except ValueError as error:
+        raise ValueError(f"`matched.{name}`, {of} with the {by} of {to}: {error}.") from error
+    return replace(run, recipe=replace(run.recipe, training=run.recipe.training | {"output_dir": str(folder)}))
+
+
+def _timed(run: Run) -> tuple[Path, ...]:
+    """Folders of the runs by whose logs a variant's steps are timed: those that tried its rates, or its first."""
+    return tuple(search.folder for search in run.searches if run.match is None) or (run.folder,)
+
+
 def _trying(rate: float, run: Run) -> Run:
     """The training that tries a rate for a run's variant."""
     tried = at_rate(run.recipe, rate)
@@ -240,9 +299,12 @@ def _trying(rate: float, run: Run) -> Run:
 
 def _variables(study: Study) -> dict[str, Any]:
     """Of a sweep, what each variant has."""
+    if study.variable is None:
+        return {}
+    names = [*study.variants, *study.matched]
     if isinstance(study.variable, dict):
-        return {name: study.variable.get(name) for name in study.variants}
-    return {name: flat(fields).get(study.variable) for name, fields in study.variants.items() if study.variable}
+        return {name: study.variable.get(name) for name in names}
+    return {name: flat(study.variants.get(name, {})).get(study.variable) for name in names}
 
 
 def _check_task(study: Study, runs: list[Run]) -> None:
@@ -301,7 +363,7 @@ def run_study(
 def check_runs(study: Study, runs: list[Run]) -> None:
     """Raise what models, data and folders of planned trainings give cause for, as [`run_study`] does at first."""
     for run in runs:
-        if not run.searches:  # whose recipe is known
+        if not run.searches and run.timing is None:  # whose recipe is known
             _check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
@@ -322,13 +384,16 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         _check_possible_folder(run, metric)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
-    choices: dict[tuple[str, str], RateChoice] = {}
+    matches: dict[tuple[str, str], Match] = {}
     for number, run in enumerate(runs, 1):
-        known = []
-        if (choice := run.found(metric)) is not None:
-            choices[run.data, run.variant], run = choice, run.at(choice.rate)
+        run, known = run.settled(metric), []
+        if run.searches:
+            known.append(f"learning rate {run.recipe.training['learning_rate']:g}")
+        if run.match is not None:
+            matches[run.data, run.variant] = run.match
+            known.append(f"{run.match.of} with {run.match.gets}")
+        if run.searches or run.timing is not None:
             _check_run_folder(run)
-            known.append(f"learning rate {choice.rate:g}")
         known += ["has ended, kept"] if has_ended(run.folder) else []
         left = seconds_left([((each.variant, each.data), each.folder) for each in runs])
         known += [] if left is None else [f"about {time_text(left)} left"]
@@ -346,11 +411,18 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         metrics=metrics,
         metric=metric,
         across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
-        rates=list(choices.values()),
+        rates=_choices(runs, metric),
+        matches=list(matches.values()),
     )
     if PartialState().is_main_process:
         report.save(folder)
     return report
+
+
+def _choices(runs: list[Run], metric: Metric) -> list[RateChoice]:
+    """The rates that were found, once for each variant and data set."""
+    searched = {(run.data, run.variant): run for run in runs if run.searches and run.match is None}
+    return [run.found(metric) for run in searched.values()]
 
 
 def _declaration(study: Study, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
@@ -377,8 +449,8 @@ def _check_folder(folder: Path, declared: dict[str, Any]) -> None:
     there = read_yaml((folder / STUDY_NAME).read_text(encoding="utf-8"))
     if listed := differences(_shared_fields(there), _shared_fields(declared)):
         raise FileExistsError(f"{where}, which holds another study ({listed}); name another folder.")
-    for kind in ("variants", "data", "seeds") if trained else ():
-        held, wanted = (as_dict(study[kind]) for study in (there, declared))
+    for kind in ("variants", "matched", "data", "seeds") if trained else ():
+        held, wanted = (as_dict(study.get(kind) or {}) for study in (there, declared))
         if other := [name for name in held if name not in wanted or held[name] != wanted[name]]:
             raise FileExistsError(
                 f"{where}, which holds a study with more or other `{kind}` ({', '.join(map(str, other))}); a study "
@@ -404,16 +476,18 @@ def _check_run_folder(run: Run) -> None:
 
 
 def _check_possible_folder(run: Run, metric: Metric) -> None:
-    """As [`_check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried."""
-    choice = run.found(metric)
-    rates = [search.rate for search in run.searches] if choice is None else [choice.rate]
+    """As [`_check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried. One
+    whose steps are not known is looked at when they are."""
+    if (settled := run.settled(metric)) is not None:
+        _check_run_folder(settled)
+        return
     errors = []
-    for rate in rates:
+    for rate in [search.rate for search in run.searches] if run.timing is None else ():
         try:
             _check_run_folder(run.at(rate))
         except FileExistsError as error:
             errors.append(error)
-    if rates and len(errors) == len(rates):
+    if errors and len(errors) == len(run.searches):
         raise errors[0]
 
 
@@ -440,7 +514,7 @@ def _check(study: Study) -> None:
     for number, (name, fields) in enumerate(variants):
         if same := [other for other, theirs in variants[:number] if theirs == fields]:
             raise ValueError(f"Variants {same[0]!r} and {name!r} are the same; leave one out.")
-    for kind in ("variants", "data"):
+    for kind in ("variants", "matched", "data"):
         for name in getattr(study, kind):
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"`{kind}` has the name {name!r}; a name is text of letters, digits, _ . + and -.")
@@ -448,12 +522,13 @@ def _check(study: Study) -> None:
         for taken in (*_decided(study), "base"):
             if taken in flat(fields):
                 raise ValueError(f"Variant {name!r} sets `{taken}`, which the study decides; leave it out.")
+    check_matched(study.matched, list(study.variants))
     if (study.figure == "sweep") != (study.variable is not None):
         raise ValueError(
             f"`variable` is {study.variable!r} and `figure` is {study.figure!r}; a sweep needs a variable."
         )
     if isinstance(study.variable, dict):
-        check_names(study.variable, study.variants, "variable.", "no variant of the study")
+        check_names(study.variable, [*study.variants, *study.matched], "variable.", "no variant of the study")
         if not study.variable_label:
             raise ValueError("`variable_label` is not given; say what the numbers of `variable` are.")
     elif study.variable_label is not None and study.variable is None:

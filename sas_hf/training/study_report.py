@@ -10,6 +10,7 @@ from ..report.figures import save_figure
 from ..report.files import write_atomically
 from ..report.tables import TERMINAL, Grid
 from .study_figures import draw_study
+from .study_matched import Match
 from .study_rates import RATE_SEED, RateChoice
 from .study_results import Arrival, FinishedRun, mean_and_deviation, paired_test, step_reaching
 from .tasks import Metric
@@ -19,7 +20,7 @@ from .tasks.task import LOSS
 # What programs read of a study, beside `study.md`; a folder that has it has a report.
 REPORT_NAME = "study.json"
 # Fields of the study that head `study.md`.
-TOLD = ("recipe", "overrides", "seeds", "learning_rates", "data", "variants", "metric")
+TOLD = ("recipe", "overrides", "seeds", "learning_rates", "data", "variants", "matched", "metric")
 SPREAD = "mean ± standard deviation over seeds"
 RATES_BESIDE = 5  # that a terminal has room for, beside a variant's name
 PAIRED = (
@@ -61,6 +62,7 @@ class StudyReport:
         metric: by which the variants are compared and which is drawn; the first where `None`.
         across: what a curve is over: "tokens", or "steps" where the runs do not know their tokens.
         rates: the learning rates that were found.
+        matches: what the matched variants got.
 
     Attributes:
         summaries: of each variant on each data set.
@@ -80,9 +82,11 @@ class StudyReport:
         metric: Metric | None = None,
         across: str = "tokens",
         rates: Sequence[RateChoice] = (),
+        matches: Sequence[Match] = (),
     ):
         self.runs, self.study, self.figure = list(runs), study or {}, figure
         self.variables, self.across, self.rates = variables or {}, across, list(rates)
+        self.matches = list(matches)
         self.metrics, self.metric = list(metrics), metric or metrics[0]
         self.paired = PAIRED.format(_said(self.metric))
         self.variants = list(dict.fromkeys(run.variant for run in runs))
@@ -105,7 +109,7 @@ class StudyReport:
     def grids(self, whole: bool = False) -> list[Grid]:
         """
         The tables, data set by data set: results; differences from the first variant; the learning rates that were
-        tried; the metric by step; when each variant is where the first ended.
+        tried, and what matched variants got; the metric by step; when each variant is where the first ended.
 
         Args:
             whole: by step all metrics and all evaluations, as pages have room for; else the study's metric, and of the
@@ -116,7 +120,7 @@ class StudyReport:
             grids.append(self._results(data))
             if len(self.variants) > 1:
                 grids.append(self._differences(data))
-            grids += self._rates(data)
+            grids += [*self._rates(data), *self._matches(data)]
             for metric in self.metrics if whole else [self.metric]:
                 if any(run.by_step(metric.name) for run in self.runs if run.data == data):
                     grids.append(self._by_step(data, metric, whole))
@@ -152,6 +156,7 @@ class StudyReport:
             "method": f"{SPREAD}; {self.paired}",
             "metric": self.metric.name,
             "rates": [self._rate_fields(choice) for choice in self.rates],
+            "matches": [asdict(match) for match in self.matches],
             "summaries": [self._summary_fields(summary) for summary in self.summaries],
             "arrivals": [asdict(arrival) for arrival in self.arrivals],
             "runs": [self._run_fields(run) for run in self.runs],
@@ -249,6 +254,14 @@ class StudyReport:
         if grids:
             grids[-1].caption = caption.strip()
         return grids
+
+    def _matches(self, data: str) -> list[Grid]:
+        rows = [
+            [match.variant, match.of, match.to, match.by, match.gets] for match in self.matches if match.data == data
+        ]
+        header = ["variant", "is", "at the cost of", "by", "with"]
+        caption = "its learning rate is that of the variant which it is; widths are those of feed-forward layers."
+        return [Grid(_titled("Matched variants", data), header, rows, caption, text_columns=4)] if rows else []
 
     def _tried(self, choice: RateChoice, rate: float) -> str:
         value = choice.tried[rate]
