@@ -22,6 +22,10 @@ def study(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the study. By default as it says.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. By default as the study says.")] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(help="Train nothing: say how many seeds find this difference, by the runs that have ended."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train nothing: say what it will take, by counting and a few steps.")
     ] = False,
@@ -47,6 +51,12 @@ def study(
         from ..training.study import plan_runs
 
         console.print(estimate(plan_runs(chosen, fields or (), needs_data=False), show_progress).grid().rich())
+        return
+    if power is not None:
+        from ..training.study_power import study_power
+
+        for grid in study_power(chosen, power, fields or ()):
+            console.print(grid.rich(), "")
         return
     report = run_study(chosen, fields or (), progress=show_progress)
     for grid in report.grids():

@@ -40,14 +40,24 @@ class Grid:
         """Columns that it takes on a terminal that is wide enough; title and caption wrap."""
         return _width(self._table(self.header))
 
+    @property
+    def fits(self) -> bool:
+        """Whether a terminal has room for it, with a header that wraps."""
+        return _width(self._narrow()) <= TERMINAL
+
+    def _narrow(self) -> Table:
+        """With a header that wraps before any cell does, where it must."""
+        table = self._table(self.header)
+        if _width(table) <= TERMINAL:
+            return table
+        cells = [[line for row in self.rows for line in _lines(row[place])] for place in range(len(self.header))]
+        widths = [max(map(len, column), default=1) or 1 for column in cells]
+        columns = zip(self.header, widths, strict=True)
+        return self._table([textwrap.fill(name, width, break_long_words=False) for name, width in columns])
+
     def rich(self) -> Group:
         """For `rich.print`: the table, whose header wraps before any cell does, and below it the caption."""
-        table = self._table(self.header)
-        if _width(table) > TERMINAL:
-            cells = [[line for row in self.rows for line in _lines(row[place])] for place in range(len(self.header))]
-            widths = [max(map(len, column), default=1) or 1 for column in cells]
-            columns = zip(self.header, widths, strict=True)
-            table = self._table([textwrap.fill(name, width, break_long_words=False) for name, width in columns])
+        table = self._narrow()
         same = [f"{self.header[place]}: {value}" for place, value in self._same().items()]
         caption = "; ".join(same + ([self.caption] if self.caption else []))
         return Group(table, *([Text(caption, "dim italic")] if caption else []))

@@ -84,7 +84,7 @@ class Estimate:
 
     Attributes:
         model: name of the configuration, or checkpoint; with `changed`, some of its fields are others.
-        runs: seeds.
+        runs: seeds, and those that try its learning rates.
         parameters, trained: of the model.
         rows: of a step, over all devices.
         length: tokens of each sample; `None` where they differ, or there are none.

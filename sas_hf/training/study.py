@@ -333,6 +333,14 @@ def _check_metric(study: Study, task: Task, metrics: Sequence[Metric]) -> None:
         check_names([study.metric], [metric.name for metric in metrics], kind=f"no `metric` of the task {task.name}")
 
 
+def study_metrics(study: Study, runs: list[Run]) -> tuple[list[Metric], Metric]:
+    """Those that all runs have, and the study's own. Raises a ValueError where that is none of them."""
+    task = find_task(runs[0].recipe.task)
+    metrics = _shared(task.metrics_of, runs)
+    _check_metric(study, task, metrics)
+    return metrics, next((metric for metric in metrics if metric.name == study.metric), metrics[0])
+
+
 def run_study(
     study: Study, overrides: list[str] | tuple[str, ...] = (), progress: Callable[[str], None] = lambda message: None
 ) -> StudyReport:
@@ -364,7 +372,7 @@ def check_runs(study: Study, runs: list[Run]) -> None:
     """Raise what models, data and folders of planned trainings give cause for, as [`run_study`] does at first."""
     for run in runs:
         if not run.searches and run.timing is None:  # whose recipe is known
-            _check_run_folder(run)
+            check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
 
@@ -377,9 +385,7 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     check_writable(runs[0].folder, f"`runs` is {study.runs or study.output!r}")
     check_runs(study, runs)
     task, finished = find_task(runs[0].recipe.task), []
-    metrics = _shared(task.metrics_of, runs)
-    _check_metric(study, task, metrics)
-    metric = next((metric for metric in metrics if metric.name == study.metric), metrics[0])
+    metrics, metric = study_metrics(study, runs)
     for run in runs:
         _check_possible_folder(run, metric)
     if PartialState().is_main_process:
@@ -393,7 +399,7 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
             matches[run.data, run.variant] = run.match
             known.append(f"{run.match.of} with {run.match.gets}")
         if run.searches or run.timing is not None:
-            _check_run_folder(run)
+            check_run_folder(run)
         known += ["has ended, kept"] if has_ended(run.folder) else []
         left = seconds_left([((each.variant, each.data), each.folder) for each in runs])
         known += [] if left is None else [f"about {time_text(left)} left"]
@@ -468,7 +474,8 @@ def _shared_fields(declared: dict[str, Any]) -> dict[str, Any]:
     return shared | dict(override.split("=", 1) for override in declared["overrides"])
 
 
-def _check_run_folder(run: Run) -> None:
+def check_run_folder(run: Run) -> None:
+    """Raise a FileExistsError where a run's folder holds something else than the run, or a part of it."""
     try:
         check_folder(run.folder, run.recipe)
     except FileExistsError as error:
@@ -476,15 +483,15 @@ def _check_run_folder(run: Run) -> None:
 
 
 def _check_possible_folder(run: Run, metric: Metric) -> None:
-    """As [`_check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried. One
+    """As [`check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried. One
     whose steps are not known is looked at when they are."""
     if (settled := run.settled(metric)) is not None:
-        _check_run_folder(settled)
+        check_run_folder(settled)
         return
     errors = []
     for rate in [search.rate for search in run.searches] if run.timing is None else ():
         try:
-            _check_run_folder(run.at(rate))
+            check_run_folder(run.at(rate))
         except FileExistsError as error:
             errors.append(error)
     if errors and len(errors) == len(run.searches):

@@ -63,9 +63,7 @@ class Timing:
                 write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
             kept = json.loads(self.path.read_text(encoding="utf-8"))
         if there := {name: kept[name] for name in names if kept[name] != names[name]}:
-            raise FileExistsError(
-                f"{self.path} is the ratio of other variants ({there}); take another name."
-            )
+            raise FileExistsError(f"{self.path} is the ratio of other variants ({there}); take another name.")
         return max(1, round(self.steps * kept["ratio"]))
 
 

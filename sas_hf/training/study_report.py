@@ -12,13 +12,15 @@ from ..report.tables import TERMINAL, Grid
 from .study_figures import draw_study
 from .study_matched import Match
 from .study_rates import RATE_SEED, RateChoice
-from .study_results import Arrival, FinishedRun, mean_and_deviation, paired_test, step_reaching
+from .study_results import Arrival, FinishedRun, detectable, mean_and_deviation, paired_test, step_reaching
 from .tasks import Metric
 from .tasks.task import LOSS
 
 
 # What programs read of a study, beside `study.md`; a folder that has it has a report.
 REPORT_NAME = "study.json"
+# Of a difference: what `paired_test` and `detectable` give.
+DIFFERENCE = ("difference", "low", "high", "p_value", "deviation", "detectable")
 # Fields of the study that head `study.md`.
 TOLD = ("recipe", "overrides", "seeds", "learning_rates", "data", "variants", "matched", "metric")
 SPREAD = "mean ± standard deviation over seeds"
@@ -26,6 +28,10 @@ RATES_BESIDE = 5  # that a terminal has room for, beside a variant's name
 PAIRED = (
     "differences of the final {} are paired by seed, with their 95 % confidence interval and two-sided p-value by "
     "Student's t, not corrected for the number of comparisons"
+)
+SPREADS = (
+    "sd: the standard deviation of the paired differences; 80 % power at: the smallest true difference that as many "
+    "pairs of this spread find with a probability of 80 % (two-sided at 5 %, by the noncentral t)"
 )
 
 
@@ -37,8 +43,8 @@ class Summary:
     Attributes:
         n: seeds.
         metrics: by name, mean and standard deviation (n - 1) over seeds; no deviation of one.
-        differences: by name, this minus first variant over the seeds of both, as [`paired_test`] gives it; of the
-            first variant itself none.
+        differences: by name, this minus first variant over the seeds of both, as [`paired_test`] and [`detectable`]
+            give it; of the first variant itself none.
     """
 
     variant: str
@@ -119,7 +125,7 @@ class StudyReport:
         for data in self.data:
             grids.append(self._results(data))
             if len(self.variants) > 1:
-                grids.append(self._differences(data))
+                grids += self._differences(data, whole)
             grids += [*self._rates(data), *self._matches(data)]
             for metric in self.metrics if whole else [self.metric]:
                 if any(run.by_step(metric.name) for run in self.runs if run.data == data):
@@ -178,7 +184,7 @@ class StudyReport:
         fields = asdict(summary)
         metrics, differences = fields.pop("metrics"), fields.pop("differences")
         first = {name: fields.pop(name) for name in ("variant", "data", "n")}
-        own = differences.pop(self.metric.name, dict.fromkeys(("difference", "low", "high", "p_value")))
+        own = differences.pop(self.metric.name, dict.fromkeys(DIFFERENCE))
         return first | metrics | fields | own | {"differences": differences}
 
     def _summary(self, data: str, variant: str) -> Summary:
@@ -187,7 +193,7 @@ class StudyReport:
         speeds = [run.tokens_per_second for run in runs if run.tokens_per_second is not None]
         names = [metric.name for metric in self.metrics]
         differences = {
-            name: paired_test([before[name] for before, _ in shared], [now[name] for _, now in shared])
+            name: _compared([before[name] for before, _ in shared], [now[name] for _, now in shared])
             for name in (names if variant != self.variants[0] else ())
         }
         return Summary(
@@ -224,7 +230,8 @@ class StudyReport:
         header += [*(["tokens/s"] if timed else []), "n"]
         return Grid(_titled(title, data), header, rows, f"{SPREAD}.")
 
-    def _differences(self, data: str) -> Grid:
+    def _differences(self, data: str, whole: bool) -> list[Grid]:
+        """In one table, or where a terminal has no room for it, what they can tell in another."""
         label, digits, rows = self.metric.label, self.metric.digits, []
         for summary in self.summaries:
             found = summary.differences.get(self.metric.name)
@@ -234,9 +241,20 @@ class StudyReport:
             pairs = {run.seed for run in self.of(data, self.variants[0])}
             pairs &= {run.seed for run in self.of(data, summary.variant)}
             chance = "-" if found["p_value"] is None else f"{found['p_value']:.2g}"
-            rows.append([summary.variant, f"{found['difference']:+.{digits}f}", between, chance, str(len(pairs))])
-        header = ["variant", f"minus {self.variants[0]}", "95 % interval", "p", "n"]
-        return Grid(_titled(f"Differences of the final {label}", data), header, rows, f"{self.paired}.")
+            spreads = ["-" if found[name] is None else f"{found[name]:.{digits}f}" for name in DIFFERENCE[-2:]]
+            difference = f"{found['difference']:+.{digits}f}"
+            rows.append([summary.variant, difference, between, chance, *spreads, str(len(pairs))])
+        header = ["variant", f"minus {self.variants[0]}", "95 % interval", "p", "sd", "80 % power at", "n"]
+        title = _titled(f"Differences of the final {label}", data)
+        grid = Grid(title, header, rows, f"{self.paired}; {SPREADS}.")
+        if whole or grid.fits:
+            return [grid]
+
+        def part(title: str, places: tuple[int, ...], caption: str) -> Grid:
+            return Grid(title, [header[p] for p in places], [[row[p] for p in places] for row in rows], caption)
+
+        spreads = _titled(f"What differences of the final {label} could be found", data)
+        return [part(title, (0, 1, 2, 3, 6), f"{self.paired}."), part(spreads, (0, 4, 5, 6), f"{SPREADS}.")]
 
     def _rates(self, data: str) -> list[Grid]:
         """As many rates beside each other as a terminal has room for, the others in tables below."""
@@ -306,6 +324,10 @@ class StudyReport:
         )
         header = ["variant", "seeds", "step", "range", "share", "range"]
         return Grid(_titled(f"Steps to the final {label} of {first}", data), header, rows, caption)
+
+
+def _compared(first: list[float], second: list[float]) -> dict[str, float | None]:
+    return paired_test(first, second) | detectable([b - a for a, b in zip(first, second, strict=True)])
 
 
 def _titled(title: str, data: str) -> str:

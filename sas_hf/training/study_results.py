@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
-from scipy.stats import ttest_rel
+from scipy.optimize import brentq
+from scipy.stats import nct, norm, t, ttest_rel
 
 from .reporting import logged_seconds, read_log
 from .tasks import Metric
+
+
+POWER = 0.8  # the probability with which a difference is to be found
+MANY = 10_000  # pairs, of which Student's t is the normal distribution
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,60 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict[str, fl
     interval = test.confidence_interval(0.95)
     low, high, p_value = map(float, (interval.low, interval.high, test.pvalue))
     return {"difference": mean, "low": low, "high": high, "p_value": p_value}
+
+
+def paired_power(difference: float, deviation: float, pairs: int) -> float:
+    """
+    The probability with which the paired t-test, two-sided at 5 %, finds a true difference: by the noncentral t.
+
+    Args:
+        deviation: of the pairs' differences, above 0.
+        pairs: 2 or more.
+    """
+    degrees, shift = pairs - 1, abs(difference) / deviation * math.sqrt(pairs)
+    critical = t.ppf(0.975, degrees)
+    # Beyond a shift of 6 the other sign has less than 1e-9, and scipy no number of it.
+    wrong = nct.cdf(-critical, degrees, shift) if shift < 6 else 0.0
+    return float(nct.sf(critical, degrees, shift) + wrong)
+
+
+def detectable(differences: Sequence[float], power: float = POWER) -> dict[str, float | None]:
+    """
+    What the spread of paired differences lets them find.
+
+    Returns:
+        "deviation" (n - 1) and "detectable", the smallest true difference that as many pairs of this spread find with
+        that probability, by [`paired_power`]; both `None` for one pair or what is no number, the second also where all
+        are equal.
+    """
+    pairs = len(differences)
+    if pairs < 2 or not all(map(math.isfinite, differences)):
+        return {"deviation": None, "detectable": None}
+    deviation = statistics.stdev(differences)
+    if deviation == 0:
+        return {"deviation": 0.0, "detectable": None}
+    # Of one deviation: the shift that is found by the normal distribution is too small, and that as many times as the
+    # critical value of t too large, for any number of pairs.
+    low = _normal_shift(power) / math.sqrt(pairs)
+    high = low * t.ppf(0.975, pairs - 1)
+    effect = brentq(lambda effect: paired_power(effect, 1.0, pairs) - power, low / 2, high)
+    return {"deviation": deviation, "detectable": deviation * effect}
+
+
+def pairs_needed(difference: float, deviation: float, power: float = POWER) -> int:
+    """The fewest pairs, two or more, that find a true difference with that probability, by [`paired_power`]."""
+    pairs = math.ceil((_normal_shift(power) * deviation / difference) ** 2)
+    if pairs > MANY:
+        return pairs
+    pairs = max(2, pairs)  # never more than are needed
+    while paired_power(difference, deviation, pairs) < power:
+        pairs += 1
+    return pairs
+
+
+def _normal_shift(power: float) -> float:
+    """Of a normal distribution, in its deviations, so that a two-sided test at 5 % finds it."""
+    return float(norm.ppf(0.975) + norm.ppf(power))
 
 
 def count_parameters(folder: Path) -> int:

@@ -18,12 +18,16 @@ from scipy import stats
 
 from sas_hf.training.recipe import recipe_names
 from sas_hf.training.study import load_study, plan_runs, run_study, study_names
+from sas_hf.training.study_power import study_power
 from sas_hf.training.study_report import StudyReport
 from sas_hf.training.study_results import (
     FinishedRun,
     count_parameters,
+    detectable,
     mean_and_deviation,
+    paired_power,
     paired_test,
+    pairs_needed,
     step_reaching,
 )
 from sas_hf.training.study_time import seconds_left
@@ -109,7 +113,12 @@ def test_what_a_study_says(whole):
     document = (folder / "study.md").read_text()
     assert f"{found['difference']:+.4f}" in document and f"{mha.parameters:,}" in document and "curves.png" in document
     assert "| variant | validation loss | perplexity | parameters | tokens/s | n |" in document
-    assert "| variant | minus mha | 95 % interval | p | n |" in document
+    assert "| variant | minus mha | 95 % interval | p | sd | 80 % power at | n |" in document
+    deviation = np.std(np.subtract(losses["sas"], losses["mha"]), ddof=1)
+    assert (
+        found["deviation"] == pytest.approx(deviation)
+        and f"| {deviation:.4f} | {found['detectable']:.4f} | 2 |" in document
+    )
     assert "differences of the final validation loss are paired by seed" in document
     saved = json.loads((folder / "study.json").read_text())
     assert [(run["loss"], run["curve"][-1][1]) for run in saved["runs"]] == [
@@ -221,6 +230,8 @@ def test_the_command_shows_the_table_of_a_finished_study(whole):
     assert shown.returncode == 0, shown.stderr
     assert "Final losses" in shown.stdout and "Student" in shown.stdout and str(folder.name) in shown.stdout
     assert "cpu-kinds" in sas_hf("study").stdout
+    needed = sas_hf("study", folder.parent / "study.yaml", "--power", "0.01")
+    assert needed.returncode == 0 and "not known before 3 pairs" in needed.stdout, needed.stderr
     wrong = sas_hf("study", "cpu-kind")
     assert wrong.returncode == 1 and "cpu-kinds" in wrong.stderr and "Traceback" not in wrong.stderr
 
@@ -240,6 +251,56 @@ def test_statistics_against_scipy():
     # by hand: differences -0.1, -0.3, 0.05, -0.25 have the deviation 0.158114, and t of 3 degrees is 3.182446
     assert (found["low"], found["high"]) == pytest.approx((-0.15 - 0.251595, -0.15 + 0.251595), abs=1e-5)
     assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, 1.527525), abs=1e-6)
+
+
+def test_power_against_a_simulation():
+    """Of 40,000 studies of six pairs in which the true difference is what can be detected, 80 % find it."""
+    generator = np.random.default_rng(0)
+    found = detectable(generator.normal(0.3, 2.0, 6))
+    pairs = generator.normal(found["detectable"], found["deviation"], (40_000, 6))
+    assert (stats.ttest_1samp(pairs, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.008)
+    assert paired_power(0, 1.0, 6) == pytest.approx(0.05)  # nothing is there to be found
+    assert [paired_power(sign * 0.7, 1.0, 9) for sign in (1, -1)] == pytest.approx([0.4502] * 2, abs=5e-4)
+    for difference in (3.0, 0.5, 0.02):
+        pairs = pairs_needed(difference, 1.0)
+        assert paired_power(difference, 1.0, pairs) >= 0.8 > paired_power(difference, 1.0, pairs - 1)
+    assert pairs_needed(1e-6, 1.0) == pytest.approx(7.8489e12, rel=1e-4)
+    assert detectable([0.5]) == detectable([0.5, math.inf]) == {"deviation": None, "detectable": None}
+    assert detectable([0.5, 0.5]) == {"deviation": 0.0, "detectable": None}
+    for count in (2, 3, 10, 1000):
+        found = detectable([1.0, -1.0] * (count // 2) + [0.0] * (count % 2))
+        assert paired_power(found["detectable"], found["deviation"], count) == pytest.approx(0.8)
+
+
+def test_how_many_pairs_a_study_needs(whole, tmp_path):
+    """By what has ended: here a third seed, of which the files are the second's with other losses, but no fourth."""
+    out, path = tmp_path / "out", write_study(tmp_path, seeds=[3, 5, 7, 9])
+    shutil.copytree(whole[0], out)
+    (grid,) = study_power(load_study(path), 0.01)
+    assert grid.rows == [["sas", "-", "2", "not known before 3 pairs"]]
+    differences = []
+    for variant in ("mha", "sas"):
+        shutil.copytree(out / variant / "seed-5", out / variant / "seed-7")
+        recipe = out / variant / "seed-7" / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("seed: 5", "seed: 7"))
+        results = out / variant / "seed-7" / "all_results.json"
+        content = json.loads(results.read_text())
+        results.write_text(json.dumps(content | {"eval_loss": content["eval_loss"] + 0.1 * (variant == "sas")}))
+    for seed in (3, 5, 7):
+        mha, sas = (
+            json.loads((out / v / f"seed-{seed}/all_results.json").read_text())["eval_loss"] for v in ("mha", "sas")
+        )
+        differences.append(sas - mha)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    (grid,) = study_power(load_study(path), 0.01)
+    deviation = float(np.std(differences, ddof=1))
+    assert grid.rows == [["sas", f"{deviation:.4f}", "3", f"{pairs_needed(0.01, deviation):,}"]] and grid.fits
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    with pytest.raises(FileExistsError, match="Run mha, seed 3: .*run of another recipe .*weight_decay"):
+        study_power(load_study(path), 0.01, ["training.weight_decay=0.2"])
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="`--power` is .*; give the difference that is to be found"):
+            study_power(load_study(path), wrong)
 
 
 def test_what_one_seed_or_equal_differences_cannot_tell():
@@ -267,15 +328,16 @@ def test_all_tables_can_be_read_on_a_terminal():
     console = rich.console.Console(width=80, file=io.StringIO())
     for grid in report.grids():
         console.print(grid.rich())
-    results, differences, by_step, arrivals = report.grids()
+    results, differences, power, by_step, arrivals = report.grids()
     text = console.file.getvalue()
     words = text.split()
-    for grid in (results, differences, by_step, arrivals):
+    for grid in (results, differences, power, by_step, arrivals):
         for cell in (cell for row in grid.rows for cell in row):
             assert set(cell.replace(" ± ", " ±").split()) <= set(words), cell
     assert "12,000" in by_step.header and 3 < len(by_step.header) < 13
     assert f"{len(by_step.header) - 1} of 12 evaluations" in by_step.caption
-    assert len(report.grids(whole=True)[2].header) == 13
+    assert "80 % power at" in power.header and differences.fits and power.fits  # one table would not
+    assert [len(grid.header) for grid in report.grids(whole=True)][1:3] == [7, 13]
     assert max(map(len, text.splitlines())) == 80  # the captions, which are as wide as the terminal
 
 
