@@ -119,6 +119,11 @@ class Run:
         what = f"seed {self.seed}" if self.rate is None else f"rate {self.rate:g}"
         return ", ".join(filter(None, (self.data, self.variant, what)))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether other runs decide a part of its recipe."""
+        return bool(self.searches) or self.timing is not None
+
     def found(self, metric: Metric) -> RateChoice | None:
         """What its searches found; `None`: they have not all ended.
 
@@ -371,7 +376,7 @@ def run_study(
 def check_runs(study: Study, runs: list[Run]) -> None:
     """Raise what models, data and folders of planned trainings give cause for, as [`run_study`] does at first."""
     for run in runs:
-        if not run.searches and run.timing is None:  # whose recipe is known
+        if not run.is_open:
             check_run_folder(run)
         if run.seed == study.seeds[0]:  # the others differ in nothing else
             _check_run(run)
@@ -387,19 +392,20 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
     task, finished = find_task(runs[0].recipe.task), []
     metrics, metric = study_metrics(study, runs)
     for run in runs:
-        _check_possible_folder(run, metric)
+        if run.is_open:
+            _check_possible_folder(run, metric)
     if PartialState().is_main_process:
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     matches: dict[tuple[str, str], Match] = {}
     for number, run in enumerate(runs, 1):
         run, known = run.settled(metric), []
+        if run.is_open:
+            check_run_folder(run)
         if run.searches:
             known.append(f"learning rate {run.recipe.training['learning_rate']:g}")
         if run.match is not None:
             matches[run.data, run.variant] = run.match
             known.append(f"{run.match.of} with {run.match.gets}")
-        if run.searches or run.timing is not None:
-            check_run_folder(run)
         known += ["has ended, kept"] if has_ended(run.folder) else []
         left = seconds_left([((each.variant, each.data), each.folder) for each in runs])
         known += [] if left is None else [f"about {time_text(left)} left"]
@@ -483,7 +489,7 @@ def check_run_folder(run: Run) -> None:
 
 
 def _check_possible_folder(run: Run, metric: Metric) -> None:
-    """As [`check_run_folder`], also of a run whose rate is not known yet: it may have any of those to be tried. One
+    """As [`check_run_folder`], of an open run: while its rate is not known, it may have any of those to be tried. One
     whose steps are not known is looked at when they are."""
     if (settled := run.settled(metric)) is not None:
         check_run_folder(settled)
