@@ -15,7 +15,7 @@ from .tasks import Metric
 
 
 POWER = 0.8  # the probability with which a difference is to be found
-MANY = 10_000  # pairs, of which Student's t is the normal distribution
+MANY = 10_000  # pairs, of which Student's t is nearly the normal distribution
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def detectable(differences: Sequence[float], power: float = POWER) -> dict[str, 
 
 
 def pairs_needed(difference: float, deviation: float, power: float = POWER) -> int:
-    """The fewest pairs, two or more, that find a true difference with that probability, by [`paired_power`]."""
+    """The fewest pairs, two or more, that find a true difference with that probability, by [`paired_power`]; of very
+    many, where t is the normal distribution but for a pair or two, by that."""
     pairs = math.ceil((_normal_shift(power) * deviation / difference) ** 2)
     if pairs > MANY:
         return pairs
