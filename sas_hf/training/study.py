@@ -52,9 +52,9 @@ class Study:
             the first.
         matched: by name, further variants, each another one with a third's cost: `{variant: V, to: W, by: parameters}`
             is V with the widest feed-forward layers with which it has no more parameters than W; by `seconds` it is V
-            with as many steps as take the time of W's, and a warm-up in proportion. The times of a step are those that
-            the first runs of V and W logged; their ratio is kept in `NAME/ratio.json`. It has V's learning rate. V and
-            W may be matched by parameters themselves, above it.
+            with as many steps as take the time of W's, and a warm-up in proportion. Steps of both are timed
+            side by side before its first run, and their ratio is kept in `NAME/ratio.json`. It has V's learning rate.
+            V and W may be matched by parameters themselves, above it.
         seeds: of each.
         learning_rates: that each variant is first trained with on each data set, by a seed that does not count
             (1,000,000, in `VARIANT/rate-R`); with the one that ends best, in the study's metric, its seeds are
@@ -121,7 +121,7 @@ class Run:
 
     @property
     def is_open(self) -> bool:
-        """Whether other runs decide a part of its recipe."""
+        """Whether other runs, or a ratio of times, decide a part of its recipe."""
         return bool(self.searches) or self.timing is not None
 
     def found(self, metric: Metric) -> RateChoice | None:
@@ -144,14 +144,15 @@ class Run:
         return replace(self, recipe=at_rate(self.recipe, rate))
 
     def settled(self, metric: Metric) -> "Run | None":
-        """With the rate and steps that other runs decide; `None`: they have not all ended. Raises as [`found`]."""
+        """With the rate that its searches found and the steps of its ratio; `None`: those have not all ended, or that
+        is not known. Raises as [`found`]."""
         run = self
         if self.searches:
             if (choice := self.found(metric)) is None:
                 return None
             run = run.at(choice.rate)
         if self.timing is not None:
-            if (steps := self.timing.measure()) is None:
+            if (steps := self.timing.steps()) is None:
                 return None
             run = replace(run, recipe=at_steps(run.recipe, steps), match=replace(self.match, steps=steps))
         return run
@@ -282,17 +283,11 @@ def _plan_matched(study: Study, name: str, planned: dict[str, Run], first: dict[
         else:
             for recipe in (run.recipe, other.recipe):
                 check_steps(recipe)
-            timed = [_timed(first[run.data, variant]) for variant in (of, to)]
-            steps = other.recipe.training["max_steps"]
-            run = replace(run, timing=Timing(of, to, folder.with_name(RATIO_NAME), *timed, steps))
+            timing = Timing(of, to, folder.with_name(RATIO_NAME), run.recipe, other.recipe)
+            run = replace(run, timing=timing)
     except ValueError as error:
         raise ValueError(f"`matched.{name}`, {of} with the {by} of {to}: {error}.") from error
     return replace(run, recipe=replace(run.recipe, training=run.recipe.training | {"output_dir": str(folder)}))
-
-
-def _timed(run: Run) -> tuple[Path, ...]:
-    """Folders of the runs by whose logs a variant's steps are timed: those that tried its rates, or its first."""
-    return tuple(search.folder for search in run.searches if run.match is None) or (run.folder,)
 
 
 def _trying(rate: float, run: Run) -> Run:
@@ -398,6 +393,9 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         write_atomically(folder / STUDY_NAME, yaml.safe_dump(declared, sort_keys=False).encode())
     matches: dict[tuple[str, str], Match] = {}
     for number, run in enumerate(runs, 1):
+        if run.timing is not None and run.timing.steps() is None:
+            progress(f"steps of {run.timing.of} and of {run.timing.to} are timed side by side")
+            run.timing.measure()
         run, known = run.settled(metric), []
         if run.is_open:
             check_run_folder(run)

@@ -1,7 +1,6 @@
 """Variants of a study that are another with a third's cost: as many parameters, or as many seconds."""
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 from accelerate import PartialState
 
 from ..report.files import write_atomically
-from .folders import METRICS_NAME
 from .recipe_fields import TrainingRecipe
-from .reporting import read_log
+from .rehearsal import steps_side_by_side
 from .sizes import count_parameters, meta_model
 from .tasks import find_task
 
@@ -27,44 +25,53 @@ RATIO_NAME = "ratio.json"
 @dataclass(frozen=True)
 class Timing:
     """
-    How long a matched variant trains: by the times of a step of its own model and of the one whose seconds it gets,
-    in runs that have ended.
+    How long a matched variant trains: by the times of a step of its own model and of the one whose seconds it gets.
 
     Attributes:
         of, to: names of both variants.
         path: where the ratio of both is kept, once it is known.
-        own, other: folders of runs of the two.
-        steps: of the other's.
+        own, other: recipes of the two.
     """
 
     of: str
     to: str
     path: Path
-    own: tuple[Path, ...]
-    other: tuple[Path, ...]
-    steps: int
+    own: TrainingRecipe
+    other: TrainingRecipe
 
-    def measure(self) -> int | None:
+    def steps(self) -> int | None:
         """
-        Steps that take as long as the other's; `None` where runs of either have not ended. To be called by all
-        processes.
+        Steps that take as long as the other's; `None` where nothing was measured yet.
 
         Raises:
             FileExistsError: where a ratio of other variants is kept.
         """
-        names = {"variant": self.of, "to": self.to}
-        with PartialState().main_process_first():
-            if not self.path.is_file():
-                own, other = (seconds_per_step(folders) for folders in (self.own, self.other))
-                if own is None or other is None:
-                    return None
-                seconds = {"seconds_per_step": {self.of: own, self.to: other}}
-                content = names | {"ratio": other / own} | seconds
-                write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
+        if not self.path.is_file():
+            return None
+        names, kept = {"variant": self.of, "to": self.to}, json.loads(self.path.read_text(encoding="utf-8"))
         if there := {name: kept[name] for name in names if kept[name] != names[name]}:
             raise FileExistsError(f"{self.path} is the ratio of other variants ({there}); take another name.")
-        return max(1, round(self.steps * kept["ratio"]))
+        return max(1, round(self.other.training["max_steps"] * kept["ratio"]))
+
+    def measure(self) -> None:
+        """
+        Keep the ratio of the times of a step, by real steps side by side, unless it is known.
+
+        Raises:
+            ValueError: in several processes, which are not timed.
+        """
+        if self.path.is_file():
+            return
+        if PartialState().num_processes > 1:
+            raise ValueError(
+                f"{self.path} is not there yet: how many steps of {self.of} take the time of {self.to}'s is measured "
+                "in one process; begin the study in one."
+            )
+        own, other = steps_side_by_side([self.own, self.other])
+        content = {"variant": self.of, "to": self.to, "ratio": other / own}
+        content |= {"seconds_per_step": {self.of: own, self.to: other}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -163,24 +170,13 @@ def at_steps(recipe: TrainingRecipe, steps: int) -> TrainingRecipe:
 
 
 def check_steps(recipe: TrainingRecipe) -> None:
-    """Raise a ValueError for a recipe whose steps cannot be set."""
+    """Raise a ValueError for a recipe whose steps cannot be set, or not be timed on random numbers."""
     if recipe.training.get("max_steps", -1) <= 0:
         raise ValueError("it goes by epochs, and cannot be matched by seconds; set `training.max_steps`")
     for name in recipe.training.get("lr_scheduler_kwargs") or {}:
         if name.endswith("_steps"):
             raise ValueError(f"`training.lr_scheduler_kwargs` has `{name}`, which would not follow its steps")
-
-
-def seconds_per_step(folders: Sequence[Path]) -> float | None:
-    """Median over the runs that have ended of the median of their logs; `None` where none has."""
-    found = []
-    for folder in folders:
-        lines = read_log(folder) if (folder / METRICS_NAME).is_file() else []
-        times = [
-            line["tokens"] / line["step"] / line["tokens_per_second"]
-            for line in lines
-            if line.get("tokens_per_second")
-        ]
-        times = times or [1 / line["steps_per_second"] for line in lines if line.get("steps_per_second")]
-        found += [statistics.median(times)] if times else []
-    return statistics.median(found) if found else None
+    task = find_task(recipe.task)
+    config = task.model_config(recipe)
+    if task.random_batch(config, 1, task.longest(recipe, config)) is None:
+        raise ValueError(f"the task {task.name} does not tell what a batch of it is, so that no step can be timed")

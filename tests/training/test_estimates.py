@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sas_hf.configurations import named_config
 from sas_hf.report.quantities import count_text, memory_text, operations_text, time_text
-from sas_hf.training import estimates, sizes
+from sas_hf.training import estimates, rehearsal, sizes
 from sas_hf.training.arguments import training_arguments
 from sas_hf.training.estimates import check_memory, count_steps, estimate, padded_lengths
 from sas_hf.training.recipe import load_recipe
@@ -83,10 +83,11 @@ def recipe_of(name, data, *changes):
 @pytest.fixture
 def roomy(monkeypatch):
     """A machine of 24 GiB that nobody else uses; and few steps are timed."""
-    monkeypatch.setattr(estimates, "ENOUGH", 0)
+    monkeypatch.setattr(rehearsal, "ENOUGH", 0)
     for module in (sizes, estimates):
         monkeypatch.setattr(module, "total_memory", lambda device: 24 * GIB)
-    monkeypatch.setattr(estimates, "available_memory", lambda device: 24 * GIB)
+    for module in (estimates, rehearsal):
+        monkeypatch.setattr(module, "available_memory", lambda device: 24 * GIB)
 
 
 @pytest.mark.parametrize("name", ["mha-cpu", "gqa-cpu", "sas-cpu"])

@@ -1,16 +1,18 @@
-"""Variants with another's cost: widths against counted weights, steps against the logs; resumed, and refused."""
+"""Variants with another's cost: widths against counted weights, steps by timed ones; resumed, and refused."""
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from test_study import STUDY, write_study
 
-from sas_hf.training.reporting import read_log
+from sas_hf.training import rehearsal, study_matched
+from sas_hf.training.rehearsal import Pace
 from sas_hf.training.sizes import count_parameters, meta_model
 from sas_hf.training.study import load_study, plan_runs, run_study
-from sas_hf.training.study_matched import RATIO_NAME, at_steps, at_width, seconds_per_step
+from sas_hf.training.study_matched import RATIO_NAME, at_steps, at_width
 from sas_hf.training.tasks import find_task
 
 
@@ -40,20 +42,13 @@ def matched(tmp_path_factory):
 
 
 def test_as_many_seconds(matched):
-    """By the runs that tried the rates; with the rate of the variant that it is, and its own place in the report."""
+    """By their ratio; with the rate of the variant that it is, and its own place in the report."""
     folder, report, messages = matched
     out = folder / "out"
 
-    def by_hand(variant):
-        medians = []
-        for rate in ("rate-0.003", "rate-0.001"):
-            speeds = sorted(line["tokens_per_second"] for line in read_log(out / variant / rate) if "loss" in line)
-            assert len(speeds) == 3
-            medians.append(8 * 32 / speeds[1])
-        return sum(medians) / 2
-
-    ratio = json.loads((out / "long" / RATIO_NAME).read_text())["ratio"]
-    assert ratio == pytest.approx(by_hand("sas") / by_hand("mha"))
+    kept = json.loads((out / "long" / RATIO_NAME).read_text())
+    ratio, seconds = kept["ratio"], kept["seconds_per_step"]
+    assert ratio == seconds["sas"] / seconds["mha"] and min(seconds.values()) > 0
     recipe = yaml.safe_load((out / "long/seed-3/recipe.yaml").read_text())
     steps = recipe["training"]["max_steps"]
     assert steps == max(1, round(6 * ratio)) and recipe["training"]["warmup_steps"] == max(1, round(steps / 6))
@@ -68,22 +63,17 @@ def test_as_many_seconds(matched):
     assert (
         f"run 7 of 8: wide, seed 3 (learning rate {of['training']['learning_rate']:g}; mha with width" in messages[6]
     )
-    assert f"mha with {steps:,} steps" in messages[7]
+    assert messages[7] == "steps of mha and of sas are timed side by side"
+    assert f"mha with {steps:,} steps" in messages[8]
     document = (out / "study.md").read_text()
     assert f"| wide | mha | sas | parameters | width {width:,} |" in document
     assert f"| long | mha | sas | seconds | {steps:,} steps |" in document
     assert json.loads((out / "study.json").read_text())["matches"][1]["steps"] == steps
 
 
-def test_the_ratio_is_measured_once(matched):
-    """The times of the originals change; the ratio that was kept still holds, and so do the runs."""
+def test_the_ratio_is_measured_once(matched, monkeypatch):
     folder, _, _ = matched
-    logs = list((folder / "out/sas").glob("rate-*/log.jsonl"))
-    before = {path: path.read_text() for path in logs}
-    for path in logs:
-        lines = [json.loads(line) for line in before[path].splitlines()]
-        slower = [line | {"tokens_per_second": line.get("tokens_per_second", 0) / 9} for line in lines]
-        path.write_text("".join(json.dumps(line) + "\n" for line in slower))
+    monkeypatch.setattr(study_matched, "steps_side_by_side", lambda recipes: [1.0, 9.0])
     messages = []
     run_study(load_study(folder / "study.yaml"), progress=messages.append)
     assert all("has ended, kept" in message for message in messages) and len(messages) == 8
@@ -93,8 +83,6 @@ def test_the_ratio_is_measured_once(matched):
     with pytest.raises(FileExistsError, match=r"the ratio of other variants \({'to': 'gqa'}\)"):
         run_study(load_study(folder / "study.yaml"))
     ratio.write_text(kept)
-    for path, text in before.items():
-        path.write_text(text)
     changed = load_study(
         write_study(folder, **MATCHED | {"matched": {"long": LONG | {"variant": "sas", "to": "mha"}}})
     )
@@ -111,11 +99,29 @@ def test_steps_keep_the_share_of_their_warm_up(tmp_path):
     assert at_steps(share, 60).training["warmup_steps"] == 0.25
 
 
-def test_what_has_not_ended_times_nothing(matched):
-    folder, _, _ = matched
-    rates = [folder / "out/mha" / rate for rate in ("rate-0.003", "rate-0.001")]
-    assert seconds_per_step(rates) > 0
-    assert seconds_per_step([folder / "out/none/seed-1"]) is None
+def test_steps_are_timed_in_turns(tmp_path, monkeypatch):
+    """A step is its rows and what comes once; medians of rounds, in which all have their turn."""
+    first, second = (run.recipe for run in plan_runs(load_study(write_study(tmp_path))))
+    second = replace(second, training=second.training | {"gradient_accumulation_steps": 3})
+    turns, rows = [], first.training["per_device_train_batch_size"]
+
+    def rehearse(recipe, config, lengths, count):
+        assert (lengths, count) == ((recipe.data.sequence_length,), rows)
+        turns.append(config.num_simulated_heads)
+        return Pace(row=float(len(turns)), optimiser=0.5, kept=0, rows=count, steps=3)
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    assert rehearsal.steps_side_by_side([first, second]) == [5.0 * rows + 0.5, 6.0 * 3 * rows + 0.5]
+    simulated = plan_runs(load_study(tmp_path / "study.yaml"))[1].recipe.model.overrides["num_simulated_heads"]
+    assert turns == [None, simulated] * rehearsal.ROUNDS
+
+
+def test_steps_are_not_timed_in_several_processes(tmp_path, monkeypatch):
+    run = plan_runs(load_study(write_study(tmp_path, matched={"long": LONG})))[-1]
+    monkeypatch.setattr(study_matched, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="is measured in one process; begin the study in one"):
+        run.timing.measure()
+    assert not run.timing.path.parent.exists()
 
 
 @pytest.mark.parametrize(
