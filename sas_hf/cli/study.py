@@ -35,11 +35,12 @@ def study(
 
     if name is None:
         table = Table(title="Studies: sas-hf study NAME [FIELD=VALUE ...]")
-        for column in ("name", "variants", "seeds", "figure"):
-            table.add_column(column)
+        table.add_column("name", no_wrap=True)
+        table.add_column("variants", overflow="fold")
+        table.add_column("seeds", justify="right")
         for known in study_names():
             chosen = load_study(known)
-            table.add_row(known, ", ".join(chosen.variants), ", ".join(map(str, chosen.seeds)), chosen.figure)
+            table.add_row(known, ", ".join([*chosen.variants, *chosen.matched]), str(len(chosen.seeds)))
         console.print(table)
         return
     from ..training.memory import keep_freed_memory

@@ -618,11 +618,9 @@ def test_the_packages_studies_can_be_planned(name):
         with pytest.raises(ValueError, match="`data.train` is not given"):
             plan_runs(study)
     runs = plan_runs(study, [] if name.startswith("cpu-") else ["data.train=books.parquet"])
-    assert (
-        len({run.folder for run in runs})
-        == len(runs)
-        == len(study.variants) * len(study.seeds) * max(1, len(study.data))
-    )
+    searches = len(study.variants) * len(study.learning_rates) if len(study.learning_rates) > 1 else 0
+    in_a_seed = (len(study.variants) + len(study.matched)) * max(1, len(study.data))
+    assert len({run.folder for run in runs}) == len(runs) == searches + in_a_seed * len(study.seeds)
     assert "cpu-study" in recipe_names()
 
 
