@@ -17,6 +17,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # what `__getattr__` gives
     from .configurations import named_config
+    from .looking import look
     from .modeling import (
         SASEncoderConfig,
         SASEncoderForMaskedLM,
@@ -63,6 +64,7 @@ __all__ = [
     "SASViTForMaskedImageModeling",
     "SASViTModel",
     "__version__",
+    "look",
     "named_config",
 ]
 HAS_PILLOW = importlib.util.find_spec("PIL") is not None
@@ -70,7 +72,11 @@ if HAS_PILLOW:
     __all__ += ["SASViTImageProcessor"]
 
 # Of the names that are not from `.modeling`.
-PLACES = {"named_config": ".configurations", "SASViTImageProcessor": ".modeling.image_processing_sas_vit"}
+PLACES = {
+    "SASViTImageProcessor": ".modeling.image_processing_sas_vit",
+    "look": ".looking",
+    "named_config": ".configurations",
+}
 
 # Where modules are that have moved, by their former names; both import the same.
 MOVED = {

@@ -24,12 +24,13 @@ MAY_KNOW = {
     "hub": LOW,
     "conversion": LOW,
     "serve": LOW,
+    "looking": LOW,
     "eval": LOW,
     "training": LOW | {"conversion", "eval"},
     "papers": LOW | {"conversion", "eval", "training"},
     "capacity": LOW | {"training"},
-    "cli": LOW | {"conversion", "serve", "eval", "training", "papers", "capacity"},
-    "": SMALL | {"companions", "modeling", "configurations"},
+    "cli": LOW | {"conversion", "serve", "looking", "eval", "training", "papers", "capacity"},
+    "": SMALL | {"companions", "modeling", "configurations", "looking"},
     "__main__": {"cli"},
 }
 

@@ -20,6 +20,7 @@ from . import (
     export,
     fold,
     info,
+    look,
     paper,
     restore,
     serve,
@@ -66,6 +67,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("eval-report")(eval_report.eval_report)
 app.command("eval-data")(eval_data.eval_data)
 app.command("info")(info.info)
+app.command("look")(look.look)
 # Its arguments and its help are Transformers' own.
 as_they_are = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("serve", add_help_option=False, context_settings=as_they_are)(serve.serve)
