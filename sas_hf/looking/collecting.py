@@ -33,8 +33,8 @@ class Place:
     Attributes:
         name: "self", "encoder", "decoder" or "cross".
         rows, columns: the sides, "source" or "target", that queries and keys are of.
-        weights: what the model computed with, float32 `[layers, heads, T, S]`; the heads are the Ĥ simulated ones where
-            there are any, of which head j is a copy of base head j mod H.
+        weights: what the model computed with, float32 `[layers, heads, T, S]`; the heads are the Ĥ simulated ones
+            where there are any, of which head j is a copy of base head j mod H.
         base: what the H base heads would look at `[layers, H, T, S]` ([`base_weights`]); `None` without simulation.
         maps: of each layer, by side ("query", "key", "value") and name ("heads: expansion", "heads: residual",
             "features: expansion", "features: residual"), the matrix `[rows, columns, κ]` (κ = 1 for features).
@@ -74,8 +74,8 @@ class Place:
 
     @property
     def moved(self) -> torch.Tensor | None:
-        """How far each simulated head has moved from its base head, `[layers, Ĥ]`, by the same distance; `None` without
-        simulation."""
+        """How far each simulated head has moved from its base head, `[layers, Ĥ]`, by the same distance; `None`
+        without simulation."""
         if self.base is None:
             return None
         return self._distance(self.weights, self.base.repeat(1, self.num_copies, 1, 1))
@@ -123,7 +123,9 @@ def collect(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[Pla
 def _make_place(model, name, sides, attentions, simulated) -> Place:
     kind = type(model).__name__
     if not attentions or any(not isinstance(weights, torch.Tensor) for weights in attentions):
-        raise ValueError(f"`model` is a {kind}, whose layers do not all give attention weights; it cannot be looked at.")
+        raise ValueError(
+            f"`model` is a {kind}, whose layers do not all give attention weights; it cannot be looked at."
+        )
     shapes = {tuple(weights.shape) for weights in attentions}
     if len(shapes) > 1 or any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
         raise ValueError(

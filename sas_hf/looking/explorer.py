@@ -83,7 +83,8 @@ def look(
 
     Raises:
         ValueError: for a model that Transformers does not know, has no tokenizer or image processor, or gives no
-            attention weights; for inputs that it cannot read, or that are too long for it or for a page (2^26 weights).
+            attention weights; for inputs that it cannot read, or that are too long for it or for a page, which holds
+            2^26 weights.
         FileNotFoundError: for a missing folder, or a missing image.
     """
     pair = isinstance(inputs, Sequence) and not isinstance(inputs, str)
@@ -93,8 +94,8 @@ def look(
     live = isinstance(model, PreTrainedModel)
     if not live and not isinstance(model, str | Path):
         raise ValueError(
-            f"`model` is a {type(model).__name__}; give a folder, a Hub id or a model of Transformers (of peft's, what "
-            "`merge_and_unload()` gives)."
+            f"`model` is a {type(model).__name__}; give a folder, a Hub id or a model of Transformers (of peft's, "
+            "what `merge_and_unload()` gives)."
         )
     name = (model.name_or_path or type(model).__name__) if live else str(model)
     if not live:
@@ -120,8 +121,8 @@ def look(
         shape, expected = place.weights.shape[-2:], (len(sides[place.rows].labels), len(sides[place.columns].labels))
         if tuple(shape) != expected:
             raise ValueError(
-                f"`model` is a {type(model).__name__}, whose attention weights are {tuple(shape)} where the inputs are "
-                f"{expected} tokens; it cannot be shown beside them."
+                f"`model` is a {type(model).__name__}, whose attention weights are {tuple(shape)} where the inputs "
+                f"are {expected} tokens; it cannot be shown beside them."
             )
     return Look(name, type(model).__name__, places, sides)
 
@@ -158,8 +159,8 @@ def _modalities(model: PreTrainedModel) -> tuple[str, ...]:
     found = (found,) if isinstance(found, str) else tuple(found)
     if found not in (("text",), ("image",)) or model.main_input_name not in ("input_ids", "pixel_values"):
         raise ValueError(
-            f"`model` is a {type(model).__name__}, which reads {' and '.join(found)} ({model.main_input_name}); models "
-            "of texts and models of images can be looked at."
+            f"`model` is a {type(model).__name__}, which reads {' and '.join(found)} ({model.main_input_name}); "
+            "models of texts and models of images can be looked at."
         )
     return found
 

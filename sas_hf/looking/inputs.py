@@ -134,9 +134,7 @@ def _label(tokenizer: PreTrainedTokenizerBase, number: int, special: bool) -> st
     return f" {text}" if starts and not special and not text.startswith(" ") else text
 
 
-def read_image(
-    model: PreTrainedModel, processor: BaseImageProcessor, image
-) -> tuple[dict[str, torch.Tensor], Side]:
+def read_image(model: PreTrainedModel, processor: BaseImageProcessor, image) -> tuple[dict[str, torch.Tensor], Side]:
     """
     The inputs of a model of images, one row each, and the side that they show.
 
@@ -154,7 +152,9 @@ def read_image(
         image = open_image(Path(image), getattr(model.config, "num_channels", 3))
     patch = getattr(model.config, "patch_size", None)
     if patch is None:
-        raise ValueError(f"`model` is a {type(model).__name__}, whose images are not cut into patches of `patch_size`.")
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, whose images are not cut into patches of `patch_size`."
+        )
     height, width = (patch, patch) if isinstance(patch, int) else patch
     pixels = processor(image, return_tensors="pt")["pixel_values"].to(model.device)
     grid = pixels.shape[-2] // height, pixels.shape[-1] // width

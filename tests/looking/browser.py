@@ -1,6 +1,7 @@
-"""A headless Chromium and its pages, driven by the DevTools protocol through a pipe: the standard library is enough."""
+"""A headless Chromium and its pages, driven by the DevTools protocol through a pipe, with the standard library."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -12,13 +13,23 @@ import time
 from pathlib import Path
 
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Without a network, a display and a user: what starts by itself otherwise asks for all three.
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-extensions "
-    "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps "
-    "--hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 SECONDS = float(os.environ.get("SAS_HF_BROWSER_SECONDS", "120"))  # that an answer may take on a busy machine
 
 
@@ -50,10 +61,8 @@ class Browser:
         return self
 
     def __exit__(self, *_) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         os.waitpid(self.process, 0)
         os.close(self.to_browser), os.close(self.from_browser)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -180,4 +189,14 @@ class Page:
         self.browser.send("Target.closeTarget", targetId=self.target)
 
 
-KEYS = {"Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+KEYS = {
+    "Enter": 13,
+    "Escape": 27,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Tab": 9,
+}

@@ -1,5 +1,6 @@
 """What is collected: the model's own numbers, base heads by an independent way, sides, distances, and refusals."""
 
+import html
 import json
 import re
 
@@ -17,7 +18,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     ViTConfig,
-
     ViTModel,
 )
 from typer.testing import CliRunner
@@ -222,8 +222,6 @@ def test_a_folder_is_read_as_a_live_model_is(folder, tokenizer):
 
 def test_in_a_notebook(folder):
     found = sas_hf.look(folder, "The import")
-    import html
-
     shown = found._repr_html_()
     assert html.unescape(re.search(r'srcdoc="(.*?)"', shown, re.S)[1]) == found.html()
 
