@@ -107,17 +107,17 @@ def collect(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[Pla
 
     layers = [layer for layer in model.modules() if isinstance(layer, SASAttention) and layer.config.simulates]
     hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
+    names = APART if model.config.is_encoder_decoder else ALONE
     try:
         with weighing(model):
             outputs = model(**inputs, output_attentions=True, return_dict=True)
+            return [
+                _make_place(model, name, sides, outputs.get(attentions), simulated)
+                for name, (attentions, *sides) in names.items()
+            ]
     finally:
         for hook in hooks:
             hook.remove()
-    names = APART if model.config.is_encoder_decoder else ALONE
-    return [
-        _make_place(model, name, sides, outputs.get(attentions), simulated)
-        for name, (attentions, *sides) in names.items()
-    ]
 
 
 def _make_place(model, name, sides, attentions, simulated) -> Place:
@@ -201,13 +201,15 @@ def simulation_maps(layer: SASAttention) -> dict[tuple[str, str], torch.Tensor]:
 
 def _head_map(layer: nn.Module) -> torch.Tensor:
     """Of a convolution, `[heads out, heads in, κ]`."""
-    (width,), places = layer.kernel_size, torch.arange(layer.in_channels)
-    impulses = layer.weight.new_zeros(layer.in_channels, layer.in_channels, width)
+    own = getattr(layer, "base_layer", layer)
+    (width,), places = own.kernel_size, torch.arange(own.in_channels)
+    impulses = own.weight.new_zeros(own.in_channels, own.in_channels, width)
     impulses[places, places, width // 2] = 1.0
     return (layer(impulses) - layer(torch.zeros_like(impulses))).transpose(0, 1).flip(-1)
 
 
 def _feature_map(layer: nn.Module) -> torch.Tensor:
     """Of a linear map, `[features out, features in, 1]`."""
-    impulses = torch.eye(layer.in_features, dtype=layer.bias.dtype, device=layer.bias.device)
+    own = getattr(layer, "base_layer", layer)
+    impulses = torch.eye(own.in_features, dtype=own.bias.dtype, device=own.bias.device)
     return (layer(impulses) - layer(torch.zeros_like(impulses))).T[..., None]

@@ -47,6 +47,15 @@ def tokenizer():
     return train_tokenizer()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    gpt("sas", **SIZES).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def own_weights(model, tokenizer) -> torch.Tensor:
     """`[layers, heads, T, T]` as Transformers gives them."""
     model.set_attn_implementation("eager")
@@ -130,6 +139,24 @@ def test_maps_are_the_weights_of_the_simulation(variant, tokenizer):
             torch.testing.assert_close(maps[key], weight.detach(), atol=1e-6, rtol=1e-5)
 
 
+def test_adapters_count(tmp_path, tokenizer, folder):
+    """Of a folder and on a live model, in training, with dropout."""
+    from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+
+    config = LoraConfig(target_modules=["q_proj", "expansion"], lora_dropout=0.5, init_lora_weights=False, r=2)
+    adapted = get_peft_model(sas_hf.SASGPTForCausalLM.from_pretrained(folder), config)
+    adapted.save_pretrained(tmp_path)
+    live = inject_adapter_in_model(config, sas_hf.SASGPTForCausalLM.from_pretrained(folder))
+    live.load_state_dict(adapted.base_model.model.state_dict())
+    places = [sas_hf.look(model, TEXT).places[0] for model in (tmp_path, live.train())]
+    plain = sas_hf.look(folder, TEXT).places[0]
+    torch.testing.assert_close(places[0].weights, places[1].weights, atol=1e-5, rtol=1e-4)
+    for key in plain.maps[0]:
+        torch.testing.assert_close(places[0].maps[0][key], places[1].maps[0][key], atol=1e-5, rtol=1e-4)
+        same = torch.equal(places[0].maps[0][key], plain.maps[0][key])
+        assert same == ("residual" in key[1]), key
+
+
 def test_encoder_decoder(tokenizer):
     model = seq2seq("places", **SIZES, **TOKENS)
     found = sas_hf.look(model, "The import statement", target="names a module", processor=tokenizer)
@@ -193,15 +220,6 @@ def test_the_model_is_left_as_it_was(tokenizer):
     assert model.training and model.config._attn_implementation == "sdpa"
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     assert not [hook for hook in hooks if hook.__module__.startswith("sas_hf")]  # Transformers leaves its own
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    gpt("sas", **SIZES).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_the_command_writes_the_page(folder, tmp_path):
