@@ -1,6 +1,7 @@
 """`look`: a model and what it shall look at in; attention to explore, as numbers and as a page, out."""
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,8 @@ def _check_inputs(model: PreTrainedModel, modalities: tuple[str, ...], given: li
     for text in given:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"`inputs` has {text!r}; {kind} reads texts that are not empty.")
+        if os.path.isfile(text):
+            raise ValueError(f"`inputs` has {text!r}, which is a file; {kind} reads texts: give the text itself.")
     causal = getattr(model.config, "is_causal", None) or "CausalLM" in kind or kind.endswith("LMHeadModel")
     if len(given) > 1 and (model.config.is_encoder_decoder or causal):
         raise ValueError(f"`inputs` are two texts, but {kind} reads no pairs, as encoders do; give one text.")

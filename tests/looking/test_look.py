@@ -269,6 +269,7 @@ def test_code_of_a_checkpoint_is_not_run(folder, tmp_path):
     ("inputs", "options", "told"),
     [
         ("", {}, "`inputs` has ''; SASGPTForCausalLM reads texts that are not empty"),
+        (__file__, {}, "test_look.py', which is a file; SASGPTForCausalLM reads texts: give the text itself"),
         (["a", "b", "c"], {}, "`inputs` are 3; give one text or image, or two texts"),
         (["a", "b"], {}, "`inputs` are two texts, but SASGPTForCausalLM reads no pairs"),
         ("a", {"target": "b"}, "`target` is 'b', but SASGPTForCausalLM has no decoder beside an encoder"),
