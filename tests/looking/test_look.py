@@ -139,6 +139,7 @@ def test_maps_are_the_weights_of_the_simulation(variant, tokenizer):
             torch.testing.assert_close(maps[key], weight.detach(), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
 def test_adapters_count(tmp_path, tokenizer, folder):
     """Of a folder and on a live model, in training, with dropout."""
     from peft import LoraConfig, get_peft_model, inject_adapter_in_model
