@@ -151,9 +151,9 @@ def test_adapters_count(tmp_path, tokenizer, folder):
     live.load_state_dict(adapted.base_model.model.state_dict())
     places = [sas_hf.look(model, TEXT).places[0] for model in (tmp_path, live.train())]
     plain = sas_hf.look(folder, TEXT).places[0]
-    torch.testing.assert_close(places[0].weights, places[1].weights, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(places[0].weights, places[1].weights, atol=1e-3, rtol=0)  # one is merged
     for key in plain.maps[0]:
-        torch.testing.assert_close(places[0].maps[0][key], places[1].maps[0][key], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(places[0].maps[0][key], places[1].maps[0][key], atol=1e-4, rtol=1e-4)
         same = torch.equal(places[0].maps[0][key], plain.maps[0][key])
         assert same == ("residual" in key[1]), key
 
