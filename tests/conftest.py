@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,6 +40,24 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+# Of these, the tests make models and inputs. Elsewhere it is the code under test that places them: trainers, the
+# harness and the commands, whose loaders draw on the CPU and take no other default.
+PLACED_BY_TESTS = ("modeling", "conversion", "serve")
+
+
+@pytest.fixture(autouse=True)
+def tests_device(request):
+    """What tests make is on the device of `SAS_HF_TEST_DEVICE`."""
+    from helpers import DEVICE  # not before what deprecations are refused
+
+    placed = request.path.relative_to(Path(__file__).parent).parts[0] in PLACED_BY_TESTS
+    if DEVICE.type == "cpu" or not placed:
+        yield
+        return
+    with DEVICE:
+        yield
+
+
 @pytest.fixture
 def tolerate_deprecations():
     """For code of Transformers that itself calls what it deprecates."""
@@ -49,8 +68,12 @@ def tolerate_deprecations():
 
 
 def pytest_collection_modifyitems(items):
+    reasons = {}
     if importlib.util.find_spec("vllm") is None:
-        skip = pytest.mark.skip(reason="vLLM is not installed here: `make test-vllm` makes it an environment")
-        for item in items:
-            if item.get_closest_marker("vllm"):
-                item.add_marker(skip)
+        reasons["vllm"] = "vLLM is not installed here: `make test-vllm` makes it an environment"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "needs a CUDA device, and this machine has none"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -32,6 +32,11 @@ from sas_hf import (
 from sas_hf.modeling.cache_name import CACHE_NAME
 
 
+# Where models and inputs of the tests are: `SAS_HF_TEST_DEVICE=cuda python -m pytest tests/modeling`. conftest.py
+# makes it the default of tests that make their own tensors; trainers find a device themselves unless told not to.
+DEVICE = torch.device(os.environ.get("SAS_HF_TEST_DEVICE", "cpu"))
+USE_CPU = DEVICE.type == "cpu"
+
 TRANSFORMERS = Version(transformers.__version__)
 # What Transformers calls it when activations are made again for the backward pass.
 CHECKPOINTING = "activation_checkpointing"
@@ -250,6 +255,11 @@ def left_padded(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     return token_ids(*mask.shape) * mask, mask
 
 
+def generator(seed: int) -> torch.Generator:
+    """A source of random numbers for tensors on the tests' device."""
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -260,7 +270,7 @@ def assert_all_close(found: dict, expected: dict, tolerance: float) -> None:
     scale = max(1.0, *(tensor.abs().max().item() for tensor in expected.values()))
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            found[name].cpu(), tensor.cpu(), atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -269,7 +279,7 @@ def assert_identical(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(found[name].cpu(), tensor.cpu()), name
 
 
 def all_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

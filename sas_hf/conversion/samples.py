@@ -75,7 +75,7 @@ def text_samples(
         raise ValueError("`text` is given, but the source has no tokenizer to read it with.")
     if tokenizer is None:
         generator = torch.Generator().manual_seed(seed)
-        samples = [torch.randint(vocab_size, (1, length), generator=generator) for _ in range(count)]
+        samples = [torch.randint(vocab_size, (1, length), generator=generator, device="cpu") for _ in range(count)]
         return samples, "random tokens (the source has no tokenizer)"
     samples = text_windows(python_reference() if text is None else text, tokenizer, length, count)
     check_token_ids(samples, tokenizer, vocab_size)
@@ -181,20 +181,23 @@ def _translation_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: Pr
 def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Generator) -> Sample:
     """Two rows of random tokens, the second shorter and padded on the right."""
 
+    def draw(count):
+        return torch.randint(count, (2, length), generator=generator, device="cpu")
+
     def ids(vocab_size):
-        drawn = torch.randint(vocab_size, (2, length), generator=generator)
+        drawn = draw(vocab_size)
         # A padding token inside a text is none to some models, a gap to others.
         drawn[drawn == pad] = (pad + 1) % vocab_size
         return drawn * mask + pad * (1 - mask)
 
     pad = config.pad_token_id or 0
-    mask = torch.ones(2, length, dtype=torch.long)
+    mask = torch.ones(2, length, dtype=torch.long, device="cpu")
     mask[1, max(length // 2, 1) :] = 0
     sample = {"input_ids": ids(config.vocab_size), "attention_mask": mask}
     if config.is_encoder_decoder:
         return sample | {"decoder_input_ids": ids(config.decoder_vocab_size), "decoder_attention_mask": mask}
     if config.type_vocab_size > 1:
-        sample["token_type_ids"] = torch.randint(config.type_vocab_size, (2, length), generator=generator)
+        sample["token_type_ids"] = draw(config.type_vocab_size)
     return sample
 
 
@@ -221,7 +224,7 @@ def image_samples(
     if folder is None:
         generator = torch.Generator().manual_seed(seed)
         shape = (count, IMAGES_AT_ONCE, config.num_channels)
-        coarse = torch.randn(*shape, 8, 8, generator=generator).flatten(0, 1)
+        coarse = torch.randn(*shape, 8, 8, generator=generator, device="cpu").flatten(0, 1)
         smooth = torch.nn.functional.interpolate(coarse, size=config.image_shape, mode="bicubic", antialias=True)
         return list(smooth.clamp(-2, 2).split(IMAGES_AT_ONCE)), "random images"
     if processor is None:

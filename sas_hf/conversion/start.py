@@ -31,8 +31,9 @@ def balanced_deviations(shape: torch.Size, num_heads: int, scale: float, generat
     """
     groups = shape[0] // num_heads
     if groups == 1:
-        return torch.zeros(shape)
-    noise = torch.randn(groups, num_heads, *shape[1:], generator=generator) * scale / (shape[1] * shape[2]) ** 0.5
+        return torch.zeros(shape, device=generator.device)
+    noise = torch.randn(groups, num_heads, *shape[1:], generator=generator, device=generator.device)
+    noise = noise * scale / (shape[1] * shape[2]) ** 0.5
     noise = noise - noise.mean(dim=0)
     bound = (3 - GRID) / (groups - 1) // GRID * GRID
     free = (noise[:-1] / GRID).round().mul(GRID).clamp(-bound, bound)
@@ -69,7 +70,8 @@ def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
         if hasattr(layer.k_simulation, "features"):
             expansion = layer.k_simulation.features.expansion
             extra = expansion.weight[expansion.in_features :]
-            extra.copy_(torch.randn(extra.shape, generator=generator) / expansion.in_features**0.5)
+            noise = torch.randn(extra.shape, generator=generator, device=generator.device)
+            extra.copy_(noise / expansion.in_features**0.5)
 
 
 def _perturb_values(heads: HeadSimulation, num_heads: int, scale: float, generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import real_text, sas_hf, train_tokenizer
+from helpers import DEVICE, generator, real_text, sas_hf, train_tokenizer
 from test_vit_families import source as vit_source
 from tiny_llama import tiny_llama
 from tiny_sources import tiny_source
@@ -15,8 +15,8 @@ from sas_hf.data.text import python_reference
 
 
 def windows(count: int, seed: int, length: int = 40) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(300, (1, length), generator=generator) for _ in range(count)]
+    source = generator(seed)
+    return [torch.randint(300, (1, length), generator=source, device=DEVICE) for _ in range(count)]
 
 
 CALIBRATION, HELD_OUT = windows(40, seed=0), windows(4, seed=1)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from helpers import sas_hf, scramble
+from helpers import generator, sas_hf, scramble
 from safetensors.torch import load_file, save_file
 from test_vit_families import ARCHITECTURES
 from test_vit_families import source as vit_source
@@ -50,7 +50,7 @@ def change_weights(folder, change):
 
 @torch.no_grad()
 def outputs(model, seed=0):
-    ids = torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(300, (2, 40), generator=generator(seed))
     return model.eval()(ids).logits
 
 
@@ -171,10 +171,10 @@ def test_what_is_on_the_disk_is_what_is_compared(llama_folder, tmp_path, directi
 
 
 def norms_in_float32(weights):
-    generator = torch.Generator().manual_seed(0)
+    source = torch.Generator().manual_seed(0)  # what was read from a file is on the CPU
     for name, weight in weights.items():
-        wide = "norm" in name
-        weights[name] = weight + torch.rand(weight.shape, generator=generator) if wide else weight.bfloat16()
+        noise = torch.rand(weight.shape, generator=source, device="cpu")
+        weights[name] = weight + noise if "norm" in name else weight.bfloat16()
 
 
 def test_weights_of_several_dtypes_are_all_kept(llama_folder, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from helpers import GPT_BASE, VIT_BASE, gpt_config
+from helpers import GPT_BASE, USE_CPU, VIT_BASE, gpt_config
 from transformers import LlamaConfig, PreTrainedModel, Trainer, TrainingArguments, ViTConfig
 from transformers.modelcard import TrainingSummary
 from transformers.models.auto import modeling_auto
@@ -71,7 +71,7 @@ def test_a_head_is_judged_as_the_relatives(prefix, name, relative):
 
 def test_a_model_card_of_the_trainer_names_the_task(tmp_path):
     model = sas_hf.SASGPTForCausalLM(gpt_config())
-    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=USE_CPU, report_to=[]))
     assert TrainingSummary.from_trainer(trainer).tasks == "text-generation"
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import torch
-from helpers import gpt_config, real_text, train_tokenizer
+from helpers import USE_CPU, gpt_config, real_text, train_tokenizer
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from sas_hf import SASGPTForCausalLM
@@ -39,7 +39,7 @@ def run(folder: str, kill: bool = False, resume: bool = False, trainer_class=Tra
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             learning_rate=3e-3,
-            use_cpu=True,
+            use_cpu=USE_CPU,
             seed=11,
             disable_tqdm=True,
             report_to="none",

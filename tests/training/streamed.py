@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers import gpt_config, train_tokenizer
+from helpers import USE_CPU, gpt_config, train_tokenizer
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments, default_data_collator, set_seed
 
 from sas_hf import SASGPTForCausalLM
@@ -69,7 +69,7 @@ def run(
         "gradient_accumulation_steps": 2,
         "learning_rate": 3e-3,
         "logging_steps": 1,
-        "use_cpu": True,
+        "use_cpu": USE_CPU,
         "disable_tqdm": True,
         "report_to": "none",
     }

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import assert_identical
+from helpers import USE_CPU, assert_identical
 from safetensors.torch import load_file
 from test_train_command import TINY
 from toy_benchmarks import write_table_1
@@ -25,7 +25,7 @@ def questions(tmp_path_factory):
 
 
 def run(folder, cache, **evaluation):
-    training = {"output_dir": str(folder), "max_steps": 5, "save_steps": 2, "logging_steps": 1, "use_cpu": True}
+    training = {"output_dir": str(folder), "max_steps": 5, "save_steps": 2, "logging_steps": 1, "use_cpu": USE_CPU}
     fields = {
         "model": {
             "config": "sas-125m",
@@ -68,7 +68,7 @@ def test_a_study_compares_by_benchmarks(tmp_path):
     sentences = [line for line in python_reference().splitlines() if len(line.split()) > 6][:200]
     data = write_table_1(tmp_path / "benchmarks", sentences, 6)
     tiny, suites = TINY | {"max_position_embeddings": 64}, ["sas_table1", "sas_table1_2shot"]
-    training = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True}
+    training = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "use_cpu": USE_CPU}
     study = Study(
         recipe={
             "model": {"config": "sas-125m", "tokenizer": "python-reference", "overrides": tiny},

@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 from datasets import Dataset
-from helpers import assert_identical, gpt_config, train_tokenizer
+from helpers import USE_CPU, assert_identical, gpt_config, train_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainingArguments
@@ -64,7 +64,7 @@ def trainer_of(chats, output, model=None, data=None, tokenizer=None, start=None,
         data=DataRecipe(**fields | (data or {})),
     )
     options = {"per_device_train_batch_size": 4, "lr_scheduler_type": "constant", "learning_rate": 1e-2} | options
-    arguments = TrainingArguments(str(output), report_to="none", use_cpu=True, disable_tqdm=True, **options)
+    arguments = TrainingArguments(str(output), report_to="none", use_cpu=USE_CPU, disable_tqdm=True, **options)
     tokenizer = tokenizer or chat_tokenizer()
     if start is None:
         return make_chat_trainer(recipe, lambda: SASGPTForCausalLM(config), tokenizer, arguments)
@@ -329,7 +329,7 @@ def test_sizes_that_do_not_fit_are_refused_before_the_chats_are_read(sizes, data
         task="chat",
         model=ModelRecipe(config="sas-125m", tokenizer=str(tmp_path / "tokenizer"), overrides=overrides),
         data=DataRecipe(**{"train": "nowhere.jsonl"} | data),
-        training={"output_dir": str(tmp_path / "out"), "use_cpu": True},
+        training={"output_dir": str(tmp_path / "out"), "use_cpu": USE_CPU},
     )
     with pytest.raises(ValueError) as error:
         train(recipe)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_all_close, assert_identical, python_environment, vit, write_idx
+from helpers import USE_CPU, assert_all_close, assert_identical, python_environment, vit, write_idx
 from peft import AutoPeftModel
 from safetensors.torch import load_file, save_file
 from test_trainer import KeepGradients
@@ -38,7 +38,7 @@ def first_gradients(task: str, folder, **options) -> dict[str, torch.Tensor]:
     data = [{"pixel_values": torch.randn(3, 12, 12), "labels": label(row)} for row in range(8)]
     keep = KeepGradients()
     arguments = TrainingArguments(
-        str(folder), max_steps=1, max_grad_norm=0.0, report_to="none", use_cpu=True, disable_tqdm=True, **options
+        str(folder), max_steps=1, max_grad_norm=0.0, report_to="none", use_cpu=USE_CPU, disable_tqdm=True, **options
     )
     Trainer(model, arguments, train_dataset=data, data_collator=default_data_collator, callbacks=[keep]).train()
     return keep.gradients
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(squares, tmp_path):
 
 def image_trainer(output: Path, model: dict, data: dict, **options):
     recipe = TrainingRecipe(task="image_classification", model=ModelRecipe(**model), data=DataRecipe(**data))
-    options |= {"per_device_train_batch_size": 20, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    options |= {"per_device_train_batch_size": 20, "report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True}
     return find_task("image_classification").make_trainer(recipe, TrainingArguments(str(output), **options))
 
 
@@ -217,7 +217,7 @@ def test_other_image_recipes_are_refused(squares, tmp_path, model, data, message
 def test_a_study_of_images_compares_their_accuracy(squares, tmp_path):
     """Its split to validate on is found by itself, as in a run; curves are over steps."""
     overrides = {"num_hidden_layers": 1}
-    training = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "use_cpu": True}
+    training = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "use_cpu": USE_CPU}
     training |= {"per_device_train_batch_size": 20, "learning_rate": 3e-3, "report_to": "none"}
     study = Study(
         recipe={

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import gpt_config, real_text, train_tokenizer
+from helpers import USE_CPU, gpt_config, real_text, train_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from sas_hf import SASGPTForCausalLM
@@ -36,7 +36,7 @@ def test_a_passage_is_memorised_and_reproduced(variant, tmp_path):
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=USE_CPU,
     )
     trainer = Trainer(model, arguments, train_dataset=[{"input_ids": passage, "labels": passage}] * 8)
     trainer.train()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import python_environment, real_text, train_tokenizer
+from helpers import USE_CPU, python_environment, real_text, train_tokenizer
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -72,7 +72,7 @@ def recipe_of(texts, output, model, **changes):
             "max_validation_sequences": 8,
             "cache": str(texts / "cache"),
         },
-        "training": {"max_steps": 2, "learning_rate": 1e-2, "use_cpu": True, "output_dir": str(output)},
+        "training": {"max_steps": 2, "learning_rate": 1e-2, "use_cpu": USE_CPU, "output_dir": str(output)},
     }
     for name, value in changes.items():
         fields[name] = fields[name] | value if isinstance(value, dict) else value

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from helpers import build_nothing, real_text
+from helpers import USE_CPU, build_nothing, real_text
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
 from sas_hf.data.masking import MaskingCollator, masked_rows
@@ -47,7 +47,7 @@ def recipe_of(folder, data, *changes, **model):
             "eval_strategy": "steps",
             "eval_steps": 40,
             "save_strategy": "no",
-            "use_cpu": True,
+            "use_cpu": USE_CPU,
         },
     }
     return load_recipe(recipe, list(changes))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import gpt, real_text, train_tokenizer
+from helpers import USE_CPU, gpt, real_text, train_tokenizer
 from transformers import TrainingArguments, default_data_collator
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -13,7 +13,7 @@ from sas_hf.training.recipe import ModelRecipe
 
 
 def trainer_of(tmp_path, variant="sas_k5_gqa", simulation_learning_rate=None, **options):
-    options = {"learning_rate": 1e-3, "weight_decay": 0.1, "use_cpu": True, "report_to": "none"} | options
+    options = {"learning_rate": 1e-3, "weight_decay": 0.1, "use_cpu": USE_CPU, "report_to": "none"} | options
     trainer = RecipeTrainer(gpt(variant), TrainingArguments(str(tmp_path), **options))
     trainer.set_simulation_learning_rate(simulation_learning_rate)
     return trainer
@@ -91,7 +91,7 @@ def test_joined_rows_train_and_evaluate_the_same(tmp_path):
                 gradient_accumulation_steps=2,
                 logging_steps=1,
                 save_strategy="no",
-                use_cpu=True,
+                use_cpu=USE_CPU,
                 disable_tqdm=True,
                 report_to="none",
             ),
@@ -122,7 +122,7 @@ def test_a_recipe_chooses_the_attention_implementation(tmp_path):
 def test_the_validation_loss_is_not_smoothed(tmp_path):
     model, ids = gpt(), torch.arange(3, 15)
     rows = [{"input_ids": ids, "labels": ids}]
-    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=USE_CPU, report_to=[])
     trainer = RecipeTrainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     with torch.no_grad():
         expected = model(input_ids=ids[None], labels=ids[None]).loss.item()

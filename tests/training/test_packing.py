@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import gpt, gpt_config, real_text, train_tokenizer
+from helpers import USE_CPU, gpt, gpt_config, real_text, train_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, default_data_collator, set_seed
 
@@ -89,7 +89,7 @@ def test_a_model_that_was_trained_on_texts_ends_them(kind, tmp_path):
         max_steps=60,
         learning_rate=1e-2,
         per_device_train_batch_size=4,
-        use_cpu=True,
+        use_cpu=USE_CPU,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,

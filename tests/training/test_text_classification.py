@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
-from helpers import assert_identical, build_nothing, python_environment, real_text
+from helpers import USE_CPU, assert_identical, build_nothing, python_environment, real_text
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -89,7 +89,7 @@ def recipe_of(folder, data, *changes, **model):
             "logging_steps": 10,
             "eval_strategy": "epoch",
             "save_strategy": "no",
-            "use_cpu": True,
+            "use_cpu": USE_CPU,
         },
     }
     return load_recipe(recipe, list(changes))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from helpers import assert_identical, python_environment, train_tokenizer
+from helpers import USE_CPU, assert_identical, python_environment, train_tokenizer
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -70,7 +70,7 @@ def fields(tmp_path_factory):
             "save_steps": SAVE_EVERY,
             "eval_strategy": "steps",
             "eval_steps": 15,
-            "use_cpu": True,
+            "use_cpu": USE_CPU,
         },
     }
 

@@ -10,6 +10,7 @@ import resumable
 import torch
 from helpers import (
     CHECKPOINTING,
+    USE_CPU,
     assert_all_close,
     assert_identical,
     gpt,
@@ -47,7 +48,7 @@ def texts(count: int, max_length: int = 48) -> list[dict]:
 
 
 def trainer_of(model, folder, data, collator=None, callbacks=None, **options) -> Trainer:
-    options = {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True} | options
+    options = {"save_strategy": "no", "report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True} | options
     collator = collator or DataCollatorForLanguageModeling(train_tokenizer(), mlm=False)
     arguments = TrainingArguments(str(folder), **options)
     return Trainer(model, arguments, train_dataset=data, data_collator=collator, callbacks=callbacks)
@@ -173,7 +174,7 @@ def test_smoothed_labels_are_shifted(trainer_class, kind, tmp_path, tolerate_dep
     ids = token_ids(3, 12)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
     inputs["labels"][0, :5] = -100
-    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=USE_CPU, report_to=[])
     with torch.no_grad():
         found = trainer_class(model, arguments).compute_loss(model, dict(inputs))
         logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
@@ -183,7 +184,7 @@ def test_smoothed_labels_are_shifted(trainer_class, kind, tmp_path, tolerate_dep
 
 @pytest.mark.parametrize("trainer_class", [Trainer, DurableTrainer])
 def test_smoothed_labels_of_tokens_and_of_rows_are_not_shifted(trainer_class, tmp_path):
-    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to=[])
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=USE_CPU, report_to=[])
     ids = token_ids(3, 12)
     for model_class, shape in ((SASGPTForTokenClassification, (3, 12)), (SASGPTForSequenceClassification, (3,))):
         model = gpt(model_class=model_class, num_labels=5, pad_token_id=0)

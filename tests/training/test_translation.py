@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import assert_all_close, assert_identical, python_environment
+from helpers import USE_CPU, assert_all_close, assert_identical, python_environment
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSeq2SeqLM
 from sacrebleu.metrics import BLEU, CHRF
@@ -65,7 +65,7 @@ def recipe_of(toy, output, *changes, **fields):
                 "learning_rate": 1e-2,
                 "logging_steps": 2,
                 "save_strategy": "no",
-                "use_cpu": True,
+                "use_cpu": USE_CPU,
                 "disable_tqdm": True,
             },
         }
