@@ -41,11 +41,12 @@ class SASEncoderStack:
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         attention = self.layers[0].self_attn
-        given_position_ids = position_ids
+        given_position_ids, most = position_ids, None
         if position_ids is None:
+            most = inputs_embeds.shape[1] - 1
             position_ids = row_positions(attention.config, inputs_embeds, attention_mask)
         if self.embeddings.embed_positions is not None or attention.mixes_tokens:
-            check_positions(self.config, position_ids)
+            check_positions(self.config, position_ids, most)
 
         _, for_layers = layer_inputs(
             attention.config,
@@ -55,8 +56,9 @@ class SASEncoderStack:
             attention_mask,
             position_ids,
             given_position_ids,
+            cu_seq_lens_q=kwargs.get("cu_seq_lens_q"),
         )
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_ids=position_ids, **for_layers, **kwargs)
+            hidden_states = layer(hidden_states, **for_layers, **kwargs)
         return hidden_states if self.norm is None else self.norm(hidden_states)

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from .fused_simulation import simulate
 from .positions import rotate_leading_features
+from .transforms import is_at_hand
 
 
 Angles = tuple[torch.Tensor, torch.Tensor] | None  # cos and sin [B, S, R]
@@ -118,7 +119,8 @@ class CachePlace:
         """
         known = (
             getattr(self.cache, "is_compileable", False)
-            and tensor.device.type == "cpu"
+            and is_at_hand(tensor)
+            and not tensor.is_meta
             and not torch.compiler.is_compiling()
             and (attention_mask is None or isinstance(attention_mask, torch.Tensor))
         )

@@ -102,10 +102,12 @@ class SASDecoderLayer(SASEncoderLayer):
         attention_mask: torch.Tensor | None = None,
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         position_ids: torch.LongTensor | None = None,
+        documents: dict[str, torch.Tensor | int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         own = {
             "position_ids": position_ids,
+            "documents": documents,
             "position_embeddings": position_embeddings,
             "key_position_embeddings": key_position_embeddings,
             "attention_mask": attention_mask,

@@ -174,15 +174,16 @@ class SASGPTModel(SASGPTPreTrainedModel):
         attention = self._any_attention()
         absolute = self.embed_positions is not None or attention.mixes_tokens
         # Packed documents show in positions that were given alone; without, compiled code needs no mask either.
-        given_position_ids = position_ids
+        given_position_ids, most = position_ids, None
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
+            most = past + length - 1 if isinstance(past, int) else None
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
             if absolute and attention_mask is not None and attention_mask.ndim == 2:
                 # Count real tokens only, so that padding on the left does not move them.
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         if absolute:
-            check_positions(self.config, position_ids)
+            check_positions(self.config, position_ids, most)
 
         cache, for_layers = layer_inputs(
             self.config,
@@ -204,7 +205,6 @@ class SASGPTModel(SASGPTPreTrainedModel):
             hidden_states = decoder_layer(
                 hidden_states,
                 layer_idx=index,  # a layer that was copied still bears another's
-                position_ids=position_ids,
                 use_cache=use_cache,
                 **for_layers,
                 **{CACHE_NAME: cache},

@@ -155,13 +155,14 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         attention, source_attention = self.layers[0].self_attn, self.layers[0].encoder_attn
-        given_position_ids = position_ids
+        given_position_ids, most = position_ids, None
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
+            most = past + inputs_embeds.shape[1] - 1 if isinstance(past, int) else None
             mask = None if attention_mask is None or attention_mask.ndim != 2 else attention_mask
             position_ids = row_positions(self.config, inputs_embeds, mask, past)
         if self.embeddings.embed_positions is not None or attention.mixes_tokens:
-            check_positions(self.config, position_ids)
+            check_positions(self.config, position_ids, most)
 
         cache, for_layers = layer_inputs(
             attention.config,
@@ -178,7 +179,7 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
         source_mask, source_mixing = create_bidirectional_mask(source_attention.config, *source), None
         if source_attention.mixes_tokens:
             positions = row_positions(self.config, encoder_hidden_states, encoder_attention_mask)
-            check_positions(self.config, positions)
+            check_positions(self.config, positions, positions.shape[1] - 1)
             whole = create_bidirectional_mask(
                 with_boolean_masks(source_attention.config),
                 encoder_hidden_states,
@@ -194,7 +195,6 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
                 encoder_hidden_states,
                 encoder_attention_mask=source_mask,
                 encoder_token_mixing=source_mixing,
-                position_ids=position_ids,
                 use_cache=use_cache,
                 **for_layers,
                 **{CACHE_NAME: cache},

@@ -12,10 +12,12 @@ from transformers.masking_utils import (
     find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
+from transformers.utils.generic import is_flash_attention_requested
 
 from .attention import SASAttention
 from .key_store import paged_key_positions, record_key_positions
 from .kinds import as_boolean, with_boolean_masks
+from .transforms import is_at_hand
 
 
 def layer_inputs(
@@ -48,6 +50,12 @@ def layer_inputs(
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     mask_inputs = (inputs_embeds, attention_mask, given_position_ids, own)
+    packed = {"position_ids": position_ids}
+    if is_flash_attention_requested(config):  # which would look for documents in them anew in every layer
+        packed = {"position_ids": None}
+        by_position = own is None and attention_mask is None and given_position_ids is not None
+        if by_position and kwargs.get("cu_seq_lens_q") is None:
+            packed["documents"] = packed_documents(given_position_ids.expand(inputs_embeds.shape[0], -1))
     mask, mixing_mask = make_mask(config, *mask_inputs), None
     if attention.mixes_tokens:
         # Who mixes with whom is who may attend to whom, wanted as a boolean mask whatever the implementation.
@@ -70,7 +78,7 @@ def layer_inputs(
         position_embeddings = key_position_embeddings = rotary_emb(inputs_embeds, position_ids=position_ids)
         if key_positions is not position_ids:
             key_position_embeddings = rotary_emb(inputs_embeds, position_ids=key_positions)
-    return cache, {
+    return cache, packed | {
         "attention_mask": mask,
         "position_embeddings": position_embeddings,
         "key_position_embeddings": key_position_embeddings,
@@ -87,19 +95,29 @@ def make_mask(
     skip: bool = True,
 ):
     """The mask for the attention implementation of `config`; without `skip`, never `None`."""
+    rows, length = inputs_embeds.shape[:2]
+    by_position = attention_mask is None and position_ids is not None
+    documents = None
     if config.is_causal:
+        if not is_at_hand(inputs_embeds):
+            # Whether there are several documents, or there is any padding, would be asked of the device. A mask for
+            # one token costs nothing; for many, that question does less than a mask without need.
+            if by_position and cache is None:
+                documents, position_ids = document_numbers(position_ids.expand(rows, -1)), None
+            skip = skip and (attention_mask is None or length > 1)
         return create_causal_mask(
             config,
             inputs_embeds,
             attention_mask,
             cache if isinstance(cache, Cache) else None,  # the pool of continuous batching comes with its masks
             position_ids=position_ids,
+            and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
             allow_is_causal_skip=skip,
         )
     # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
-    documents = None
-    if attention_mask is None and position_ids is not None:
-        documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+    if by_position:
+        number = find_packed_sequence_indices if is_at_hand(inputs_embeds) else document_numbers
+        documents = number(position_ids.expand(rows, -1))
     return create_bidirectional_mask(
         config=config,
         inputs_embeds=inputs_embeds,
@@ -107,6 +125,20 @@ def make_mask(
         and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
         allow_is_bidirectional_skip=skip,
     )
+
+
+def document_numbers(position_ids: torch.Tensor) -> torch.Tensor:
+    """Which document of its row each token `[B, T]` is of: one begins where a position does not follow the last."""
+    return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+
+
+def packed_documents(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """Where the documents of all rows `[B, T]` begin, one after the other, by the names that FlashAttention knows:
+    asked once for all layers."""
+    begins = position_ids.diff(dim=-1, prepend=position_ids[:, :1]) != 1
+    bounds = nn.functional.pad(begins.flatten().nonzero().flatten(), (0, 1), value=position_ids.numel()).int()
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def row_positions(
@@ -128,10 +160,21 @@ def row_positions(
     return (slots - passed_over.cumsum(-1)).clamp(min=0)[:, -length:]
 
 
-def check_positions(config: PreTrainedConfig, position_ids: torch.Tensor) -> None:
-    """Raise a `ValueError` for positions that learned positions or token mixing have no parameters for."""
+def check_positions(config: PreTrainedConfig, position_ids: torch.Tensor, most: int | None = None) -> None:
+    """Raise a `ValueError` for positions that learned positions or token mixing have no parameters for.
+
+    Args:
+        most: no position is larger, if that is known. Otherwise a CUDA device looks at them itself, and an error shows
+            when its results are asked for.
+    """
     limit, unknown = config.max_position_embeddings, torch.compiler.is_compiling() or position_ids.is_meta
-    if not unknown and position_ids.max() >= limit:
+    if unknown or (most is not None and most < limit):
+        return
+    if most is None and not is_at_hand(position_ids) and position_ids.device.type in ("cuda", "cpu"):
+        torch._assert_async(
+            (position_ids < limit).all(), f"a position is not below `max_position_embeddings` = {limit}"
+        )
+    elif position_ids.max() >= limit:
         raise ValueError(
             f"The input reaches position {position_ids.max().item()}, but this model has parameters for "
             f"`max_position_embeddings` = {limit} positions. Shorten or truncate the input to {limit} tokens, "

@@ -23,6 +23,11 @@ def are_ordinary(tensors: Iterable[torch.Tensor | None]) -> bool:
     return all(tensor is None or type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
 
 
+def is_at_hand(tensor: torch.Tensor) -> bool:
+    """Whether numbers can be looked at without waiting for a device."""
+    return tensor.device.type in ("cpu", "meta") or torch.compiler.is_compiling()
+
+
 def want_gradient(tensors: Iterable[torch.Tensor | None]) -> bool:
     """Whether any of `tensors` is to be derived by."""
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
