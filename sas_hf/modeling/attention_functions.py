@@ -1,20 +1,29 @@
 """How scores are computed: attention functions with the signature that Transformers' `AttentionInterface` asks for.
 
 The layer finds them by `config._attn_implementation`. Here are the definition ("eager") and what this architecture
-needs instead of Transformers' "sdpa" where keys are wider than values; all others are Transformers' or the user's.
+needs instead of Transformers' "sdpa" and FlashAttention where keys are wider than values, by the table of
+attention_kernels.py; all others are Transformers' or the user's.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from transformers.integrations.flash_attention import (
+    flash_attention_forward as transformers_flash_attention_forward,
+)
+from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as transformers_sdpa_attention_forward
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as SHARED_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import AttentionInterface
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .attention_kernels import AS_THEY_ARE, IN_BLOCKS, PADDED, choose
 from .blocked_attention import BlockedAttention, as_added, blocked_attention
+from .recomputation import attend_padded
 from .transforms import are_ordinary, is_transformed
 
 
@@ -56,15 +65,20 @@ def sdpa_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' "sdpa"; on a CPU, which has no fast kernel for keys wider than values, in blocks. Shapes as in
-    `eager_attention_forward`; no weights."""
+    """Transformers' "sdpa", with what attention_kernels.py chooses where keys are wider than values: on a CPU, which
+    has no fast kernel for such, in blocks. Shapes as in `eager_attention_forward`; no weights."""
     registered = SHARED_ATTENTION_FUNCTIONS["sdpa"]
-    if registered is not transformers_sdpa_attention_forward or not _blocks_serve(
-        module, query, key, value, attention_mask, dropout, kwargs
-    ):
-        return registered(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    chosen = None
+    if registered is transformers_sdpa_attention_forward and query.shape[-1] > value.shape[-1]:
+        chosen = choose("sdpa", query, value)
+    values = AS_THEY_ARE if chosen is None else chosen.values
+    if values != IN_BLOCKS or not _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs):
+        attend = partial(
+            registered, module, query, key, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
+        if values == PADDED and attention_mask is None:  # the kernel that asks for it knows no masks
+            return attend_padded(lambda padded: attend(padded, None)[0], value, query.shape[-1]), None
+        return attend(value, attention_mask)
     # As there: no mask and more than one query, and the kernel hides the future itself.
     hides_future = module.is_causal if is_causal is None else is_causal
     hides_future = hides_future and attention_mask is None and query.shape[2] > 1
@@ -75,13 +89,9 @@ def sdpa_attention_forward(
 
 
 def _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs) -> bool:
-    """Whether attention in blocks computes what is asked for. Half types are left to PyTorch, which sums them in
-    float32."""
+    """Whether attention in blocks computes what is asked for."""
     return (
-        query.shape[-1] > value.shape[-1]
-        and query.shape[0] == key.shape[0]
-        and query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
+        query.shape[0] == key.shape[0]
         and module.num_key_value_groups == 1
         and not dropout
         and all(kwargs.get(name) is None for name in ("position_bias", "softcap"))
@@ -105,6 +115,48 @@ def _is_as_models_make_it(mask: torch.Tensor, query: torch.Tensor, key: torch.Te
         and mask.dtype in (torch.bool, query.dtype)
         and not mask.requires_grad
     )
+
+
+def flash_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    documents: dict[str, torch.Tensor | int] | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """Transformers' function for every version of FlashAttention. Where keys are wider than values, the version that
+    takes them as they are gets them so (attention_kernels.py), and padded values are not kept for the backward pass.
+
+    Args:
+        attention_mask: `[B, S]`, or `None` where nothing is padded.
+        documents: where packed documents begin, by `packed_documents`.
+    """
+    if kwargs.get("cu_seq_lens_q") is None:
+        kwargs |= documents or {}
+    width, name = query.shape[-1], module.config._attn_implementation.removeprefix("paged|")
+    if width == value.shape[-1]:
+        return transformers_flash_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    chosen = choose(name, query, value)
+    if chosen is None or chosen.values != AS_THEY_ARE:
+
+        def attend(padded):
+            return transformers_flash_attention_forward(module, query, key, padded, attention_mask, **kwargs)[0]
+
+        return attend_padded(attend, value, width), None
+    is_causal, scaling = kwargs.pop("is_causal", None), kwargs.pop("scaling", None)
+    output = _flash_attention_forward(
+        *(states.transpose(1, 2) for states in (query, key, value)),
+        attention_mask,
+        query_length=query.shape[2],
+        is_causal=module.is_causal if is_causal is None else is_causal,
+        softmax_scale=scaling,
+        target_dtype=get_target_dtype(query, module),
+        attn_implementation=name,
+        **kwargs,
+    )
+    return output, None
 
 
 TELL_VLLM = (
@@ -158,8 +210,9 @@ class SASAttentionInterface(AttentionInterface):
 
     def get_interface(self, attn_implementation: str | None, default: Callable) -> Callable:
         """As in Transformers. Every cache was extended before, the pool of continuous batching too: "paged|" asks for
-        nothing more."""
-        return super().get_interface(attn_implementation and attn_implementation.removeprefix("paged|"), default)
+        nothing more. FlashAttention has many names, those of kernels from the Hub too, and one function."""
+        found = super().get_interface(attn_implementation and attn_implementation.removeprefix("paged|"), default)
+        return flash_attention_forward if found is transformers_flash_attention_forward else found
 
 
 ALL_ATTENTION_FUNCTIONS = SASAttentionInterface()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .transforms import differentiable_gradients, is_transformed
@@ -108,16 +109,34 @@ class _Kept(NamedTuple):
         )
 
 
+def is_recomputed(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is a result of `RecomputedSimulation`, of which notes can be kept."""
+    return getattr(type(tensor.grad_fn), "_forward_cls", None) is RecomputedSimulation
+
+
+def may_note() -> bool:
+    """Whether notes can be kept here: not where operations are turned into something else."""
+    return not is_transformed() and torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is None
+
+
+def attend_padded(attend: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, width: int) -> torch.Tensor:
+    """`attend(padded)` `[..., width]` without the last features, for values `[..., D_v]` padded with zeros to `width`.
+
+    Padded values are made again in the backward pass where `value` is.
+    """
+    pad = partial(nn.functional.pad, pad=(0, width - value.shape[-1]))
+    again = may_note() and is_recomputed(value)
+    padded = RecomputedSimulation.apply(pad, value) if again else pad(value)
+    with recomputing(padded):
+        return attend(padded)[..., : value.shape[-1]]
+
+
 def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
     """Within, whatever is computed of the results of `RecomputedSimulation` keeps a note of them for its backward pass
     instead of their numbers. So any attention function can be called, and runs once."""
-    if is_transformed() or torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
+    if not may_note():
         return nullcontext()
-    results = {
-        tensor.untyped_storage().data_ptr(): tensor
-        for tensor in simulated
-        if getattr(type(tensor.grad_fn), "_forward_cls", None) is RecomputedSimulation
-    }
+    results = {tensor.untyped_storage().data_ptr(): tensor for tensor in simulated if is_recomputed(tensor)}
     return _noting(results) if results else nullcontext()
 
 
