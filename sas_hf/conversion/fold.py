@@ -54,6 +54,7 @@ UNSEEN = {
     "simulation_init",
     "simulation_kernel_size",
     "recompute_simulation",
+    "compile_simulation",
     "token_mixing_init",
     "q_rank",
     "k_rank",

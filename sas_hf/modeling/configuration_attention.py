@@ -89,6 +89,10 @@ class SASAttentionConfig(PreTrainedConfig):
         recompute_simulation (`bool`, defaults to `True`):
             Keep the base heads for the backward pass and simulate them again there, instead of keeping what the
             simulation makes of them. The numbers do not change.
+        compile_simulation (`bool`, defaults to `False`):
+            Simulate each side of attention (queries, keys, values) by one function that `torch.compile` makes: maps,
+            biases, activations and rotation in as few passes over memory as it finds. Where compiling fails it runs
+            uncompiled, with one warning. Nothing changes under `eager`, or where the whole model is compiled.
         query_pre_attn_scalar (`float`, *optional*):
             Scores are divided by its square root. Defaults to `simulated_head_dim`, or `head_dim` without feature
             simulation; a converted model keeps its source's.
@@ -115,6 +119,7 @@ class SASAttentionConfig(PreTrainedConfig):
     simulation_init: str = "near_identity"
     simulation_cache: str = "expanded"
     recompute_simulation: bool = True
+    compile_simulation: bool = False
     query_pre_attn_scalar: int | float | None = None
     q_lora_rank: int | None = None
     kv_lora_rank: int | None = None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2CLS
 
+from .compilation import Compiled
 from .positions import rotate_leading_features, turn
 from .recomputation import RecomputedSimulation
 from .simulation import (
@@ -46,12 +47,15 @@ def simulate(
     Simulate heads `[B, T, H, D]` and turn them by cos and sin `[B, T, R]`, to what attention reads: `[B, Ĥ, T, D̂]`.
 
     With `eager` attention this is the definition and nothing else. Otherwise operations are fused where they may be,
-    and in training run again in the backward pass where `config.recompute_simulation` says so.
+    by `torch.compile` where `config.compile_simulation` says so, and in training run again in the backward pass where
+    `config.recompute_simulation` does.
     """
     angles = position_embeddings or (None, None)
     if not is_plain(simulation) or not are_ordinary((heads, *angles)) or want_gradient(angles):
         return rotate_leading_features(simulation(heads), position_embeddings).transpose(1, 2)
-    fused = partial(simulate_fused, [maps.act for maps in simulation])
+    compiles = simulation.config.compile_simulation and not heads.is_meta
+    function = simulate_compiled if compiles else simulate_fused
+    fused = partial(function, [maps.act for maps in simulation])
     tensors = (heads, *angles, *simulation_weights(simulation))
     if torch.is_grad_enabled() and want_gradient(tensors) and _recomputes(simulation.config):
         return RecomputedSimulation.apply(fused, *tensors)
@@ -59,9 +63,8 @@ def simulate(
 
 
 def _recomputes(config: PreTrainedConfig) -> bool:
-    """What is compiled, flex attention too, keeps what it needs by its own rules."""
-    compiled = torch.compiler.is_compiling() or config._attn_implementation == "flex_attention"
-    return config.recompute_simulation and not compiled
+    """What is compiled as a whole keeps what it needs by its own rules."""
+    return config.recompute_simulation and not torch.compiler.is_compiling()
 
 
 def is_plain(simulation: nn.Module) -> bool:
@@ -127,15 +130,25 @@ def simulate_fused(
     """
     size, axis = max(1, BLOCK // heads.shape[0]), 2 if is_heads_first(weights) else 1
     if heads.shape[1] <= size or heads.device.type != "cpu" or torch.is_grad_enabled():
-        hidden = _simulate(acts, heads, cos, sin, *weights)
-    else:
-        parts = []
-        for start in range(0, heads.shape[1], size):
-            block = slice(start, start + size)
-            turns = [table if table is None else table[:, block] for table in (cos, sin)]
-            parts.append(_simulate(acts, heads[:, block], *turns, *weights))
-        hidden = torch.cat(parts, dim=axis)
-    return hidden.permute(1, 0, 2, 3) if axis == 2 else hidden.transpose(1, 2)
+        return simulate_at_once(acts, heads, cos, sin, *weights)
+    parts = []
+    for start in range(0, heads.shape[1], size):
+        block = slice(start, start + size)
+        turns = [table if table is None else table[:, block] for table in (cos, sin)]
+        parts.append(_simulate(acts, heads[:, block], *turns, *weights))
+    return _heads_before_tokens(torch.cat(parts, dim=axis), weights)
+
+
+def simulate_at_once(acts, heads, cos, sin, *weights) -> torch.Tensor:
+    """The same of all tokens together."""
+    return _heads_before_tokens(_simulate(acts, heads, cos, sin, *weights), weights)
+
+
+simulate_compiled = Compiled(simulate_at_once)
+
+
+def _heads_before_tokens(hidden: torch.Tensor, weights: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    return hidden.permute(1, 0, 2, 3) if is_heads_first(weights) else hidden.transpose(1, 2)
 
 
 def _simulate(acts, heads, cos, sin, *weights) -> torch.Tensor:
@@ -156,7 +169,7 @@ def _simulate(acts, heads, cos, sin, *weights) -> torch.Tensor:
     return hidden.view(shape)
 
 
-def is_heads_first(weights: list[torch.Tensor | None]) -> bool:
+def is_heads_first(weights: Sequence[torch.Tensor | None]) -> bool:
     """Whether the head maps have κ = 1 and are products of matrices."""
     return weights[0] is not None and weights[0].shape[2] == weights[2].shape[2] == 1
 

@@ -354,6 +354,27 @@ def test_an_attention_function_may_change_its_inputs_in_place(monkeypatch):
     assert_all_close(*step_with(changing, monkeypatch), 1e-5)
 
 
+def test_an_attention_function_may_be_compiled(monkeypatch):
+    """As flex attention is: it keeps notes of what simulation makes, and one graph serves all layers and steps."""
+    torch._dynamo.reset()
+    graphs, kept = [], []
+
+    def watching(graph, example_inputs):
+        graphs.append(graph)
+        return aot_autograd(fw_compiler=nop)(graph, example_inputs)
+
+    compiled = torch.compile(attend, backend=watching, fullgraph=True)
+
+    def own(module, query, key, value, attention_mask, scaling, **_):
+        return compiled(query.transpose(1, 2), key, value, scaling), None
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(sorted(x.shape)) or x, lambda x: x):
+        found, expected = step_with(own, monkeypatch)
+    assert_all_close(found, expected, 1e-5)
+    assert len(graphs) == 1
+    assert kept.count([2, 9, 12, 12]) == 2 * 2  # queries and keys, of both layers, by the definition alone
+
+
 def test_what_an_attention_function_spoils_is_refused(monkeypatch):
     """As PyTorch does: gradients from weights that are no longer what softmax gave would be wrong."""
 
