@@ -16,7 +16,7 @@ OUT ?= runs/quickstart
 # On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 
-.PHONY: demo test test-lowest test-exporters lint clean test-vllm
+.PHONY: demo test test-gpu test-lowest test-exporters lint clean test-vllm
 
 demo: $(VENV)/ready
 	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
@@ -24,6 +24,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n $(JOBS)
+
+# What only a GPU can run, and the same bodies on the CPU where it has the kernel: docs/gpu.md.
+test-gpu: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -rs tests/gpu
 
 # Where our code meets Transformers': what the rooms do among themselves is the same in every version.
 LOWEST_TESTS ?= $(patsubst %,tests/modeling/test_%.py,attention cache configuration contract generation loading vit) \
