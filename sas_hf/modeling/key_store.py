@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, cache_utils
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
+from transformers.utils.import_utils import is_cuda_stream_capturing
 
 from .fused_simulation import simulate
 from .positions import rotate_leading_features
@@ -274,7 +275,15 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
     Args:
         cache: dynamic or static, holding S_past keys.
         position_ids: `[B, T]` of the tokens of this forward.
+
+    Raises:
+        ValueError: where a CUDA graph is captured by hand: replayed, it would find the record as it was then.
     """
+    if not torch.compiler.is_compiling() and position_ids.is_cuda and is_cuda_stream_capturing():
+        raise ValueError(
+            "A CUDA graph of a step cannot be captured by hand where keys are cached before rotation: their positions "
+            "are recorded anew in every step. Use `torch.compile`, or with simulation `simulation_cache='expanded'`."
+        )
     past = cache.get_seq_length()
     if not cache.layers:  # they are made as they are needed
         cache.layers.append(cache.layer_class_to_replicate())
