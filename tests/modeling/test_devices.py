@@ -1,13 +1,9 @@
-"""What a GPU would meet: nothing is asked of the device within a step, and everything is made where the model is.
-
-Both are seen on a CPU: by a mode that watches every operation, and by tensors without memory that are on CUDA.
-"""
+"""What a GPU would meet: nothing is asked of the device within a step, as a mode sees that watches every operation."""
 
 import pytest
 import torch
 from helpers import CACHE_NAME, gpt, left_padded, returned_cache, token_ids
 from model_mixin import SASGPT, SASEncoder, SASSeq2Seq, SASViT
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
@@ -143,67 +139,3 @@ def test_positions_without_parameters_are_refused_where_nothing_is_asked(monkeyp
     with pytest.raises(RuntimeError, match="`max_position_embeddings` = 64"), Questions() as watched:
         model(ids[:, :3], position_ids=torch.tensor([[62, 63, 64]]))
     assert watched.asked == []
-
-
-class FromHost(TorchDispatchMode):
-    """Refuses copies from the CPU to the model's device, which the host would wait for, too."""
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        sources = [value.device.type for value in args if isinstance(value, torch.Tensor) and value.ndim]
-        if isinstance(result, torch.Tensor) and result.device.type == "cuda" and "cpu" in sources:
-            raise AssertionError(f"{operation} copies from the CPU")
-        return result
-
-
-@pytest.fixture(params=["definition", "fused"])
-def paths(request, monkeypatch):
-    """The fused operations would step aside for such tensors, too."""
-    if request.param == "fused":
-        monkeypatch.setattr(fused_simulation, "is_transformed", lambda but_for_compilation=False: False)
-        monkeypatch.setattr(fused_simulation, "are_ordinary", lambda tensors: True)
-
-
-def on_cuda(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Others like them, without memory. (CUDA would be asked for the number of its device, were it not named.)"""
-    return {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda:0", requires_grad=tensor.requires_grad)
-        for name, tensor in tensors.items()
-        if tensor is not None
-    }
-
-
-def move_to_cuda(model: torch.nn.Module) -> None:
-    for module in model.modules():
-        module._buffers |= on_cuda(module._buffers)
-        module._parameters |= {
-            name: torch.nn.Parameter(tensor) for name, tensor in on_cuda(module._parameters).items()
-        }
-
-
-@pytest.mark.parametrize(("architecture", "variant"), CASES)
-def test_everything_is_made_where_the_model_is(architecture, variant, paths):
-    """Operations refuse tensors of two devices. (Without gradients: where PyTorch has no CUDA, its engine aborts.)"""
-    architecture = ARCHITECTURES[architecture]
-    model = architecture.make(variant).train()
-    inputs, packed = architecture.inputs(model), {"position_ids": packed_positions()}
-    with FakeTensorMode():
-        move_to_cuda(model)
-        inputs, packed = on_cuda(inputs), on_cuda(packed)
-        with FromHost(), torch.no_grad():
-            assert model(**inputs).logits.device.type == "cuda"
-            if architecture.model_class is SASGPT.model_class:
-                assert model(**inputs, **packed).logits.device.type == "cuda"
-
-
-@pytest.mark.parametrize(("variant", "form"), FORMS)
-def test_everything_is_cached_where_the_model_is(variant, form, paths):
-    model, ids = gpt(variant, simulation_cache=form), token_ids(2, 7)
-    static = StaticCache(config=model.config, max_cache_len=12)
-    with FakeTensorMode(), torch.no_grad():
-        move_to_cuda(model)
-        ids = on_cuda({"input_ids": ids})["input_ids"]
-        for part in (ids[:, :6], ids[:, 6:]):
-            assert model(part, **{CACHE_NAME: static}).logits.device.type == "cuda"
-        cache = returned_cache(model(ids[:, :6], use_cache=True))
-        assert model(ids[:, 6:], **{CACHE_NAME: cache}).logits.device.type == "cuda"
