@@ -27,7 +27,7 @@ FIELDS = {
 }
 LENGTH, LAYERS = 64, 2
 # Distances of outputs and gradients, relative to their size. TF32 is for the convolutions of κ > 1.
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def case_inputs(case: str) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ class Beside:
         self.direction = torch.randn(2, LENGTH, self.model.config.vocab_size, dtype=torch.float64) * real
 
     def compare(self, tolerance: float, model: nn.Module | None = None, around=nullcontext) -> None:
-        found = step(model or self.model, self.inputs, self.direction, around)
+        found = step(self.model if model is None else model, self.inputs, self.direction, around)
         found = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
         assert_near(found, step(self.definition, self.inputs, self.direction), tolerance)
 
