@@ -14,6 +14,7 @@ from ..report.kept import keep_figures, kept_figures
 from ..report.machine import environment
 from ..report.quantities import time_text
 from ..training.folders import holds
+from ..training.study_rates import RATE_SEED
 from .report import RESULT_NAME, CapacityResult, Trained
 from .tasks import Task, find_task
 from .training import train
@@ -24,7 +25,6 @@ RUNS = Path("runs/capacity")
 RUNS_NAME = "runs.json"
 SEEDS = (0, 1, 2)
 RATES = (3e-3, 1e-2)
-RATE_SEED = 10**6  # on which a variant's rate is chosen
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def capacity(
         None if levels is None else parse_numbers(levels, "--levels", "4,8"),
         None if variants is None else split_names(variants),
         SEEDS if seeds is None else parse_numbers(seeds, "--seeds", "0,1,2"),
-        RATES if rates is None else parse_rates(rates),
+        RATES if rates is None else parse_numbers(rates, "--rates", "0.003,0.01", float),
         steps,
         folder,
         show_progress,
@@ -52,13 +52,6 @@ def capacity(
     for note in result.notes():
         console.print(note, highlight=False)
     console.print(f"[green]Saved[/green] {folder}")
-
-
-def parse_rates(text: str) -> list[float]:
-    try:
-        return [float(name) for name in split_names(text)]
-    except ValueError as error:
-        raise ValueError(f"`--rates` is {text!r}; it must be numbers with commas, such as 0.003,0.01.") from error
 
 
 def task_table() -> Table:

@@ -107,9 +107,10 @@ def missing_extra(error: BaseException) -> str:
     return f'; it comes with an extra: pip install "sas_hf[{extras[-1]}]"' if extras else ""
 
 
-def parse_numbers(text: str, option: str, example: str) -> list[int]:
+def parse_numbers(text: str, option: str, example: str, kind: type = int) -> list:
+    """Of `kind`, `int` or `float`."""
     try:
-        return [int(name) for name in split_names(text)]
+        return [kind(name) for name in split_names(text)]
     except ValueError as error:
         raise ValueError(f"`{option}` is {text!r}; it must be numbers with commas, such as {example}.") from error
 

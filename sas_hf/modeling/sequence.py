@@ -128,15 +128,21 @@ def make_mask(
 
 
 def document_numbers(position_ids: torch.Tensor) -> torch.Tensor:
-    """Which document of its row each token `[B, T]` is of: one begins where a position does not follow the last."""
-    return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+    """Which document of its row each token `[B, T]` is of, from 1."""
+    return _begins(position_ids).cumsum(-1)
+
+
+def _begins(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where documents begin `[B, T]`: with each row, and where a position does not follow the last."""
+    return position_ids.diff(dim=-1, prepend=position_ids[:, :1]) != 1
 
 
 def packed_documents(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
     """Where the documents of all rows `[B, T]` begin, one after the other, by the names that FlashAttention knows:
     asked once for all layers."""
-    begins = position_ids.diff(dim=-1, prepend=position_ids[:, :1]) != 1
-    bounds = nn.functional.pad(begins.flatten().nonzero().flatten(), (0, 1), value=position_ids.numel()).int()
+    bounds = nn.functional.pad(
+        _begins(position_ids).flatten().nonzero().flatten(), (0, 1), value=position_ids.numel()
+    ).int()
     longest = int(bounds.diff().max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 

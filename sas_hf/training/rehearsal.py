@@ -100,12 +100,15 @@ def steps_side_by_side(recipes: Sequence[TrainingRecipe]) -> list[float]:
     Raises:
         RuntimeError, FloatingPointError: as [`rehearse`].
     """
-    times: list[list[float]] = [[] for _ in recipes]
+    parts = []
+    for recipe in recipes:
+        task = find_task(recipe.task)
+        config = task.model_config(recipe)
+        parts.append((recipe, config, task.longest(recipe, config), training_arguments(recipe)))
+    times: list[list[float]] = [[] for _ in parts]
     for _ in range(ROUNDS):
-        for recipe, seconds in zip(recipes, times, strict=True):
-            task, arguments = find_task(recipe.task), training_arguments(recipe)
-            config = task.model_config(recipe)
-            pace = rehearse(recipe, config, task.longest(recipe, config), arguments.train_batch_size)
+        for (recipe, config, lengths, arguments), seconds in zip(parts, times, strict=True):
+            pace = rehearse(recipe, config, lengths, arguments.train_batch_size)
             rows = arguments.train_batch_size * arguments.gradient_accumulation_steps
             seconds.append(pace.row * rows + pace.optimiser)
     return [statistics.median(seconds) for seconds in times]
