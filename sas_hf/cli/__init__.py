@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: its help and its usage errors n
 except those of `sas-hf serve`, which are Transformers' own.
 """
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -21,10 +22,12 @@ from . import (
     fold,
     info,
     look,
+    merge,
     paper,
     restore,
     serve,
     study,
+    tokenizer,
     train,
 )
 from .convert import conversion_table
@@ -46,6 +49,9 @@ def options(
     ] = False,
 ) -> None:
     """Simulated Attention Score for Hugging Face Transformers."""
+    if not sys.stderr.isatty():  # a log is read later: no bars of the libraries
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     # So that what a command writes aside is removed when it is told to stop, as it is on Ctrl-C.
     for name in ("SIGTERM", "SIGHUP"):
         told = getattr(signal, name, None)
@@ -59,6 +65,8 @@ app.command("convert")(convert.convert)
 app.command("restore")(restore.restore)
 app.command("fold")(fold.fold)
 app.command("export")(export.export)
+app.command("merge")(merge.merge)
+app.command("tokenizer")(tokenizer.tokenizer)
 app.command("train")(train.train)
 app.command("study")(study.study)
 app.command("paper")(paper.paper)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..report.files import one_at_a_time
-from .shared import console, explain_errors, parse_numbers, show_report, split_names
+from .shared import PaperSizes, console, explain_errors, parse_numbers, show_report, split_names
 
 
 @explain_errors
@@ -104,12 +104,14 @@ def evaluate(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for the result of one model.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: Markdown, JSON, plots.")] = None,
+    paper_sizes: PaperSizes = None,
     log_samples: Annotated[bool, typer.Option(help="Keep each request's log-likelihood in the result.")] = False,
 ) -> None:
     """Score models on the papers' suites, harness tasks and texts, on labelled images or texts, masked tokens or
     translations; shows and writes a report."""
     from .. import eval as evaluation
     from ..eval.arguments import check_folder, refuse_unused
+    from ..eval.report import check_paper_sizes
     from ..report.figures import require_matplotlib
 
     sources = {"--tasks": tasks, "--perplexity": perplexity, "--images": images, "--texts": texts}
@@ -149,6 +151,7 @@ def evaluate(
         "--add-bos-token": (add_bos_token, language),
         "--no-add-bos-token": (add_bos_token is False, language),
         "--log-samples": (log_samples, language),
+        "--paper-sizes": (paper_sizes, {"--tasks"}),
     }
     for name, (value, by) in heeded.items():
         if not by & given:
@@ -206,6 +209,8 @@ def evaluate(
             evaluation.Report([evaluation.evaluate_masked(model, text, **options) for model in models]), report
         )
         return
+    sizes = split_names(paper_sizes or "")
+    check_paper_sizes(sizes, split_names(tasks))
     results = evaluation.evaluate(
         models[0] if len(models) == 1 else models,
         split_names(tasks),
@@ -227,14 +232,14 @@ def evaluate(
     )
     if not results:  # one of several processes, and not the first
         return
-    show_report(evaluation.Report(results if isinstance(results, list) else [results]), report)
+    show_report(evaluation.Report(results if isinstance(results, list) else [results], sizes), report)
     if output is not None:
         console.print(f"[green]Saved[/green] {output}")
 
 
 def _reason(given: set[str], heeded_by: set[str]) -> str:
     """Why an option is refused that only these sources heed."""
-    if len(heeded_by) == 1 and not heeded_by & {"--perplexity", "--tasks"}:
+    if len(heeded_by) == 1 and not heeded_by & {"--perplexity"}:
         return f"there are no `{next(iter(heeded_by))}`".replace("are no `--masked", "is no `--masked")
     scored = {
         "--images": "images",

@@ -11,30 +11,39 @@ from .shared import console, explain_errors
 
 @explain_errors
 def info(
-    model: Annotated[str | None, typer.Argument(help="Name of a configuration, checkpoint folder or Hub id.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Name of a configuration, or checkpoint folder or Hub id: SAS, or what can be converted."),
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens. By default the model's.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the cache.")] = "bfloat16",
 ) -> None:
-    """Show what a model costs: parameters, cache and operations; without MODEL, all named configurations."""
-    from ..configurations import NAMED_CONFIGS
+    """Show what a model costs: parameters, cache and operations; of a Llama, say, before and after a conversion.
+
+    Without MODEL, all named configurations.
+    """
+    from ..configurations import NAMED_CONFIGS, named_config
     from ..hub.dtypes import parse_dtype
-    from ..hub.info import describe, find_config
+    from ..hub.info import describe
 
     if context is not None and model is None:
         raise ValueError(f"`--context` is {context}, but no MODEL is named; the table is of each model's own context.")
-    cache_dtype, names = parse_dtype(dtype), [model] if model else list(NAMED_CONFIGS)
-    rows = {
-        name: (config := find_config(name), describe(config, context if model else None, cache_dtype))
-        for name in names
-    }
-    if model is None:
-        console.print(info_table(rows, dtype))
-    else:
-        console.print(info_details(model, *rows[model], dtype))
+    cache_dtype = parse_dtype(dtype)
+    configs = {name: named_config(name) for name in NAMED_CONFIGS} if model is None else configs_of(model)
+    rows = {name: (config, describe(config, context, cache_dtype)) for name, config in configs.items()}
+    console.print(info_table(rows, dtype) if model is None else info_details(model, rows, dtype))
+
+
+def configs_of(model: str) -> dict:
+    """The configuration of a SAS model, or those before and after the conversion of another, by what they are."""
+    from ..conversion.checkpoint import before_and_after
+    from ..hub.info import find_config, is_described
+
+    return {"value": find_config(model)} if is_described(model) else before_and_after(model)
 
 
 def info_table(rows: dict, dtype: str) -> Table:
-    """Models in rows: [`find_config`] and [`describe`] by name."""
+    """Models in rows: configuration and [`describe`] by name."""
     # As narrow as can be, and never cut off: a figure has to be read on a terminal of 80.
     table = Table(title="Named configurations", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     cache = f"cached bytes per token ({dtype})"
@@ -55,13 +64,23 @@ def info_table(rows: dict, dtype: str) -> Table:
     return table
 
 
-def info_details(name: str, config, costs, dtype: str) -> Table:
-    """One model, with every figure."""
+def info_details(name: str, columns: dict, dtype: str) -> Table:
+    """One model with every figure, or one before and after: configuration and [`describe`] by title."""
     table = Table(title=name)
     table.add_column("figure")
-    table.add_column("value", justify="right")
+    figures: dict[str, dict[str, str]] = {}
+    for title, (config, costs) in columns.items():
+        table.add_column(title, justify="right")
+        for figure, value in detailed(config, costs, dtype).items():
+            figures.setdefault(figure, {})[title] = value
+    for figure, values in figures.items():
+        table.add_row(figure, *(values.get(title, "-") for title in columns))
+    return table
+
+
+def detailed(config, costs, dtype: str) -> dict[str, str]:
     simulation = f"{costs.simulation_parameters:,} ({costs.simulation_overhead:+.3%})"
-    for figure, value in {
+    return {
         "layers": layer_text(config),
         **attention_rows(config),
         "hidden size": f"{config.hidden_size:,}",
@@ -72,9 +91,7 @@ def info_details(name: str, config, costs, dtype: str) -> Table:
         f"cache per token, {dtype}": f"{costs.cache_bytes:,} B",
         f"forward FLOPs per token, context {costs.context:,}": f"{costs.forward_flops:,}",
         f"equation 24, one layer, context {costs.context:,}": f"{costs.equation_24:,}" if costs.equation_24 else "-",
-    }.items():
-        table.add_row(figure, value)
-    return table
+    }
 
 
 def attention_rows(config) -> dict[str, str]:

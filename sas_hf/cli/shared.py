@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +23,10 @@ console = Console()
 USAGE_ERROR = typer.BadParameter.__base__  # of typer's own click
 # How long a process waits with an error that the first one may have too.
 SECONDS_FOR_THE_FIRST = 10
+PaperSizes = Annotated[
+    str | None,
+    typer.Option(help="Whose printed rows to show, such as 350M,1.5B. By default those of about the models' sizes."),
+]
 
 
 class Commands(TyperGroup):

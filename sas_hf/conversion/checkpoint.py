@@ -25,7 +25,7 @@ from ..hub.dtypes import parse_dtype
 from ..hub.sentence_modules import find_sentence_modules
 from ..report.files import check_writable, one_at_a_time
 from ..version import versions
-from .convert import ConversionError, ConversionOptions, convert, find_family, sas_config
+from .convert import NO_SIMULATION, ConversionError, ConversionOptions, convert, find_family, sas_config
 from .family import SourceFamily
 from .samples import check_samples, text_samples, verification_samples
 from .sources import (
@@ -271,3 +271,20 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     family = find_family(config.model_type)
     named_architectures(config, family)
     return config, family
+
+
+def before_and_after(source: str | Path) -> dict[str, PreTrainedConfig]:
+    """SAS configurations that say what a source costs as it is, and converted by default; no weights are read.
+
+    Raises:
+        FileNotFoundError, ConversionError: as [`find_source`].
+    """
+    config, family = find_source(source)
+    architecture = named_architectures(config, family)[0]
+    found = {
+        "as it is": sas_config(config, family, NO_SIMULATION, architecture),
+        "converted by default": sas_config(config, family, ConversionOptions(), architecture),
+    }
+    for made in found.values():
+        made.architectures = [family.architectures[architecture].__name__]  # whose parameters count
+    return found

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
 from ..modeling.attention import SASAttention
+from ..report.progress import bar
 
 
 MINIMUM_TOKENS = 32
@@ -99,7 +100,7 @@ def compare_models(
     agreements = positions = tokens = images = followed = 0
     compared: dict[str, None] = {}
     predicts, writes = _predicts(source), type(source).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    for sample in samples:
+    for sample in bar(samples, "Comparing"):
         expected = _outputs(source, sample, "sdpa", rounded_to)
         eager = _outputs(source, sample, "eager", rounded_to)
         actual = _outputs(converted, sample, "sdpa")

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import SASGPTConfig, SASViTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.positions import SASRotaryEmbedding
+from ..report.progress import bar
 from .family import ConversionError
 from .fidelity import computing_in_float32
 from .latents import fit_latents
@@ -200,7 +201,8 @@ def fit_attention(
     """
     with computing_in_float32(source), computing_in_float32(model):
         given, own = Stream(source, texts), Stream(model, texts)
-        for index, (old_layer, new_layer) in enumerate(zip(given.body.layers, own.body.layers, strict=True)):
+        layers = list(zip(given.body.layers, own.body.layers, strict=True))
+        for index, (old_layer, new_layer) in enumerate(bar(layers, "Fitting layers")):
             old, new = old_layer.self_attn, new_layer.self_attn
             inputs = list(given.inputs(index))
             outputs = [given.attend(index, states) for states in inputs]

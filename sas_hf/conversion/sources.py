@@ -101,8 +101,8 @@ def check_weights(source: str | Path, revision: str | None) -> None:
     Hub source only whether there are any is asked."""
     if optional_file(source, ADAPTER_CONFIG_NAME, revision) is not None:
         raise ConversionError(
-            f"{source} holds a peft adapter ({ADAPTER_CONFIG_NAME}); merge it first (`merge_and_unload`) and convert "
-            "what that gives, saved to a folder of its own."
+            f"{source} holds a peft adapter ({ADAPTER_CONFIG_NAME}); merge it first, `sas-hf merge {source} OUT`, "
+            "and convert what that gives."
         )
     if Path(source).is_dir():
         read_stored_weights(source, revision)

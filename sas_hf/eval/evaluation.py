@@ -331,8 +331,16 @@ def _task_result(name: str, task: Task, report: dict) -> TaskResult:
         notes=_differences(name, split, fewshot_split, shots) if isinstance(files, dict) else [],
         scores=_question_scores(task, rows),
         questions=digest(row["doc_hash"] + row["prompt_hash"] for row in rows),
+        details=_chance(task, rows),
         samples=[_sample(row) for row in rows],
     )
+
+
+def _chance(task: Task, rows: list[dict]) -> dict:
+    """Of multiple choice, the share of right answers of who guesses."""
+    if task.OUTPUT_TYPE != "multiple_choice" or not rows:
+        return {}
+    return {"chance": sum(1 / len(row["arguments"]) for row in rows) / len(rows)}
 
 
 def _differences(name: str, split: str, fewshot_split: str | None, shots: int) -> list[str]:

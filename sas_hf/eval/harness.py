@@ -282,7 +282,7 @@ class SASHFLM(HFLM):
         reused = 0
         batches = self._plan_batches(requests)[self.process_index % self.num_processes :: self.num_processes]
         hidden = disable_tqdm or self.process_index != 0
-        bar = tqdm(total=sum(map(len, batches)), disable=hidden, desc="Scoring requests")
+        bar = tqdm(total=sum(map(len, batches)), disable=hidden or None, desc="Scoring requests")
         for batch in batches:
             known = {} if self.answers is None else self.answers.get(batch, requests, self.softmax_dtype)
             reused += len(known)

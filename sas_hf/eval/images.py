@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForImageClassification,
@@ -19,6 +18,7 @@ from ..data.image_files import open_image
 from ..data.images import find_split, load_image_dataset, undecoded
 from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
+from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, mean_score, require_head, require_numbers
 from .harness import default_device
@@ -189,9 +189,7 @@ def _score(
     scores = {"accuracy": [], "top5_accuracy": [], "loss": []}
     with left_as_found(model):
         model.eval()
-        for pixels, labels in track(
-            DataLoader(undecoded(rows), batch_size, collate_fn=collate), "Scoring images", transient=True
-        ):
+        for pixels, labels in bar(DataLoader(undecoded(rows), batch_size, collate_fn=collate), "Scoring images"):
             logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits.float().cpu()
             require_numbers(logits)
             hits = logits.argsort(dim=-1, descending=True) == labels[:, None]

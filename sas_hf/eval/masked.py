@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from rich.progress import track
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.masking import MaskingCollator, masked_rows
 from ..data.tokenized_text import longest_text
 from ..report.files import one_at_a_time
+from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, require_head, require_numbers
 from .harness import default_device
@@ -150,7 +150,7 @@ def _score(
     collator, found = MaskingCollator(tokenizer), []
     with left_as_found(model):
         model.eval()
-        for first in track(range(0, len(rows), batch_size), "Finding masked tokens", transient=True):
+        for first in bar(range(0, len(rows), batch_size), "Finding masked tokens"):
             part = [rows[number] for number in range(first, min(first + batch_size, len(rows)))]
             batch = collator.torch_call(part).to(model.device)
             labels = batch.pop("labels").cpu()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..hub.checkpoints import find_commit, optional_file, read_adapter
+from ..hub.checkpoints import check_place, find_commit, optional_file, read_adapter
 from .harness import check_vocabulary, require_causal
 
 
@@ -125,9 +125,11 @@ def _check_place(field: str, place: str | Path) -> str:
     folder = Path(place).expanduser()
     if folder.is_dir():
         return str(folder.resolve())
-    if isinstance(place, Path) or folder.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1:
-        raise FileNotFoundError(f"`{field}` is {str(place)!r}: there is no such folder.")
-    return place
+    try:
+        check_place(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"`{field}`: {error}") from error
+    return str(place)
 
 
 def _load_config(place: str, revision: str | None) -> PreTrainedConfig:

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from ..report.figures import label_axes, save_figure
-from .results import EvaluationResult, Metric, perplexities
+from ..report.figures import label_axes, legend_below, save_figure
+from .results import EvaluationResult, Metric, chance_of, perplexities
 
 
 # Metrics that lie between 0 and 1, the one shown for a task that is in no suite first.
@@ -18,8 +19,9 @@ def draw(report, folder: Path) -> list[Path]:
     figures = {}
     for suite in dict.fromkeys(name for result in report.results for name in result.suites):
         figures[f"benchmarks-{suite}"] = _suite_bars(report, suite)
-    if others := _other_scores(report):
-        figures["benchmarks"] = _bars(others, "accuracy, %")
+    scores, chance = _other_scores(report)
+    if scores:
+        figures["benchmarks"] = _bars(scores, "accuracy, %", chance)
     if any(len(perplexities(result)) > 1 for result in report.results):
         figures["perplexity"] = _perplexity_curves(report)
     if series := checkpoint_series(report.results):
@@ -55,41 +57,55 @@ def _suite_bars(report, name: str) -> Figure:
         if row.model in ("MHA", "SAS"):  # SAS and what it stands on; the tables have all rows
             values = dict(zip(report.paper_table(name).columns, row.values, strict=True)) | {"average": row.average}
             printed[row.label] = {label: value for label, value in values.items() if label in shown}
-    return _bars(scores, f"{name}, %", printed)
+    chance = {label: value for label, value in report.chance(name).items() if value is not None}
+    if "average" in shown and len(chance) == len(shown) - 1:
+        chance["average"] = sum(chance.values()) / len(chance)
+    return _bars(scores, f"{name}, %", chance, printed)
 
 
-def _other_scores(report) -> dict[str, dict[str, Metric]]:
+def _other_scores(report) -> tuple[dict[str, dict[str, Metric]], dict[str, float]]:
+    """Of tasks that are in no suite: scores by model and task, and chance by task."""
     scores: dict[str, dict[str, Metric]] = {}
+    chance: dict[str, float] = {}
     for label, result in zip(report.labels, report.results, strict=True):
         in_suites = {task for s in result.suites.values() for column in s.columns.values() for task in column.tasks}
         for name, task in result.tasks.items():
             metric = next((metric for metric in ACCURACIES if metric in task.metrics), None)
             if name not in in_suites and metric is not None:
                 scores.setdefault(label, {})[f"{name}\n{metric}"] = task.metrics[metric]
-    return scores
+                if (guessed := chance_of([task])) is not None:
+                    chance[f"{name}\n{metric}"] = guessed
+    return scores, chance
 
 
 def _bars(
-    scores: dict[str, dict[str, Metric]], title: str, printed: dict[str, dict[str, float]] | None = None
+    scores: dict[str, dict[str, Metric]],
+    title: str,
+    chance: dict[str, float],
+    printed: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
-    """Scores by model and benchmark as bars, printed values (per cent) as empty bars beside them."""
+    """Scores by model and benchmark as bars, printed values (per cent) as empty bars beside them, and a line where who
+    guesses would be."""
     printed = printed or {}
     benchmarks = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
     total = len(scores) + len(printed)
     figure = Figure(figsize=(max(5, (0.7 + 0.15 * total) * len(benchmarks) + 1), 4))
     axes = figure.add_subplot()
-    width = 0.84 / total
+    width = min(0.84 / total, 0.3)
+    over = {"zorder": 3, "clip_on": False}  # the axis, so that a score of 0 is seen
 
     def draw_bars(number: int, values: dict[str, float], **style) -> None:
         places = [
             place + (number - (total - 1) / 2) * width for place, name in enumerate(benchmarks) if name in values
         ]
-        axes.bar(places, [values[name] for name in benchmarks if name in values], 0.9 * width, **style)
+        axes.bar(places, [values[name] for name in benchmarks if name in values], 0.9 * width, **style, **over)
 
     for number, (label, by_name) in enumerate(scores.items()):
         errors = [100 * _error(by_name[name]) for name in benchmarks if name in by_name]
         values = {name: 100 * score.value for name, score in by_name.items()}
-        draw_bars(number, values, yerr=errors, capsize=2, label=label, color=f"C{number % 10}")
+        colour = f"C{number % 10}"
+        # With an edge, which is there where a score is 0.
+        draw_bars(number, values, yerr=errors, capsize=2, label=label, color=colour, edgecolor=colour, linewidth=1.2)
     for number, (label, values) in enumerate(printed.items()):
         style = {
             "fill": False,
@@ -98,7 +114,15 @@ def _bars(
             "hatch": ("", "////", "....", "xxxx")[number % 4],
         }
         draw_bars(len(scores) + number, values, label=label, **style)
+    for place, name in enumerate(benchmarks):
+        if name in chance:
+            ends, label = (place - 0.46, place + 0.46), "chance" if name == next(iter(chance)) else None
+            axes.plot(
+                ends, [100 * chance[name]] * 2, color="black", linestyle=":", linewidth=1.2, zorder=4, label=label
+            )
     axes.set_xticks(range(len(benchmarks)), benchmarks)
+    axes.set_xlim(-0.6, max(len(benchmarks) - 0.4, 1.6))
+    axes.set_ylim(bottom=0)
     axes.set_ylabel(title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=2)
@@ -111,7 +135,7 @@ def _error(score: Metric) -> float:
 
 
 def _perplexity_curves(report) -> Figure:
-    figure = Figure(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for label, result in zip(report.labels, report.results, strict=True):
         tasks = sorted(perplexities(result).items())
@@ -125,7 +149,7 @@ def _perplexity_curves(report) -> Figure:
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     label_axes(axes, "context, tokens", "perplexity per token")
-    axes.legend()
+    legend_below(figure, axes)
     return figure
 
 
@@ -135,18 +159,22 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
     for place, results in series.items():
         for result in results:
             for name, score in _headline_numbers(result).items():
-                points = panels.setdefault(name, {}).setdefault(Path(place).name or place, [])
+                points = panels.setdefault(name, {}).setdefault(Path(place).resolve().name or place, [])
                 points.append((result.step, score.value, _error(score)))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(3.6 * across, 2.8 * down), layout="constrained")
+    shared = None
     for number, (name, lines) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(down, across, number)
+        shared = axes = figure.add_subplot(down, across, number, sharex=shared)
         for label, points in lines.items():
             steps, values, errors = zip(*points, strict=True)
             axes.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=label)
         label_axes(axes, "step", "", title=name)
-    figure.axes[0].legend(fontsize=8)
+    steps = sorted({step for lines in panels.values() for points in lines.values() for step, *_ in points})
+    figure.axes[0].xaxis.set_major_locator(FixedLocator(steps) if len(steps) < 6 else MaxNLocator(6, integer=True))
+    figure.axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    legend_below(figure, *figure.axes)
     return figure
 
 

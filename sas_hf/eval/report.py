@@ -16,7 +16,8 @@ from ..report.files import one_at_a_time, write_atomically
 from ..report.printed import PaperRow, PaperTable, printed, rows_of_size
 from ..report.tables import Grid
 from .comparison import METHOD, PairedDifference, compare
-from .results import EvaluationResult, Metric, TaskResult, finite, is_translation, perplexities, save_json
+from .results import EvaluationResult, Metric, TaskResult, chance_of, finite, is_translation, perplexities, save_json
+from .suites import ASKED
 
 
 SHOWN = 10  # translations of each model
@@ -30,15 +31,18 @@ class Report:
 
     Args:
         results: of one model or several; those after the first are compared with the first.
+        paper_sizes: whose printed rows to show, such as "350M"; by default those of about the models' sizes.
 
     Raises:
-        ValueError: for no results.
+        ValueError: for no results, or a size that the papers print no row of.
     """
 
-    def __init__(self, results: Sequence[EvaluationResult]):
+    def __init__(self, results: Sequence[EvaluationResult], paper_sizes: Sequence[str] = ()):
         if not results:
             raise ValueError("There are no results to report.")
         self.results = list(results)
+        check_paper_sizes(paper_sizes, [name for result in results for name in result.suites])
+        self.paper_sizes = list(paper_sizes)
         self.labels = _labels(self.results)
         self.comparisons: dict[str, list[PairedDifference]] = {}
         self.not_compared: dict[str, str] = {}
@@ -52,6 +56,11 @@ class Report:
         """All tables: suites, other tasks, perplexities, differences, every number with its circumstances, runs."""
         suites = dict.fromkeys(name for result in self.results for name in result.suites)
         found = [self._suite(name) for name in suites]
+        labels = dict.fromkeys(
+            label for result in self.results for suite in result.suites.values() for label in suite.columns
+        )
+        asked = [[label, ASKED[label]] for label in labels if label in ASKED]
+        found += [Grid("What is asked", ["", ""], asked, text_columns=2)] if asked else []
         found += [self._translations()] if self._translated() else []
         found += [self._perplexities()] if any(perplexities(result) for result in self.results) else []
         found += [self._differences(label) for label, differences in self.comparisons.items() if differences]
@@ -130,12 +139,23 @@ class Report:
         return printed("sas")[TABLE_OF_SUITE[suite]] if suite in TABLE_OF_SUITE else None
 
     def paper_rows(self, suite: str) -> list[PaperRow]:
-        """The printed rows of the suite's table for models of the sizes of those that ran it."""
+        """The printed rows of the suite's table: of the sizes asked for, else of those of the models that ran it."""
         table = self.paper_table(suite)
         if table is None:
             return []
+        if self.paper_sizes:
+            return [row for row in table.rows if row.size in self.paper_sizes]
         sizes = [result.num_parameters for result in self.results if suite in result.suites]
         return list({id(row): row for size in sizes for row in rows_of_size(table, size)}.values())
+
+    def chance(self, suite: str) -> dict[str, float | None]:
+        """By column of the suite, the accuracy of who guesses, where it is known."""
+        return {
+            label: chance_of(result.tasks[task] for task in column.tasks)
+            for result in self.results
+            if suite in result.suites
+            for label, column in result.suites[suite].columns.items()
+        }
 
     def _suite(self, name: str) -> Grid:
         having = [(label, result.suites[name]) for label, result in self._labelled() if name in result.suites]
@@ -144,6 +164,13 @@ class Report:
         for label, suite in having:
             cells = [_percent(suite.columns[c].score) if c in suite.columns else "" for c in columns]
             rows.append([label, *cells, _percent(suite.average)])
+        chance = self.chance(name)
+        if any(value is not None for value in chance.values()):
+            cells = ["" if chance[c] is None else f"{100 * chance[c]:.2f}" for c in columns]
+            known = [value for value in chance.values() if value is not None]
+            rows.append(
+                ["chance", *cells, f"{100 * sum(known) / len(known):.2f}" if len(known) == len(columns) else ""]
+            )
         table, paper_rows = self.paper_table(name), self.paper_rows(name)
         for row in paper_rows:
             values = dict(zip(table.columns, row.values, strict=True))
@@ -236,7 +263,7 @@ class Report:
                     + ("" if each.p_value is None else f" (p {each.p_value:.3f})"),
                 ]
             )
-        header = ["", "difference", "± stderr", "95 % interval", "in", "questions or windows", "beyond chance"]
+        header = ["", "difference", "± stderr", "95 % interval", "in", "questions or windows", "significant at 95 %"]
         return Grid(f"{label} minus {self.labels[0]}", header, rows, f"Paired: {METHOD}.")
 
     def _numbers(self) -> Grid:
@@ -303,6 +330,18 @@ class Report:
 
     def _labelled(self):
         return zip(self.labels, self.results, strict=True)
+
+
+def check_paper_sizes(sizes: Sequence[str], suites: Sequence[str]) -> None:
+    """Raise a `ValueError` for a size that the papers' tables of these suites have no row of."""
+    tables = [printed("sas")[TABLE_OF_SUITE[name]] for name in suites if name in TABLE_OF_SUITE]
+    known = dict.fromkeys(row.size for table in tables for row in table.rows if row.size)
+    for size in sizes:
+        if size not in known:
+            rows = (
+                f"the papers' tables of these suites have {', '.join(known)}" if known else "no suite has printed rows"
+            )
+            raise ValueError(f"`paper_sizes` has {size!r}; {rows}.")
 
 
 def _labels(results: list[EvaluationResult]) -> list[str]:

@@ -43,7 +43,8 @@ class TaskResult:
         notes: what differs from the stock task, in words.
         scores: by metric, one number per sample in the order of the data, for metrics that are their mean.
         questions: digest of the samples and their prompts; equal digests were asked the same.
-        details: more on what was done, such as a perplexity's context length, stride and tokens.
+        details: more on what was done, such as a perplexity's context length, stride and tokens; of multiple choice
+            the `chance`, the accuracy of who guesses.
         samples: with `log_samples`, a dictionary per sample: `doc_id`, `doc_hash`, `prompt_hash`, `target`, the
             metrics, and `responses`, one per request: `[log-likelihood, is greedy]`, or the text generated. Of a
             translation always: `source`, `reference`, `translation`, and the reference's `loss` per token.
@@ -67,6 +68,14 @@ class TaskResult:
 def is_text(task: TaskResult) -> bool:
     """Whether it is a text's perplexity at one context length."""
     return "context_length" in task.details  # the harness has tasks with a metric "perplexity", such as LAMBADA
+
+
+def chance_of(tasks: Iterable[TaskResult]) -> float | None:
+    """The accuracy of who guesses, over all samples of these tasks; `None` where it is not known of one."""
+    tasks = list(tasks)
+    if not tasks or any("chance" not in task.details for task in tasks):
+        return None
+    return sum(t.details["chance"] * t.num_samples for t in tasks) / sum(t.num_samples for t in tasks)
 
 
 def is_translation(task: TaskResult) -> bool:

@@ -12,6 +12,19 @@ from lm_eval.tasks import TaskManager
 
 
 SHIPPED_TASKS = Path(__file__).parent / "tasks"
+# By the papers' label of a column, what its questions are.
+ASKED = {
+    "ARC-E": "school science, mostly of four choices: what word statistics answer",
+    "ARC-C": "school science, mostly of four choices: what word statistics do not",
+    "BoolQ": "yes or no to a question, by a passage that is given",
+    "HellaSwag": "which of four texts goes on with an everyday scene",
+    "OBQA": "school science of four choices, by a fact and common sense",
+    "PIQA": "which of two ways reaches a practical goal",
+    "WinoGrande": "which of two names belongs in a gap, by common sense",
+    "MMLU": "exams in 57 subjects, of four choices",
+    "SciQ": "science exams of four choices, with a passage that helps",
+    "SocialIQA": "what people want, feel or do next, of three choices",
+}
 
 
 @dataclass

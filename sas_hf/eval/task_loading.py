@@ -270,6 +270,12 @@ def load_tasks(
             except DamagedParquetError:
                 raise
             except Exception as error:  # a template that misses a column, a function of the task's own: anything
+                if data is None and isinstance(error, ConnectionError):  # of `datasets`, also where it is offline
+                    raise ConnectionError(
+                        f"Task {name!r}: {error}. Without a network, give its data as Parquet files, `--data FOLDER` "
+                        f"(`data=` in Python); `sas-hf eval-data FOLDER --tasks {name}` fetches them where there is "
+                        "one."
+                    ) from error
                 if data is None:
                     raise
                 raise ValueError(

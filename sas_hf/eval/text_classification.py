@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +24,7 @@ from ..data.tokenized_text import longest_text, prepare_tokenizer, tokenize
 from ..hub.checkpoints import load_tokenizer
 from ..report.files import one_at_a_time
 from ..report.measures import jackknife_error, macro_f1, micro_f1, pearson, spearman
+from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, mean_score, require_head, require_numbers
 from .harness import default_device
@@ -195,7 +195,7 @@ def _logits(
     count = len(inputs["input_ids"])
     with left_as_found(model):
         model.eval()
-        for first in track(range(0, count, batch_size), "Scoring texts", transient=True):
+        for first in bar(range(0, count, batch_size), "Scoring texts"):
             part = {name: values[first : first + batch_size] for name, values in inputs.items()}
             batch = tokenizer.pad(part, return_tensors="pt").to(model.device)
             logits = model(**batch).logits.float().cpu()

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -19,6 +18,7 @@ from ..data.languages import begin_with_language, set_languages
 from ..data.text_pairs import PairColumns, encode_side, read_pairs
 from ..hub.checkpoints import check_vocabulary, load_adapter, load_model, load_tokenizer, read_adapter, read_settings
 from ..report.files import one_at_a_time
+from ..report.progress import bar
 from ..report.translation import corpus_metrics, measured_scores
 from .arguments import check_arguments, check_output, number_of_samples, refuse_named_configuration
 from .harness import default_device
@@ -258,7 +258,7 @@ def _translate(
     order = sorted(range(count), key=lambda place: len(sources[place]), reverse=True)  # least padding; longest first
     with left_as_found(model):
         model.eval()
-        for first in track(range(0, count, batch_size), "Translating", transient=True):
+        for first in bar(range(0, count, batch_size), "Translating"):
             places = order[first : first + batch_size]
             batch = tokenizer.pad({"input_ids": [sources[place] for place in places]}, return_tensors="pt")
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}

@@ -1,15 +1,26 @@
 """Checkpoints: looked at before anything is loaded, read without running their code, written whole or not at all."""
 
+import difflib
+import functools
 import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import constants, model_info
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
@@ -36,6 +47,63 @@ from ..report.files import writing
 REPORT_NAME = "fidelity.json"
 CARD_NAME = "README.md"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+SECONDS_TO_ASK = 10  # the Hub whether it has a repository
+
+
+def check_place(source: str | Path, revision: str | None = None) -> None:
+    """Decide at once whether `source` is a folder here or a repository of the Hub.
+
+    The Hub's client asks for each file six times, with pauses, before it says that it cannot have it; here it is
+    asked once for the repository, unless something of it is in the cache.
+
+    Raises:
+        FileNotFoundError: if it is neither; with the folder whose name is nearest.
+        ValueError: for a revision of a folder, which has none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"`revision` ({revision!r}) is of a repository on the Hub, but {folder} is a folder here."
+            )
+        return
+    # What cannot be a Hub id ("name" or "owner/name") is a path.
+    is_path = folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2
+    if folder.exists() or is_path:
+        told = "is not a folder" if folder.exists() else f"does not exist{_nearest(folder)}"
+        raise FileNotFoundError(f"{folder} {told}.")
+    _ask_the_hub(str(source))
+
+
+@functools.cache  # answers, not errors
+def _ask_the_hub(name: str) -> None:
+    if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
+        return
+    try:
+        model_info(name, timeout=SECONDS_TO_ASK)
+        return
+    except GatedRepoError:  # what is asked next tells how to get in
+        return
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, HFValidationError) else "it has none of that name"
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set, and the cache has nothing of it"
+    except HfHubHTTPError:  # a mirror, say, that answers other questions
+        return
+    except Exception as error:  # of whichever HTTP library
+        reason = f"it cannot be reached ({error}), and the cache has nothing of it"
+    raise FileNotFoundError(
+        f"{name} is no folder here, nor a checkpoint that the Hub gives: {reason}{_nearest(Path(name))}."
+    ) from None
+
+
+def _nearest(folder: Path) -> str:
+    """Of a mistyped path, which folder beside it may have been meant."""
+    if not folder.parent.is_dir():
+        return ""
+    names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    found = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.75)
+    return f"; there is {folder.with_name(found[0])}" if found else ""
 
 
 def read_settings(source: str | Path, revision: str | None = None) -> dict:
@@ -45,20 +113,15 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ValueError: for a revision of a folder, which has none.
     """
+    check_place(source, revision)
     folder = Path(source)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         if (folder / ADAPTER_CONFIG_NAME).is_file():
             raise FileNotFoundError(
                 f"{folder} holds adapters, and no model of its own; `sas-hf export {folder} OUT` makes one of them "
-                "and their SAS model, peft's `merge_and_unload()` of any."
+                f"and their SAS model for the Hub, `sas-hf merge {folder} OUT` of any."
             )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
-    if folder.is_dir() and revision is not None:
-        raise ValueError(f"`revision` ({revision!r}) is of a repository on the Hub, but {folder} is a folder here.")
-    # What cannot be a Hub id ("name" or "owner/name") is a path.
-    is_path = folder.is_absolute() or str(source).startswith(".") or len(folder.parts) > 2
-    if not folder.is_dir() and (folder.exists() or is_path):
-        raise FileNotFoundError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
     try:
         settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except OSError as error:
@@ -94,10 +157,11 @@ def read_report(source: str | Path, revision: str | None = None) -> dict | None:
         ValueError: if it is damaged.
     """
     file = optional_file(source, REPORT_NAME, revision)
-    return None if file is None else _read_object(file)
+    return None if file is None else read_object(file)
 
 
-def _read_object(file: Path) -> dict:
+def read_object(file: Path) -> dict:
+    """What a JSON file says; a `ValueError` if it is damaged or holds no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -117,13 +181,14 @@ def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, 
     """
     if Path(source).is_dir() and (Path(source) / CONFIG_NAME).is_file():
         return None
+    check_place(source, revision)
     try:
         file = optional_file(source, ADAPTER_CONFIG_NAME, revision)
-    except OSError:  # neither a folder nor a Hub id; `read_settings` says so
+    except OSError:  # of a gated repository, say; `read_settings` says so
         return None
     if file is None:
         return None
-    settings = _read_object(file)
+    settings = read_object(file)
     base = settings.get("base_model_name_or_path")
     if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise FileNotFoundError(
@@ -175,7 +240,7 @@ def load_model(
     revision: str | None,
     error_class: type[ValueError] = ValueError,
     *,
-    new_head: bool = False,
+    new_head: bool | Collection[str] = False,
     **options,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of weights in the checkpoint that are not the model's.
@@ -183,7 +248,7 @@ def load_model(
     Args:
         model_class: or an Auto class.
         new_head: weights outside the base model that are missing or of another shape begin anew; so does the pooler,
-            which encoders without a classifier may lack, with a warning.
+            which encoders without a classifier may lack, with a warning. Names: of modules of these names alone.
         options: of `from_pretrained`, such as `config`; by default the checkpoint's own dtype, safetensors alone, and
             no code of the checkpoint.
 
@@ -208,13 +273,18 @@ def load_model(
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
     inside = f"{model.base_model_prefix}."
-    absent = sorted(name for name in loading["missing_keys"] if name.startswith(inside) or not new_head)
-    if new_head and any(name.startswith(f"{inside}pooler.") for name in absent):
+
+    def may_be_new(name: str) -> bool:
+        named = new_head if isinstance(new_head, bool) else not set(new_head).isdisjoint(name.split("."))
+        return named and not name.startswith(inside)
+
+    absent = sorted(name for name in loading["missing_keys"] if not may_be_new(name))
+    if new_head is True and any(name.startswith(f"{inside}pooler.") for name in absent):
         absent = [name for name in absent if not name.startswith(f"{inside}pooler.")]
         warnings.warn(f"{source} has no pooler; it begins anew and must be trained, too.", stacklevel=2)
     if absent:
         raise error_class(f"{source} lacks weights of {type(model).__name__}: {', '.join(absent[:5])}.")
-    misshapen = [weight for weight in loading["mismatched_keys"] if weight[0].startswith(inside) or not new_head]
+    misshapen = [weight for weight in loading["mismatched_keys"] if not may_be_new(weight[0])]
     if misshapen:
         name, found, expected = min(misshapen)
         raise error_class(
@@ -350,6 +420,18 @@ def load_image_processor(source: str | Path, revision: str | None) -> BaseImageP
     if not any(optional_file(source, name, revision) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return None
     return _without_code(AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False))
+
+
+def load_preparation(
+    source: str | Path, revision: str | None
+) -> tuple[PreTrainedTokenizerBase | None, BaseImageProcessor | None]:
+    """Tokenizer and image processor of a checkpoint, each `None` where there is none; of adapters that have none
+    beside them, those of their base."""
+    tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
+    if adapter := read_adapter(source, revision):
+        tokenizer = load_tokenizer(*adapter) if tokenizer is None else tokenizer
+        processor = load_image_processor(*adapter) if processor is None else processor
+    return tokenizer, processor
 
 
 def _without_code(processor):

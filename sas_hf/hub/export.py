@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .. import modeling
@@ -14,10 +14,8 @@ from .card import export_card, read_card
 from .checkpoints import (
     CARD_NAME,
     REPORT_NAME,
-    load_adapter,
-    load_image_processor,
     load_model,
-    load_tokenizer,
+    load_preparation,
     new_folder,
     optional_file,
     read_adapter,
@@ -26,6 +24,7 @@ from .checkpoints import (
     refuse_existing,
     save_model,
 )
+from .merge import merge
 from .sentence_modules import copy_sentence_modules, find_sentence_modules
 
 
@@ -105,28 +104,7 @@ def load_whole(source: str | Path, revision: str | None, **options) -> PreTraine
     model, unknown = load_model(model_class, base, base_revision, **options)
     if unknown:
         raise ValueError(f"{base} holds weights unknown to {model_class.__name__}: {', '.join(unknown[:5])}.")
-    return _merge(model, source, revision) if adapter else model
-
-
-def load_preparation(
-    source: str | Path, revision: str | None
-) -> tuple[PreTrainedTokenizerBase | None, BaseImageProcessor | None]:
-    """Tokenizer and image processor of a checkpoint, each `None` where there is none; of adapters that have none
-    beside them, those of their base."""
-    tokenizer, processor = load_tokenizer(source, revision), load_image_processor(source, revision)
-    if adapter := read_adapter(source, revision):
-        tokenizer = load_tokenizer(*adapter) if tokenizer is None else tokenizer
-        processor = load_image_processor(*adapter) if processor is None else processor
-    return tokenizer, processor
-
-
-def _merge(model: PreTrainedModel, adapter: str | Path, revision: str | None) -> PreTrainedModel:
-    """The model with the adapters in its weights."""
-    adapted = load_adapter(model, str(adapter), revision)
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = adapted.active_peft_config.peft_type
-        raise ValueError(f"{adapter} holds adapters of the kind {kind}, which cannot be merged into weights.")
-    return adapted.merge_and_unload(safe_merge=True)
+    return merge(model, source, revision) if adapter else model
 
 
 def _is_ours(some_class: type) -> bool:

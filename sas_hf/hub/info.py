@@ -72,12 +72,22 @@ def find_config(name: str) -> Config:
         ValueError: for an unknown name, or a checkpoint of another architecture.
         FileNotFoundError: for a folder or Hub id that has no configuration.
     """
-    if name in NAMED_CONFIGS or not (Path(name).exists() or "/" in name):
+    if not _is_place(name):
         return named_config(name)
     model_type = read_settings(name).get("model_type")
     if model_type not in COUNTED:
         raise ValueError(f"{name} has `model_type` {model_type!r}; only SAS models are described.")
     return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+def is_described(name: str) -> bool:
+    """Whether [`find_config`] gives it a configuration, or tells what is wrong with the name; it does not of a
+    checkpoint of another architecture."""
+    return not _is_place(name) or read_settings(name).get("model_type") in COUNTED
+
+
+def _is_place(name: str) -> bool:
+    return name not in NAMED_CONFIGS and (Path(name).exists() or "/" in name)
 
 
 def describe(

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ..hub.checkpoints import load_adapter, load_model, load_processor, read_adapter, read_settings
+from ..hub.checkpoints import load_adapter, load_model, load_processor, read_adapter
+from ..hub.merge import saved_class
 from ..modeling.attention import SASAttention
 from ..report.files import write_atomically
 from .collecting import Place, collect
@@ -132,18 +130,7 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseIma
     """A checkpoint as the class that it was saved with, and its tokenizer or image processor."""
     adapter = read_adapter(name)
     place, revision = adapter or (name, None)
-    settings = read_settings(place, revision)
-    model_type, saved = settings.get("model_type"), settings.get("architectures") or []
-    model_class = getattr(transformers, saved[0], None) if saved else AutoModel
-    if model_type not in CONFIG_MAPPING or model_class is None:
-        what = f"`model_type` {model_type!r}" if model_type not in CONFIG_MAPPING else f"a {saved[0]}"
-        remedy = "is there a newer one?"
-        if "auto_map" in settings:
-            remedy = (
-                "the code that it brings along is not run. Load it yourself, with trust_remote_code=True if you do "
-                "trust it, and look at the live model: sas_hf.look(model, ...)."
-            )
-        raise ValueError(f"{name} has {what}, which Transformers {transformers.__version__} does not know; {remedy}")
+    model_class = saved_class(place, revision)
     config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     model = load_model(model_class, place, revision, config=config, use_safetensors=None)[0]
     processor = load_processor(type(model), name, None) or load_processor(type(model), place, revision)

@@ -21,6 +21,18 @@ def label_axes(axes, across: str, upwards: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend_below(figure, *axes) -> None:
+    """What the lines of these panels are, below the figure (of the layout "constrained"), where they cover no data."""
+    named = {}
+    for panel in axes:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    if named:
+        columns = max(2, int(figure.bbox.width / figure.dpi / 1.6))
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(named.values(), named.keys(), fontsize=8, frameon=False, **place)
+
+
 def save_figure(figure, folder: Path, name: str) -> list[Path]:
     """Write a matplotlib `Figure` as `name`.png and `name`.svg, each whole or not at all; returns the files."""
     paths = []

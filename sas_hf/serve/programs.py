@@ -20,8 +20,8 @@ from torch.export import Dim
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..hub.checkpoints import new_folder, refuse_existing
-from ..hub.export import load_preparation, load_whole
+from ..hub.checkpoints import load_preparation, new_folder, refuse_existing
+from ..hub.export import load_whole
 from ..modeling.cache_name import CACHE_NAME
 from ..report.files import one_at_a_time
 

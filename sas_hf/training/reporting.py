@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from ..report.figures import label_axes, require_matplotlib, save_figure
+from ..report.figures import label_axes, legend_below, require_matplotlib, save_figure
 from ..report.files import write_atomically, writing
 
 
@@ -222,7 +222,7 @@ def plot_training(folder: Path) -> list[Path]:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    folder, figure = Path(folder), Figure(figsize=(6, 4))
+    folder, figure = Path(folder), Figure(figsize=(6, 4), layout="constrained")
     lines, axes = read_log(folder), figure.add_subplot()
     across = "step" if any(line["tokens"] is None for line in lines) else "tokens"
     for name, label, style in (
@@ -235,7 +235,7 @@ def plot_training(folder: Path) -> list[Path]:
     if not axes.lines:
         return []
     label_axes(axes, across, "loss")
-    axes.legend()
+    legend_below(figure, axes)
     return save_figure(figure, folder, "loss")
 
 

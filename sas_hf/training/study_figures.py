@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from ..report.figures import label_axes, require_matplotlib
+from ..report.figures import label_axes, legend_below, require_matplotlib
 from .study_results import mean_and_deviation
 
 
@@ -25,6 +25,7 @@ def draw_study(report, figure=None):
     for panel, (data, draw) in zip(axes, panels, strict=True):
         draw(report, panel, data)
         panel.tick_params(labelleft=True)
+    legend_below(figure, *axes)
     return figure
 
 
@@ -43,7 +44,6 @@ def _curves(report, axes, data: str) -> None:
         axes.minorticks_off()
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    axes.legend()
 
 
 def _curves_over_time(report, axes, data: str) -> None:

@@ -76,3 +76,29 @@ def test_without_a_network_the_reason_is_said(tmp_path, monkeypatch):
     assert run.returncode == 1
     assert "team/llama is no folder here, nor a checkpoint that the Hub gives" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_hub_that_is_away_is_asked_once(tmp_path, monkeypatch):
+    """Its client would ask six times for each file, for a minute."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = sas_hf("convert", "runs/quikstart", tmp_path / "sas")
+    assert run.returncode == 1
+    assert "runs/quikstart is no folder here, nor a checkpoint that the Hub gives: it cannot be reached" in run.stderr
+    assert "there is runs/quickstart." in run.stderr and "Retry" not in run.stderr
+
+
+def test_a_mistyped_folder_is_told_from_its_neighbours(llama_folder, tmp_path):
+    run = sas_hf("convert", llama_folder.with_name("sourse"), tmp_path / "sas")
+    assert f"sourse does not exist; there is {llama_folder}." in run.stderr
+
+
+def test_a_log_has_no_bars_and_no_colours(llama_folder, tmp_path):
+    run = sas_hf("convert", llama_folder, tmp_path / "sas")
+    assert run.returncode == 0 and "Comparing" in run.stdout
+    written = run.stdout + run.stderr
+    assert not any(mark in written for mark in ("\r", "\x1b", "it/s", "%|"))

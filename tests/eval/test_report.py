@@ -22,7 +22,7 @@ from sas_hf.eval import (
     evaluate,
 )
 from sas_hf.eval.comparison import compare
-from sas_hf.eval.plots import _bars, _perplexity_curves, checkpoint_series
+from sas_hf.eval.plots import _bars, _perplexity_curves, _suite_bars, checkpoint_series
 from sas_hf.eval.report import Grid
 from sas_hf.report.printed import printed
 
@@ -114,6 +114,31 @@ def test_the_paper_s_rows_of_the_model_s_size_are_marked(pair):
     assert "paper: " not in Report(
         [made_up("x", [[0.0, 1.0], [1.0, 0.0]], parameters=135_000_000)]
     ).markdown().replace("the paper", "")
+
+
+def test_the_paper_s_rows_of_another_size_are_shown_where_asked_for(pair, tmp_path):
+    rows = [line for line in Report(pair, ["1.5B"]).markdown().splitlines() if line.startswith("| *paper: ")]
+    assert rows and all("1.5B" in row for row in rows)
+    with pytest.raises(ValueError, match=r"`paper_sizes` has '2B'; the papers' tables .* have 350M, 760M, 1.5B"):
+        Report(pair, ["2B"])
+    pair[0].save(tmp_path / "r.json")
+    arguments = ["eval-report", str(tmp_path / "r.json"), "--report", str(tmp_path / "report")]
+    run = CliRunner().invoke(app, [*arguments, "--paper-sizes", "760M"])
+    assert run.exit_code == 0 and "760M" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_guessing_would_give_stands_in_tables_and_pictures(checkpoint, benchmarks):
+    result = evaluate(checkpoint, "sas_table1", data=benchmarks, device="cpu")
+    choices = {"PIQA": 2, "WinoGrande": 2, "SocialIQA": 3, "HellaSwag": 4, "SciQ": 4}
+    report = Report([result])
+    for label, count in choices.items():
+        assert report.chance("sas_table1")[label] == pytest.approx(1 / count), label
+    (row,) = [line for line in report.markdown().splitlines() if line.startswith("| chance |")]
+    assert "33.33" in row and row.count("50.00") == 2
+    assert "what people want, feel or do next" in report.markdown()
+    axes = _suite_bars(report, "sas_table1").axes[0]
+    levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert len(levels) == 8 and levels[3] == pytest.approx(50.0)  # seven columns and their average
 
 
 def test_paired_differences(pair):
@@ -227,7 +252,7 @@ def test_perplexities_have_a_table_and_a_curve(checkpoint, text, tmp_path):
 
 
 def test_an_unknown_standard_error_is_not_drawn():
-    figure = _bars({"model": {"one question": Metric(1.0, None), "many": Metric(0.5, 0.1)}}, "accuracy, %")
+    figure = _bars({"model": {"one question": Metric(1.0, None), "many": Metric(0.5, 0.1)}}, "accuracy, %", {})
     bars = next(container for container in figure.axes[0].containers if isinstance(container, BarContainer))
     for caps in bars.errorbar.lines[1]:
         assert np.isnan(np.asarray(caps.get_ydata(), float)).tolist() == [True, False]

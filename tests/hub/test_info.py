@@ -6,8 +6,11 @@ import pytest
 import torch
 from helpers import gpt, sas_hf
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config
 
 from sas_hf import SASSeq2SeqForConditionalGeneration, named_config
+from sas_hf.conversion import convert_model
+from sas_hf.conversion.checkpoint import before_and_after
 from sas_hf.hub.info import describe, find_config
 
 
@@ -24,6 +27,24 @@ def test_a_checkpoint_is_described(tmp_path):
     run = sas_hf("info", tmp_path, "--context", "32")
     assert run.returncode == 0, run.stderr
     assert "4 -> 12 of 8 -> 12" in run.stdout and "context 32" in run.stdout
+
+
+def test_a_source_is_described_before_and_after_its_conversion(tmp_path):
+    small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    models = {
+        "llama": LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **small)),
+        "bert": BertModel(BertConfig(num_attention_heads=4, **small)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        before, after = before_and_after(tmp_path / name).values()
+        assert describe(before).parameters == model.num_parameters()
+        assert describe(after).parameters == convert_model(model).num_parameters()
+    run = sas_hf("info", tmp_path / "llama", "--context", "32")
+    assert run.returncode == 0, run.stderr
+    assert "as it is" in run.stdout and "4 (2 kv) of 8" in run.stdout and "4 (2 kv) -> 12 of 8 -> 12" in run.stdout
+    T5Config().save_pretrained(tmp_path / "t5")
+    assert "`model_type` 't5' cannot be converted" in sas_hf("info", tmp_path / "t5").stderr
 
 
 def test_all_names_are_listed():

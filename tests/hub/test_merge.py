@@ -1,0 +1,106 @@
+"""`sas-hf merge`: an adapter of any architecture and its base become one checkpoint that computes what both do."""
+
+import json
+
+import pytest
+import torch
+from helpers import gpt, train_tokenizer
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from sas_hf.hub.merge import merge_adapter
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+
+
+def save_base(model, folder):
+    model.save_pretrained(folder)
+    train_tokenizer(300).save_pretrained(folder)
+    return folder
+
+
+def save_adapter(model_class, base, folder, **settings):
+    """An adapter that changes what its base computes, and what both compute."""
+    options = {"r": 4, "init_lora_weights": False} | settings
+    adapted = get_peft_model(model_class.from_pretrained(base), LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name:
+                parameter.normal_()
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+def ids():
+    return torch.randint(300, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "sas"])
+def test_a_merged_decoder_computes_what_base_and_adapter_do(kind, tmp_path):
+    torch.manual_seed(0)
+    model = (
+        gpt("sas", vocab_size=300) if kind == "sas" else LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL))
+    )
+    base = save_base(model, tmp_path / "base")
+    adapted = save_adapter(
+        AutoModelForCausalLM,
+        base,
+        tmp_path / "adapter",
+        target_modules=["q_proj", "o_proj"],
+        task_type=TaskType.CAUSAL_LM,
+    )
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(merged) is type(model) and not isinstance(merged, PeftModel)
+    assert not torch.allclose(model.eval()(ids()).logits, adapted(ids()).logits, atol=1e-2)
+    torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")("a b")["input_ids"]
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_a_head_comes_with_the_adapter_or_not_at_all(tmp_path):
+    settings = {"target_modules": ["query"], "task_type": TaskType.SEQ_CLS}
+    for name, model_class in {"body": BertModel, "masked": BertForMaskedLM}.items():
+        base = save_base(model_class(BertConfig(num_attention_heads=4, **SMALL)), tmp_path / name)
+        adapted = save_adapter(AutoModelForSequenceClassification, base, tmp_path / f"{name}-adapter", **settings)
+        if name == "body":
+            merge_adapter(tmp_path / "body-adapter", tmp_path / "merged")
+            merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+            torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="lacks weights of BertForSequenceClassification: bert.pooler"):
+        merge_adapter(tmp_path / "masked-adapter", tmp_path / "nothing")  # began anew in training, and was not saved
+    file = tmp_path / "body-adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": None}))
+    with pytest.raises(ValueError, match="lacks weights of BertForSequenceClassification: classifier"):
+        merge_adapter(tmp_path / "body-adapter", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_what_cannot_be_merged_is_refused_before_anything_is_written(tmp_path):
+    base = save_base(LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
+    with pytest.raises(ValueError, match="holds a model and no adapter"):
+        merge_adapter(base, tmp_path / "merged")
+    with pytest.raises(FileNotFoundError, match="does not exist; there is .*base"):
+        merge_adapter(tmp_path / "bse", tmp_path / "merged")
+    prompts = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), prompts).save_pretrained(tmp_path / "prompts")
+    with pytest.raises(ValueError, match="cannot be merged into weights"):
+        merge_adapter(tmp_path / "prompts", tmp_path / "merged")
+    settings = json.loads((base / "config.json").read_text()) | {"model_type": "unheard_of"}
+    save_adapter(AutoModelForCausalLM, base, tmp_path / "adapter", target_modules=["q_proj"])
+    (base / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="`model_type` 'unheard_of', which Transformers .* does not know"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
