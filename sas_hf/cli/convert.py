@@ -38,6 +38,9 @@ def convert(
     head_aggregation: Annotated[
         str, typer.Option(help="Of simulated heads: mean (PEAA), or concat: an output projection for each group.")
     ] = "mean",
+    simulation_act: Annotated[
+        str, typer.Option(help="Within the simulation: relu (the paper's), identity (sas-hf fold takes it), gelu, ...")
+    ] = "relu",
     perturbation: Annotated[float, typer.Option(help="How far the copies of a head start apart.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the random part of the start.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub source.")] = None,
@@ -72,6 +75,7 @@ def convert(
             kv_lora_rank=kv_lora_rank,
             simulate_value_features=value_features,
             head_aggregation=head_aggregation,
+            simulation_act=simulation_act,
         ),
         revision=revision,
         dtype=dtype,

@@ -49,6 +49,7 @@ SIMULATION_FIELDS = (
     "simulate_value_features",
     "simulation_kernel_size",
     "head_aggregation",
+    "simulation_act",
     "query_pre_attn_scalar",
 )
 

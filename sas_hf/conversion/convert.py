@@ -71,6 +71,8 @@ class ConversionOptions:
         kv_lora_rank: of "mla"; by default a third of the hidden size.
         simulate_value_features: features of values, too, are simulated.
         head_aggregation: "mean" (PEAA), or "concat": the output projection once for each group of simulated heads.
+        simulation_act: activation within the simulation: "relu" (the paper's), "identity" (linear, which
+            `fold_checkpoint` takes back to a plain model after training), or one of Transformers'.
     """
 
     num_simulated_heads: int | None = None
@@ -83,6 +85,7 @@ class ConversionOptions:
     kv_lora_rank: int | None = None
     simulate_value_features: bool = False
     head_aggregation: str = "mean"
+    simulation_act: str = "relu"
 
     def fields(self, num_heads: int, head_dim: int) -> dict:
         """The simulation fields of the SAS configuration for a source with heads of this number and size."""
@@ -95,6 +98,7 @@ class ConversionOptions:
             "simulate_value_features": self.simulate_value_features,
             "simulation_kernel_size": self.simulation_kernel_size,
             "head_aggregation": self.head_aggregation,
+            "simulation_act": self.simulation_act,
         }
 
 
@@ -254,6 +258,10 @@ def check_options(options: ConversionOptions, config: PreTrainedConfig) -> None:
         raise ValueError(
             f"`head_aggregation` is {options.head_aggregation!r}, but a lossy conversion fits one output projection "
             "for all groups; leave it out."
+        )
+    if options.simulation_act != ConversionOptions.simulation_act and not config.simulates:
+        raise ValueError(
+            f"`simulation_act` is {options.simulation_act!r}, of the simulation, but there is none; leave it out."
         )
     if options.seed != ConversionOptions.seed and not config.simulates:
         raise ValueError(f"`seed` ({options.seed}) is of the simulation's start, but there is none; leave it out.")

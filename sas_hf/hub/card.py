@@ -244,6 +244,8 @@ def _simulation(config: PreTrainedConfig | SimpleNamespace) -> str:
         "features per head"
     )
     text += ", values' features simulated" if config.simulate_value_features else ""
+    act = getattr(config, "simulation_act", "relu")  # reports of earlier conversions do not say it
+    text += "" if act == "relu" else f", activation {act}"
     return text + (", an output projection for each group of heads" if config.head_aggregation == "concat" else "")
 
 

@@ -89,6 +89,11 @@ def test_an_empty_output_folder_is_filled(llama_folder, tmp_path):
         (ConversionOptions(num_simulated_heads=10), "num_simulated_heads.*10.*multiple.*6.*12"),
         (ConversionOptions(simulated_head_dim=4), "simulated_head_dim.*4.*head_dim.*12"),
         (ConversionOptions(perturbation=-1.0), "perturbation.*-1.0"),
+        (ConversionOptions(simulation_act="rely"), "simulation_act.*rely.*'identity'"),
+        (
+            ConversionOptions(num_simulated_heads=0, simulated_head_dim=0, simulation_act="identity"),
+            "simulation_act.*identity.*there is none",
+        ),
         (ConversionOptions(head_aggregation="sum"), "head_aggregation.*sum.*'mean', 'concat'"),
         (ConversionOptions(num_simulated_heads=6, head_aggregation="concat"), "head_aggregation.*concat.*12 heads"),
         (ConversionOptions(lossy="gqa", num_key_value_heads=1, head_aggregation="concat"), "head_aggregation"),
@@ -323,12 +328,15 @@ def test_a_full_disk_leaves_nothing(llama_folder, tmp_path):
 
 def test_the_command_converts_and_shows_a_table(llama_folder, tmp_path):
     options = ("--num-simulated-heads", "12", "--kernel-size", "3", "--value-features", "--head-aggregation", "concat")
+    options += ("--simulation-act", "identity")
     run = sas_hf("convert", llama_folder, tmp_path / "sas", *options)
     assert run.returncode == 0, run.stderr
     assert "arg-max agreement" in run.stdout and "100.00%" in run.stdout
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "sas").config
     assert (config.num_simulated_heads, config.simulation_kernel_size) == (12, 3)
     assert config.simulate_value_features and config.head_aggregation == "concat"
+    assert config.simulation_act == "identity"
+    assert "activation identity" in (tmp_path / "sas" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ OPTIONS = {
     "values' features only": ConversionOptions(
         num_simulated_heads=0, simulated_head_dim=0, simulate_value_features=True
     ),
+    "linear": ConversionOptions(simulation_act="identity"),
     "beyond the paper": ConversionOptions(simulate_value_features=True, head_aggregation="concat"),
 }
 
