@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 
 __version__ = "0.1.0"
+"""Of this package."""
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ def options(
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
+"""The command `sas-hf`, as a Typer application."""
 app.callback()(options)
 app.command("convert")(convert.convert)
 app.command("restore")(restore.restore)

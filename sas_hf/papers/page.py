@@ -34,6 +34,12 @@ paper's models; data come from the Hub or from a folder of yours, and training i
 seed, with 95 % intervals by Student's t and no correction for several comparisons.
 """
 
+NEXT = """## What to do next
+
+- Declare a comparison of your own: [studies.md](studies.md).
+- A table or figure that is missing: [CONTRIBUTING.md](../CONTRIBUTING.md#a-table-or-figure-of-a-paper).
+"""
+
 
 def kept_result(paper: str, name: str) -> ItemResult | None:
     """An item's result that comes with the package."""
@@ -83,7 +89,7 @@ def page(figures: str = "figures/papers") -> str:
     parts.append(_unseen(results))
     for paper in PAPERS:
         parts += [_section(results[paper, name], figures) for name in item_names(paper) if (paper, name) in results]
-    return "\n".join(parts)
+    return "\n".join([*parts, NEXT])
 
 
 def _meanings() -> str:

@@ -21,6 +21,7 @@ TASKS: dict[str, Task] = {
         Translation(),
     )
 }
+"""Every task, by the name that a recipe's `task` gives it."""
 
 __all__ = ["TASKS", "Metric", "Task", "find_task"]
 
