@@ -16,7 +16,7 @@ OUT ?= runs/quickstart
 # On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 
-.PHONY: demo test test-gpu test-lowest test-exporters lint clean test-vllm
+.PHONY: demo test test-gpu test-lowest test-exporters lint docs clean test-vllm
 
 demo: $(VENV)/ready
 	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output "$(OUT)" $(if $(MODEL),--model "$(MODEL)") \
@@ -53,6 +53,11 @@ test-vllm: $(VLLM_VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The documentation as a site, in build/site: open it by `python -m http.server -d build/site`, which search needs. The
+# variable silences what mkdocs-material tells of other programs.
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 $(VENV)/ready: pyproject.toml
 	"$(PYTHON)" -m venv $(VENV)

@@ -43,7 +43,7 @@ def read(document: Path) -> tuple[str, list[str]]:
     """All code of a document, and its inline pieces."""
     text = document.read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
-    blocks += re.findall(r"(?:^    \S.*\n)+", text, flags=re.M)
+    blocks += re.findall(r"(?:^    .*\S.*\n)+", text, flags=re.M)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
     return "\n".join([*blocks, *inline]).replace("\\\n", " "), inline

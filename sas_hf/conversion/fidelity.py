@@ -162,6 +162,13 @@ def gradient_differences(model: PreTrainedModel, input_ids: torch.Tensor) -> dic
     For the head expansions' weight gradients, grouped as PEAA groups the heads, the share is
     ‖g - mean over groups of g‖ / ‖g‖ (Frobenius, all layers): 0 when the copies of every head receive the same
     gradient, so that they would stay copies for ever. Gradients of `model` are cleared.
+
+    Args:
+        model: a language model with simulated heads in all of its layers.
+        input_ids: `[B, T]`, the labels as well.
+
+    Returns:
+        the share, 0 to 1, of "query", "key" and "value".
     """
     model.zero_grad()
     model(input_ids=input_ids, labels=input_ids).loss.backward()

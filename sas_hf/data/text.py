@@ -64,13 +64,24 @@ def python_reference() -> str:
 
 
 def split_text(text: str, every: int = 5, size: int = 4000) -> tuple[str, str]:
-    """A text to train on and one that is held out: every fifth stretch of 4,000 characters."""
+    """
+    A text to train on and one that is held out: of stretches of `size` characters the first of each `every`.
+
+    Returns:
+        both, each with its stretches in their order.
+    """
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     return "".join(piece for i, piece in enumerate(pieces) if i % every), "".join(pieces[::every])
 
 
 def train_tokenizer(text: str, vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, which knows every text; its first token ends texts. The same text, the same one."""
+    """
+    A byte-level BPE tokenizer, which knows every text; its first token ends texts. The same text, the same one.
+
+    Args:
+        text: to learn pieces from, line by line.
+        vocab_size: tokens, of which 256 are the bytes and one is the end; fewer where the text has no more pieces.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -167,7 +167,14 @@ def as_text(value: Any, column: str, column_field: str, place: str) -> str | Non
 
 
 def read_whole(path: Path) -> str:
-    """A text file's text, or the column `text` of a table, its rows parted by empty lines; raises as they do."""
+    """
+    A text file's text, or the column `text` of a table (CSV, TSV, JSON, parquet), its rows parted by empty lines.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: names the file, and what is wrong in it: no UTF-8 (with the first wrong byte), compressed or
+            binary, rows with more or fewer fields than the header, no column `text`, or other things in it.
+    """
     if kind_of(path) == "text":
         return read_text(path)
     return "\n\n".join(filter(None, documents_in(path)))

@@ -93,8 +93,9 @@ def evaluate(
             log-likelihoods are not numbers.
         FileNotFoundError: missing folder, weights, configuration or data file.
         BlockingIOError: when another process evaluates to `output`, or the same model with `cache`.
-        All before the model is loaded, except for requests longer than the model's context (before the first batch)
-        and log-likelihoods that are not numbers.
+
+    All before the model is loaded, except for requests longer than the model's context (before the first batch)
+    and log-likelihoods that are not numbers.
     """
     single = not isinstance(model, (list, tuple))
     models = [model] if single else list(model)

@@ -66,7 +66,8 @@ def evaluate_images(
             an unknown split, or logits that are not numbers.
         FileNotFoundError: for a missing or empty folder.
         BlockingIOError: when another process evaluates to `output`.
-        All but the last come before the first forward pass.
+
+    All but the last come before the first forward pass.
     """
     check_arguments(model, limit, batch_size, device, dtype)
     if output is not None:

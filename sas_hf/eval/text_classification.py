@@ -80,7 +80,8 @@ def evaluate_texts(
             not numbers.
         FileNotFoundError: for a missing file.
         BlockingIOError: when another process evaluates to `output`.
-        All but the last come before the first forward pass.
+
+    All but the last come before the first forward pass.
     """
     check_arguments(model, limit, batch_size, device, dtype)
     if output is not None:

@@ -79,7 +79,8 @@ def evaluate_translation(
         FileNotFoundError: for a missing folder or file.
         ImportError: without sacrebleu.
         BlockingIOError: when another process evaluates to `output`.
-        All but the last of a ValueError come before the first forward pass.
+
+    All but the last of a ValueError come before the first forward pass.
     """
     check_arguments(model, limit, batch_size, device, dtype)
     if num_beams is not None and num_beams < 1:

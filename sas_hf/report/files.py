@@ -260,6 +260,15 @@ def check_cache(name: str, folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` by [`new_file`]."""
+    """
+    Write a file whole or not at all: `content` goes into a new one beside it, which takes its place when it is written.
+
+    Args:
+        path: of the file; missing folders are made, and what was there is replaced.
+        content: all of it.
+
+    Raises:
+        OSError: names the file, where its folder cannot be written or the disk is full. The old file stays.
+    """
     with new_file(path) as unfinished:
         unfinished.write_bytes(content)

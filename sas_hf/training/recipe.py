@@ -27,7 +27,7 @@ __all__ = [
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """The recipes that come with the package, by the names that [`load_recipe`] takes."""
     return shipped_names(RECIPES)
 
 
@@ -80,7 +80,7 @@ def _resolve(fields: dict[str, Any], beside: Path, seen: tuple[Path, ...] = ()) 
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Fields with some changed, inside of fields too."""
+    """Fields with some changed, inside of fields too: where both have a dictionary, it is merged. Neither is changed."""
     merged = copy.deepcopy(base)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(name), dict)

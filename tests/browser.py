@@ -106,14 +106,14 @@ class Browser:
                     return event["params"]
             self.receive(end, method)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> "Page":
-        return Page(self, path, width, height, scheme)
+    def open(self, place: Path | str, width: int = 1280, height: int = 900, scheme: str = "light") -> "Page":
+        return Page(self, place, width, height, scheme)
 
 
 class Page:
-    """A file, loaded; `scheme` is what the user's system prefers, "light" or "dark"."""
+    """A file or an address, loaded; `scheme` is what the user's system prefers, "light" or "dark"."""
 
-    def __init__(self, browser: Browser, path: Path, width: int, height: int, scheme: str):
+    def __init__(self, browser: Browser, place: Path | str, width: int, height: int, scheme: str):
         self.browser = browser
         self.target = browser.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.send("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
@@ -121,8 +121,12 @@ class Page:
             self.send(f"{domain}.enable")
         self.resize(width, height)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.send("Page.navigate", url=Path(path).absolute().as_uri())
-        browser.wait_for("Page.loadEventFired", self.session)
+        self.go(place)
+
+    def go(self, place: Path | str) -> None:
+        """To another file or address."""
+        self.send("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
+        self.browser.wait_for("Page.loadEventFired", self.session)
 
     def send(self, method: str, **parameters) -> dict:
         return self.browser.send(method, self.session, **parameters)
