@@ -261,7 +261,7 @@ def check_cache(name: str, folder: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """
-    Write a file whole or not at all: `content` goes into a new one beside it, which takes its place when it is written.
+    Write a file whole or not at all: `content` goes into a new one beside it, which takes its place when whole.
 
     Args:
         path: of the file; missing folders are made, and what was there is replaced.

@@ -80,7 +80,7 @@ def _resolve(fields: dict[str, Any], beside: Path, seen: tuple[Path, ...] = ()) 
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Fields with some changed, inside of fields too: where both have a dictionary, it is merged. Neither is changed."""
+    """New fields: those of `base` with some changed, inside of fields too, where both have a dictionary."""
     merged = copy.deepcopy(base)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(name), dict)
