@@ -1,6 +1,7 @@
 """The public names of the package, as its files say, and the pages of the reference; imports nothing of it."""
 
 import ast
+import functools
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ def path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@functools.cache
 def tree_of(module: str) -> ast.Module:
     return ast.parse(path_of(module).read_text())
 
@@ -39,10 +41,11 @@ def modules() -> list[str]:
     return sorted(".".join(path.parts).removesuffix(".__init__") for path in found if path.stem != "__main__")
 
 
-def declared(tree: ast.Module) -> list[str]:
-    """What `__all__` holds, with what is added to it."""
+@functools.cache
+def declared(module: str) -> list[str]:
+    """What its `__all__` holds, with what is added to it."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(tree_of(module)):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if isinstance(node, ast.Assign | ast.AugAssign) and any(getattr(at, "id", "") == "__all__" for at in targets):
             found += ast.literal_eval(node.value)
@@ -66,18 +69,17 @@ def find(module: str, name: str) -> tuple[str, str | None]:
             base = resolve_name("." * node.level + (node.module or ""), package)
             if base.startswith("sas_hf"):
                 for alias in node.names:
-                    if alias.name == "*" and name in declared(tree_of(base)):
+                    if alias.name == "*" and name in declared(base):
                         return find(base, name)
                     if (alias.asname or alias.name) == name:
                         return find(base, alias.name)
     raise LookupError(f"{module} has {name!r} in `__all__`, but does not say where it comes from")
 
 
+@functools.cache
 def public_names() -> list[Name]:
     """All, package by package; one that several offer stands once for each."""
-    return [
-        Name(module, name, *find(module, name)) for module in modules() for name in sorted(declared(tree_of(module)))
-    ]
+    return [Name(module, name, *find(module, name)) for module in modules() for name in sorted(declared(module))]
 
 
 def pages() -> dict[str, str]:

@@ -95,7 +95,7 @@ def text_in(file: Path | None) -> str | None:
 
 
 def conversion_table(report: dict) -> Table:
-    """A report of [`convert_checkpoint`], [`restore_checkpoint`] or [`fold_checkpoint`] as a table for the terminal."""
+    """A report of [`convert_checkpoint`], [`restore_checkpoint`] or [`fold_checkpoint`] as a table on the terminal."""
     fidelity, simulation, folded = report["fidelity"], report.get("simulation"), report.get("folded")
     lossy, unrounded, own = report.get("lossy"), report["fidelity_unrounded"], report["in_saved_dtype"]
     unknown, absent, recomputed, left_out = (
