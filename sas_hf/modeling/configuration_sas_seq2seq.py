@@ -84,8 +84,10 @@ class SASSeq2SeqConfig(SASTextConfig):
             Attention's fields, and `num_attention_heads`, that are others in one place: in the encoder, in the
             decoder's attention to what it wrote, or in its attention to the source. What follows from them and is not
             given, such as `head_dim`, follows anew.
-        encoder_layers (`int`, defaults to 6), decoder_layers (`int`, *optional*):
-            Layers of both; as many as the encoder's when `None`.
+        encoder_layers (`int`, defaults to 6):
+            Layers of the encoder.
+        decoder_layers (`int`, *optional*):
+            Layers of the decoder; as many as the encoder's when `None`.
         decoder_intermediate_size (`int`, *optional*):
             Width of the decoder's feed-forward blocks; `intermediate_size` when `None`.
         decoder_vocab_size (`int`, *optional*):
