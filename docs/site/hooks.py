@@ -36,6 +36,11 @@ def on_files(files: Files, config) -> Files:
     return Files(found)
 
 
+def on_page_content(html: str, **_) -> str:
+    """Searches find what docstrings say, not the source below them."""
+    return re.sub(r'<details class="[\w-]*source"', r"\g<0> data-search-exclude", html)
+
+
 def linked(page: Path) -> set[str]:
     """Files of the repository other than pages that a page links to."""
     targets = re.findall(r"\]\(([^)#\s:]+)", page.read_text())

@@ -57,6 +57,7 @@ class Fidelity:
         return self.max_abs_difference <= self.tolerance
 
     def to_dict(self) -> dict:
+        """As reports hold it: all attributes, `tolerance`, and `is_exact` as "exact"."""
         return asdict(self) | {"compared": list(self.compared), "tolerance": self.tolerance, "exact": self.is_exact}
 
 

@@ -58,6 +58,7 @@ class PerplexityText:
 
     @property
     def name(self) -> str:
+        """Of the text in results and tables: its sources."""
         sources = self.source if isinstance(self.source, tuple) else (self.source,)
         return ", ".join(map(str, sources))
 
