@@ -222,6 +222,27 @@ def test_python(document, workplace):
     run_python(document)
 
 
+def yaml_blocks(name: str) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / name).read_text(), flags=re.M | re.S)
+
+
+def test_the_recipe_of_a_page_is_one(tmp_path):
+    (block,) = yaml_blocks("training.md")
+    (tmp_path / "mine.yaml").write_text(block)
+    recipe = load_recipe(tmp_path / "mine.yaml", needs_data=False)
+    assert recipe.model.config == "gqa-sas-125m" and recipe.training["max_steps"] == 100_000
+
+
+def test_the_studies_of_a_page_are_some(tmp_path):
+    whole, matched = yaml_blocks("studies.md")
+    variants = "variants: {mha: {}, sas: {model: {overrides: {num_simulated_heads: 12}}}}\n"
+    others = f"recipe: cpu-study\noutput: runs/matched\nseeds: [0]\n{variants}{matched}"
+    for text, known in ((whole, {"kernel-1", "kernel-5"}), (others, {"mha", "sas", "mha-wide", "mha-long"})):
+        (tmp_path / "study.yaml").write_text(text)
+        runs = plan_runs(load_study(tmp_path / "study.yaml"), needs_data=False)
+        assert {run.variant for run in runs} == known
+
+
 def test_the_snippets_of_contributing_are_run_by_tests_of_their_own():
     tests = ("modeling/test_kinds.py", "conversion/test_families.py", "training/test_tasks.py")
     text = (ROOT / "CONTRIBUTING.md").read_text()
