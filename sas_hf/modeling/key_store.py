@@ -39,7 +39,7 @@ class CachePlace:
         self, attention: nn.Module, cache: Cache | None, layer_idx: int | None, kwargs: dict, is_source: bool = False
     ):
         self.config = attention.config
-        self.layer_idx = attention.layer_idx if layer_idx is None else layer_idx
+        self._attention, self._layer_idx = attention, layer_idx
         self.in_halves = attention.state_is_single and key_store(attention.config) is not EXPANDED
         self.updated = None
         if isinstance(cache, EncoderDecoderCache):
@@ -47,6 +47,11 @@ class CachePlace:
                 self.updated = cache.is_updated
             cache = cache.cross_attention_cache if is_source else cache.self_attention_cache
         self.cache, self.kwargs = cache, kwargs
+
+    @property
+    def layer_idx(self) -> int:
+        """Not read where there is no cache: what `torch.compile` makes of a layer would serve that one alone."""
+        return self._attention.layer_idx if self._layer_idx is None else self._layer_idx
 
     @property
     def layer(self) -> CacheLayerMixin | None:

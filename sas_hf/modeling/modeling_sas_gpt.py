@@ -119,6 +119,11 @@ def without_cache_in_training(forward: Callable) -> Callable:
     return wrapped
 
 
+def _is_here(layer: nn.Module) -> bool:
+    """Whether it is a layer, compiled or wrapped perhaps, and no stand-in for one of another pipeline stage."""
+    return hasattr(layer, "self_attn")
+
+
 class SASGPTModel(SASGPTPreTrainedModel):
     """The decoder without a head: token ids `[B, T]` in, hidden states `[B, T, C]` out."""
 
@@ -197,14 +202,14 @@ class SASGPTModel(SASGPTPreTrainedModel):
             (lambda: DynamicCache(config=self.config)) if use_cache and self.config.is_causal else None,
             **kwargs,
         )
-        if self.embed_positions is not None and isinstance(self.layers[0], SASGPTDecoderLayer):
+        if self.embed_positions is not None and _is_here(self.layers[0]):
             inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
 
         hidden_states = self.dropout(inputs_embeds)
         for index, decoder_layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             hidden_states = decoder_layer(
                 hidden_states,
-                layer_idx=index,  # a layer that was copied still bears another's
+                layer_idx=None if cache is None else index,  # a layer that was copied still bears another's
                 use_cache=use_cache,
                 **for_layers,
                 **{CACHE_NAME: cache},
@@ -216,7 +221,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
 
     def _any_attention(self) -> SASAttention:
         for layer in self.layers:
-            if isinstance(layer, SASGPTDecoderLayer):
+            if _is_here(layer):
                 return layer.self_attn
         raise ValueError(
             f"This pipeline stage holds none of the `num_hidden_layers` ({self.config.num_hidden_layers}) layers; use "

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.utils import compile_regions
 from helpers import assert_all_close, gpt, gradients, token_ids
 
 from sas_hf.modeling import compilation, fused_simulation
@@ -47,6 +48,26 @@ def test_a_compiled_simulation_computes_the_same(variant, recompute, graphs):
     assert len(graphs) == sides * (2 if recompute else 1)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, expected["logits"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["mha", "sas", "sas_learned", "mla_sas"])
+def test_layers_share_what_regional_compilation_makes(variant):
+    """Accelerate's, in training: more graphs than PyTorch keeps would leave the rest of the layers uncompiled."""
+    torch._dynamo.reset()
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    model = gpt(variant, num_hidden_layers=4).double().train()
+    ids, direction = token_ids(2, 14), torch.randn(2, 14, 67, dtype=torch.float64)
+    expected = step(model, ids, direction)
+    regions = compile_regions(model, fullgraph=True, dynamic=False, backend=backend)
+    found = step(regions, ids, direction)
+    assert_all_close({name.replace("_orig_mod.", ""): tensor for name, tensor in found.items()}, expected, 1e-9)
+    alike = [graph for graph in made if "attention" in graph.code]
+    assert len(alike) == 1
 
 
 def test_where_compiling_fails_it_runs_uncompiled(monkeypatch):
