@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from sas_hf.hub.info import describe
 from sas_hf.modeling.cache_name import CACHE_NAME
+from sas_hf.modeling.fused_simulation import simulate
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Training:
     def __init__(self, model: nn.Module, ids: torch.Tensor, tokens: int = 1):
         self.model, self.ids = model, ids
 
+    def loss(self) -> torch.Tensor:
+        return self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+
     def __call__(self) -> None:
         self.model.train()
-        self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
+        self.loss().backward()
 
     def reset(self) -> None:
         """Take away, untimed, what a call leaves behind."""
@@ -61,6 +65,15 @@ class Prefill:
 
     def reset(self) -> None:
         pass
+
+
+class Forward(Prefill):
+    """The same without a cache."""
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.model.eval()
+        self.model(input_ids=self.ids, logits_to_keep=1, use_cache=False)
 
 
 class Decoding:
@@ -87,6 +100,39 @@ class Decoding:
 
 class StaticDecoding(Decoding):
     static = True
+
+
+class CompiledDecoding(StaticDecoding):
+    """By what `generate` compiles where it has a static cache: on a GPU with CUDA graphs."""
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.model.eval()
+        step = self.model.get_compiled_call(CompileConfig())
+        for _ in range(self.tokens):
+            step(input_ids=self.ids[:, -1:], **{CACHE_NAME: self.cache})
+
+
+class GraphDecoding(StaticDecoding):
+    """By one CUDA graph, captured once: what is left when nothing waits for Python."""
+
+    def __init__(self, model: nn.Module, ids: torch.Tensor, tokens: int):
+        if not ids.is_cuda:
+            raise ValueError(f"A CUDA graph needs a GPU, and the model is on {ids.device}.")
+        super().__init__(model, ids, tokens)
+        token, stream, self.graph = ids[:, -1:].clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.no_grad():
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                model(input_ids=token, **{CACHE_NAME: self.cache})  # what is made once
+            torch.cuda.current_stream().wait_stream(stream)
+            self.cache.crop(-1)
+            with torch.cuda.graph(self.graph):
+                self.written = token, model(input_ids=token, **{CACHE_NAME: self.cache}).logits
+
+    def __call__(self) -> None:
+        for _ in range(self.tokens):
+            self.graph.replay()
 
 
 def first_layer_call(model: nn.Module, function: Callable) -> tuple[nn.Module, torch.Tensor, dict]:
@@ -121,6 +167,40 @@ class LayerTraining:
     def reset(self) -> None:
         self.layer.zero_grad(set_to_none=True)
         self.hidden.grad = None
+
+
+class Simulating:
+    """The simulation of the first layer's queries, keys and values alone, rotation included."""
+
+    trains = False
+
+    def __init__(self, model: nn.Module, ids: torch.Tensor, tokens: int = 1):
+        model.train()
+        layer, hidden, keywords = first_layer_call(model, lambda: model(input_ids=ids, use_cache=False))
+        with torch.no_grad():
+            key, value = layer.expand(*layer.project_state(hidden))
+            heads = [tensor.contiguous() for tensor in (layer.project_queries(hidden), key, value)]
+        angles = keywords["position_embeddings"]
+        simulations = layer.q_simulation, layer.k_simulation, layer.v_simulation
+        sides = zip(simulations, heads, (angles, angles, None), strict=True)
+        self.sides = [(simulation, base.requires_grad_(self.trains), turn) for simulation, base, turn in sides]
+        self.layer, self.directions = layer, None
+
+    def __call__(self) -> None:
+        with torch.set_grad_enabled(self.trains):
+            results = [simulate(*side) for side in self.sides]
+        if self.trains:
+            self.directions = self.directions or [torch.randn_like(result) for result in results]
+            torch.autograd.backward(results, self.directions)
+
+    def reset(self) -> None:
+        self.layer.zero_grad(set_to_none=True)
+        for _, heads, _ in self.sides:
+            heads.grad = None
+
+
+class SimulatingInTraining(Simulating):
+    trains = True
 
 
 class LayerDecoding(Decoding):
@@ -247,7 +327,12 @@ def operations(model: nn.Module, config, ids: torch.Tensor) -> float:
 PARTS = {
     "train": Part("training step", "ms", "lengths", Training),
     "prefill": Part("prefill", "ms", "lengths", Prefill),
+    "forward": Part("forward pass without a cache", "ms", "lengths", Forward),
     "decode-static": Part("decoded token, static cache", "ms", "contexts", StaticDecoding, paper=False),
+    "decode-graph": Part("decoded token, one CUDA graph", "ms", "contexts", GraphDecoding, paper=False),
+    "decode-compiled": Part(
+        "decoded token, as `generate` compiles it", "ms", "contexts", CompiledDecoding, paper=False
+    ),
     "decode-dynamic": Part("decoded token, dynamic cache", "ms", "contexts", Decoding, paper=False),
     "layer": Part("attention layer alone, forward and backward", "ms", "lengths", LayerTraining),
     "layer-decode": Part("decoded token, attention layer alone", "ms", "contexts", LayerDecoding, paper=False),

@@ -19,6 +19,8 @@ from rich.progress import track
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from sas_hf.report.turns import take_turns
+
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::mkldnn_convolution_backward", "aten::convolution_backward")
@@ -38,15 +40,23 @@ def kind_of(operation: str) -> str:
     return "softmax" if "softmax" in operation else "other passes"
 
 
-def best_rate(size: int = 2048) -> float:
+class Product:
+    """One large product of matrices."""
+
+    def __init__(self, size: int, device: torch.device, dtype: torch.dtype):
+        self.matrices = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
+
+    def __call__(self) -> None:
+        torch.mm(*self.matrices)
+
+    def reset(self) -> None:
+        pass
+
+
+def best_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of one large product of matrices."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    times = take_turns({"product": Product(size, device, dtype)}, 8, lambda *_: None, device)
+    return 2 * size**3 / min(times["product"])
 
 
 def measure(job: Training, rounds: int) -> tuple[float, dict[str, float], float]:
@@ -89,7 +99,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
-    rate, ids = best_rate(), torch.randint(arguments.vocabulary, (1, arguments.length))
+    rate = best_rate(2048, torch.device("cpu"), torch.float32)
+    ids = torch.randint(arguments.vocabulary, (1, arguments.length))
     table = Table(title=f"Milliseconds of a training step; one large product runs at {rate / 1e9:.0f} GFLOP/s")
     table.add_column("")
     for column in ("step", "ratio", *COLUMNS, "GFLOP", "GFLOP/s", "products alone"):

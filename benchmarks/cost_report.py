@@ -62,13 +62,17 @@ def _colour(model: str, models: list[str]):
     """Of its own for every kind; the changes of one fade."""
     from matplotlib import colors
 
-    kind = parse(model)[0]
-    family = [name for name in models if parse(name)[0] == kind]
+    kind = _kind(model)
+    family = [name for name in models if _kind(name) == kind]
     white = 0.7 * family.index(model) / max(1, len(family))
     return tuple((1 - white) * part + white for part in colors.to_rgb(COLOURS[kind]))
 
 
-def _points(axis, values: dict) -> None:
+def _kind(model: str) -> str:
+    return parse(model.partition("@")[0])[0]
+
+
+def points(axis, values: dict) -> None:
     """A row per model: its ratio, and a line from the smallest to the largest."""
     names = list(values)
     for row, name in enumerate(names):
@@ -86,7 +90,7 @@ def _points(axis, values: dict) -> None:
     axis.set_xlim(0, 1.4 * max(entry.get("largest", entry["ratio"]) for entry in values.values()))
 
 
-def _lines(axis, series: dict[str, dict[int, dict]], field: str) -> None:
+def lines(axis, series: dict[str, dict[int, dict]], field: str) -> None:
     """A line per model over lengths or heads; the band goes from the smallest ratio to the largest."""
     for name, entries in series.items():
         colour, places = _colour(name, list(series)), list(entries)
@@ -128,10 +132,10 @@ def plot(results: dict, path: Path) -> None:
         elif len(heads) > 2:
             _over_heads(axis, dict(sorted(heads.items())), values)
         else:
-            _points(axis, values)
+            points(axis, values)
     if scaling:
-        lines = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[0]))
-        figure.legend(*lines, loc="outside lower center", ncols=8, fontsize=8)
+        legend = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[0]))
+        figure.legend(*legend, loc="outside lower center", ncols=8, fontsize=8)
     figure.suptitle(
         f"{settings['size']} width, {settings['layers']} layers, batch {settings['batch']}, {settings['dtype']}, "
         f"{settings['device']}, {settings['threads']} threads, torch {settings['torch']}; "
@@ -147,8 +151,8 @@ def _over_lengths(upper, lower, name: str, series: dict[str, dict[int, dict]], e
     the operations, where they are of the same thing."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    _lines(upper, series, "value")
-    _lines(lower, series, "ratio")
+    lines(upper, series, "value")
+    lines(lower, series, "ratio")
     if expected and name in ("train", "prefill"):
         for model, entries in _along(expected).items():
             ratios = [entry["ratio"] for entry in entries.values()]
@@ -172,7 +176,7 @@ def _over_lengths(upper, lower, name: str, series: dict[str, dict[int, dict]], e
 
 
 def _over_heads(axis, heads: dict[int, dict], values: dict) -> None:
-    _lines(axis, {"sas": heads}, "ratio")
+    lines(axis, {"sas": heads}, "ratio")
     for other in (model for model in values if not heads_times(model)):
         colour = _colour(other, [other])
         axis.axhline(values[other]["ratio"], color=colour, linewidth=1, linestyle="--", label=other)

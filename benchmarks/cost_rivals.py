@@ -7,18 +7,22 @@ shape; `paper` is SAS's Appendix L module in our backbone. Then, in any order:
     sas          simulated: three times the heads, half as many features again
     x4           four times the heads (`paper` too)
     k5           head convolutions of kernel size 5 (`paper` too)
+    heads        heads alone: keys as wide as values
     base         the cache holds the base heads
     kept         the simulation is kept for the backward pass, not run again
     no_products  simulation and rotation as modules (and then kept, for recomputation needs the products)
     no_blocks    attention by PyTorch's own kernel
     no_mean      W^O before the mean over groups
     plain        kept and all of the above: what a reader of the paper would write
+    fused        each side of attention by one function of `torch.compile` (`compile_simulation`)
     compiled     by `torch.compile` (every kind, `mha-compiled` and `llama-compiled` too)
+    regional     the same layer by layer, which compiles one for all (Accelerate's `compile_regions`)
 """
 
 import re
 
 import torch
+from accelerate.utils import compile_regions
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
@@ -70,7 +74,10 @@ def _without_mean(layer: SASAttention) -> None:
 
 
 TRICKS = {"products": _without_products, "blocks": _without_blocks, "mean": _without_mean}
-CHANGES = re.compile(r"sas|base|kept|plain|compiled|x[1-9]\d*|k[1-9]\d*|no_(" + "|".join(TRICKS) + ")")
+COMPILED = ("compiled", "regional")  # changes of every kind
+CHANGES = re.compile(
+    r"sas|base|kept|plain|heads|fused|x[1-9]\d*|k[1-9]\d*|" + "|".join(COMPILED) + "|no_(" + "|".join(TRICKS) + ")"
+)
 
 
 def parse(name: str) -> tuple[str, list[str]]:
@@ -83,11 +90,12 @@ def parse(name: str) -> tuple[str, list[str]]:
     if kind not in KINDS:
         raise ValueError(f"The model {name!r} is of an unknown kind; kinds are {', '.join(KINDS)}.")
     wrong = [change for change in changes if not CHANGES.fullmatch(change)]
-    of_simulation = [change for change in changes if change != "compiled"]
+    of_simulation = [change for change in changes if change not in COMPILED]
     if wrong or (of_simulation and kind not in ("sas", "paper") and "sas" not in changes):
         raise ValueError(
             f"The model {name!r} is not known; after the kind, and `sas` for kinds that do not simulate, may follow "
-            f"x2, k5, base, kept, plain, compiled, {', '.join('no_' + trick for trick in TRICKS)}."
+            f"x2, k5, heads, base, kept, plain, fused, {', '.join(COMPILED)}, "
+            f"{', '.join('no_' + trick for trick in TRICKS)}."
         )
     return kind, changes
 
@@ -122,6 +130,10 @@ def make_config(name: str, size: str, **shared) -> SASGPTConfig:
             fields["num_simulated_heads"] = int(change[1:]) * config.num_attention_heads
         elif change in ("kept", "plain"):
             fields["recompute_simulation"] = False
+        elif change == "heads":
+            fields["simulated_head_dim"] = None
+        elif change == "fused":
+            fields["compile_simulation"] = True
         elif change == "base":
             fields["simulation_cache"] = "base"
         elif change[0] == "k":
@@ -181,7 +193,7 @@ def make_model(name: str, size: str, **shared) -> nn.Module:
                 switch_off(layer.self_attn)
     if "compiled" in changes:
         model.compile()
-    return model
+    return compile_regions(model, dynamic=False, fullgraph=True) if "regional" in changes else model
 
 
 def heads_times(name: str) -> int | None:
