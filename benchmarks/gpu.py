@@ -79,7 +79,7 @@ def plan(scale: Scale, functions: list[str], cuda: bool) -> list[Cell]:
     called = by_function(functions)
     fast = tuple(variant for variant in called if variant.partition("@")[2] not in COMPILED_FUNCTIONS)
     slow = ("mha", *(variant for variant in called if variant not in fast))
-    decoded = ("mha", *(variant for variant in called if variant.startswith("sas@")))
+    decoded = ("mha", *(variant for variant in fast if variant.startswith("sas@")))
     decodes = ["decode-static", *["decode-graph"] * cuda]
 
     def eager(size: str, length: int) -> list[Cell]:
@@ -124,6 +124,7 @@ def plan(scale: Scale, functions: list[str], cuda: bool) -> list[Cell]:
         Cell("decode-compiled", first, middle, CACHED),
         *(cell for length in lengths for cell in (*compiled(first, length), Cell("train", first, length, slow))),
         *(cell for size in others for length in lengths for cell in compiled(size, length)),
+        Cell("decode-dynamic", first, middle, ("mha", *(variant for variant in slow if variant.startswith("sas@")))),
     ]
     return cells if cuda else sorted(cells, key=lambda cell: cell.compiles)  # for a CPU that takes long
 

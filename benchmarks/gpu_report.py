@@ -21,11 +21,12 @@ TITLES = {name: (part.title, part.unit) for name, part in PARTS.items()} | {
     "correct-float32": ("distance from the CPU's float64: float32", "of logits; of gradients"),
     "correct-half": ("distance from the CPU's float64: half", "of logits; of gradients"),
     "train-autocast": ("training step, weights float32, autocast", "ms"),
-    "simulation": ("simulation of a layer, forward", "ms"),
-    "simulation-train": ("simulation of a layer, forward and backward", "ms"),
+    "simulation": ("simulation of a layer, forward, beside writing its result", "ms"),
+    "simulation-train": ("the same, forward and backward", "ms"),
 }
 # Distances beyond these are no rounding: twice what tests/gpu allows small models.
 WRONG = {"correct-float32": 1e-2, "correct-half": 0.12}
+SLOW = 2.0  # seconds
 DRAWN = ("train", "prefill", "decode-static", "decode-graph", "memory-train")
 
 
@@ -84,7 +85,9 @@ def table(results: dict) -> str:
             _rates(console, found, notes)
         else:
             _part(console, part, size, lengths, found, notes)
-    console.print(_price(held))
+    for said in (_fastest(held), _price(held), _compiling(held)):
+        if len(said) > 1:
+            console.print("\n" + "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in said))
     if notes.reasons:
         console.print("\nFailed:")
         for number, reason in enumerate(notes.reasons, 1):
@@ -172,18 +175,50 @@ def _profiles(console: Console, size: str, found: dict, notes: Notes) -> None:
             console.print(shown)
 
 
-def _price(held: dict) -> str:
+def _fastest(held: dict) -> list[str]:
+    """By which function each model's training step is fastest, uncompiled and compiled."""
+    said = ["Fastest training steps, relative to mha:"]
+    for size, length, figures in _of("train", held):
+        best = {}
+        for variant, entry in figures.items():
+            if entry.get("ratio") is not None:
+                model = variant.partition("@")[0]
+                best[model] = min(best.get(model, (entry["ratio"], variant)), (entry["ratio"], variant))
+        said.append(f"  {size}, {length:,}: " + ", ".join(f"{name} {ratio:.2f}" for ratio, name in best.values()))
+    return said
+
+
+def _price(held: dict) -> list[str]:
     """Of recomputation, round by round."""
-    said = []
-    for (part, size), lengths in held.items():
-        for length, figures in lengths.items():
-            sas, kept = figures.get("sas", {}), figures.get("sas-kept", {})
-            if part == "train" and len(sas.get("rounds", ())) == len(kept.get("rounds", ())) > 0:
-                more = [a / b - 1 for a, b in zip(sas["rounds"], kept["rounds"], strict=True)]
-                said.append(
-                    f"  {size}, {length:,}: {statistics.median(more):+.1%} ({min(more):+.1%} to {max(more):+.1%})"
-                )
-    return "\n".join(["\nRecomputation's price, of a training step:", *said]) if said else ""
+    said = ["Recomputation's price, of a training step:"]
+    for size, length, figures in _of("train", held):
+        sas, kept = figures.get("sas", {}), figures.get("sas-kept", {})
+        if len(sas.get("rounds", ())) == len(kept.get("rounds", ())) > 0:
+            more = [a / b - 1 for a, b in zip(sas["rounds"], kept["rounds"], strict=True)]
+            said.append(f"  {size}, {length:,}: {statistics.median(more):+.1%} ({min(more):+.1%} to {max(more):+.1%})")
+    return said
+
+
+def _compiling(held: dict) -> list[str]:
+    """Seconds of first calls that compiled something, or waited for something else."""
+    said = [f"First calls of more than {SLOW:g} s:"]
+    for part, size in held:
+        for _, length, figures in _of(part, {(part, size): held[part, size]}):
+            slow = {name: entry["first_s"] for name, entry in figures.items() if entry.get("first_s", 0) > SLOW}
+            if slow:
+                names = ", ".join(f"{name} {seconds:.0f}" for name, seconds in slow.items())
+                said.append(f"  {part}, {size}, {length:,}: {names}")
+    return said
+
+
+def _of(part: str, held: dict) -> list[tuple[str, int, dict]]:
+    """Size, length and figures of a part."""
+    return [
+        (size, length, figures)
+        for (name, size), lengths in held.items()
+        for length, figures in lengths.items()
+        if name == part
+    ]
 
 
 def draw(results: dict, path: Path) -> None:

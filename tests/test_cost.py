@@ -84,6 +84,15 @@ def test_all_names_of_one_simulation_compute_the_same(monkeypatch):
             assert_all_close(other, first, 1e-5)
 
 
+def test_heads_alone_and_fused_simulation(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from cost_rivals import make_config
+
+    sas, heads, fused = (make_config(name, "125m").to_dict() for name in ("sas", "sas-heads", "sas-fused"))
+    assert {name for name in sas if sas[name] != heads[name]} == {"simulated_head_dim", "query_pre_attn_scalar"}
+    assert {name for name in sas if sas[name] != fused[name]} == {"compile_simulation"}
+
+
 @pytest.mark.parametrize("name", ["mha-compiled", "llama-compiled", "sas-compiled", "sas-kept-compiled"])
 def test_compiled_models_are_the_models_they_are_named_after(name, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -95,6 +95,8 @@ def test_what_the_table_says_of_times(gpu):
             "sas": TIMED | {"rounds": [33.0, 30.0]},
             "sas-kept": TIMED | {"rounds": [30.0, 30.0]},
             "sas@flash": {"failed": "refused"},
+            "sas@cudnn": TIMED | {"ratio": 1.25},
+            "sas-regional": TIMED | {"ratio": None, "first_s": 31.0},
             "paper": TIMED | {"ratio": None},
         },
         "train 350m 4096": {"mha": {"failed": "OutOfMemoryError: CUDA out of memory."}},
@@ -121,6 +123,8 @@ def test_what_the_table_says_of_times(gpu):
     assert row("paper") == ["", "2", ""] and row("sas@flash") == ["", "failed 1)", ""]
     text = "\n".join(lines)
     assert "WRONG 1.0e-03; 5.0e-01" in text and "12,000 (1.50)" in text
+    assert "125m, 1,024: mha 1.00, sas@cudnn 1.25, sas-kept 1.50" in text
+    assert "First calls" in text and "  train, 125m, 1,024: sas-regional 31" in text
     assert "125m, 1,024: +5.0% (+0.0% to +10.0%)" in text and "| 15 |   75% |     2 | aaaa" in text
     assert "2) OutOfMemoryError: CUDA out of memory." in text and "A TRIAL" not in text
 
