@@ -290,16 +290,20 @@ class Session:
         self.results["runs"] = [*self.results.get("runs", []), {"date": now, "commit": commit()}]
         self._save()
 
-    def _wanted(self, cell: Cell) -> list[str]:
-        """What is not there yet, behind the measure; without it where that failed."""
+    def _due(self, cell: Cell) -> set[str]:
+        """What is not there yet."""
         held = self.results["figures"].get(cell.key, {})
-        due = {
+        return {
             variant
             for variant in cell.variants
             if variant not in held
             or (self.arguments.retry and "failed" in held[variant] and (cell.key, variant) not in self.tried)
         }
-        if due and "failed" not in held.get(cell.measure, ()):
+
+    def _wanted(self, cell: Cell) -> list[str]:
+        """What is due, behind the measure; without it where that failed."""
+        due = self._due(cell)
+        if due and "failed" not in self.results["figures"].get(cell.key, {}).get(cell.measure, ()):
             due.add(cell.measure)
         return [variant for variant in cell.variants if variant in due]
 
@@ -325,8 +329,11 @@ class Session:
         except (EOFError, OSError):
             failure = f"the process that measures ended ({self.worker.end(5)})"
         self.worker = None
-        if failure and (now is not None or cell in self.begun_again):
-            self._keep(cell, {variant: {"failed": failure} for variant in (variants if now is None else [now])})
+        blamed = {now} & self._due(cell) if failure else set()
+        if failure and not blamed and cell in self.begun_again:
+            blamed = self._due(cell)
+        if blamed:
+            self._keep(cell, {variant: {"failed": failure} for variant in blamed})
         self.begun_again.add(cell)
         return False
 
