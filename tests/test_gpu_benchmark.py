@@ -79,13 +79,15 @@ def test_a_killed_run_goes_on(tmp_path, gpu, capsys, monkeypatch):
     gpu.report(tmp_path, session.results)
     results = json.loads((tmp_path / "figures.json").read_text())
     for key, cell in held.items():
-        assert {name: results["figures"][key][name] for name in cell} == cell  # not measured again
+        assert {name: results["figures"][key][name] for name in cell} == cell
     crashed, refused = results["figures"][SECOND].values()
     assert crashed == {"failed": "the process that measures ended (signal 9)"}
     assert "same last dimension" in refused["failed"]
     assert [run["seconds"] > 0 for run in results["runs"]] == [True, True]
     printed = (tmp_path / "table.md").read_text()
-    assert printed in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert printed in said
+    assert f"{SECOND}: " in said and f"{FIRST}: " not in said  # which is not measured again
     assert max(map(len, printed.splitlines())) <= 80
     assert "correct-half cpu: 23 of 25" in " ".join(printed.split())
     assert "A TRIAL" in printed and "Flash attention requires q,k,v" in printed
