@@ -6,14 +6,14 @@ computed).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
+from .annotations import AttentionLayer
 from .attention_functions import ALL_ATTENTION_FUNCTIONS, eager_attention_forward
 from .cache_name import either_cache_name
 from .fused_simulation import simulate
@@ -23,7 +23,7 @@ from .recomputation import recomputing
 from .simulation import Simulation, aggregate_heads, concatenate_heads
 
 
-class SASAttention(nn.Module):
+class SASAttention(AttentionLayer):
     """
     Attention over queries, keys and values from a base projection, simulated where the configuration asks for it.
 
@@ -111,7 +111,7 @@ class SASAttention(nn.Module):
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         layer_idx: int | None = None,
         key_value_states: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:

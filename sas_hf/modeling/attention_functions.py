@@ -7,6 +7,7 @@ attention_kernels.py; all others are Transformers' or the user's.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +18,10 @@ from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as transformers_sdpa_attention_forward
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as SHARED_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import AttentionInterface
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
+from .annotations import AttentionLayer, ForwardKwargs
 from .attention_kernels import AS_THEY_ARE, IN_BLOCKS, PADDED, choose
 from .blocked_attention import BlockedAttention, as_added, blocked_attention
 from .recomputation import attend_padded
@@ -33,14 +34,14 @@ def repeat_kv(states: torch.Tensor, repeats: int) -> torch.Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: AttentionLayer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
+    **kwargs: Unpack[ForwardKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention written out: `[B, heads, T, width]` in, `[B, T, heads, D_v]` and the weights out."""
     key = repeat_kv(key, module.num_key_value_groups)
@@ -55,7 +56,7 @@ def eager_attention_forward(
 
 
 def sdpa_attention_forward(
-    module: nn.Module,
+    module: AttentionLayer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -63,7 +64,7 @@ def sdpa_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **kwargs: Unpack[TransformersKwargs],
+    **kwargs: Unpack[ForwardKwargs],
 ) -> tuple[torch.Tensor, None]:
     """Transformers' "sdpa", with what attention_kernels.py chooses where keys are wider than values: on a CPU, which
     has no fast kernel for such, in blocks. Shapes as in `eager_attention_forward`; no weights."""
@@ -84,8 +85,8 @@ def sdpa_attention_forward(
     hides_future = hides_future and attention_mask is None and query.shape[2] > 1
     if hides_future:  # a static cache has empty slots behind
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    attend = blocked_attention if torch.compiler.is_compiling() else BlockedAttention.apply
-    return attend(query, key, value, attention_mask, hides_future, scaling), None
+    in_blocks = blocked_attention if torch.compiler.is_compiling() else BlockedAttention.apply
+    return in_blocks(query, key, value, attention_mask, hides_future, scaling), None
 
 
 def _blocks_serve(module, query, key, value, attention_mask, dropout, kwargs) -> bool:
@@ -118,13 +119,13 @@ def _is_as_models_make_it(mask: torch.Tensor, query: torch.Tensor, key: torch.Te
 
 
 def flash_attention_forward(
-    module: nn.Module,
+    module: AttentionLayer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     documents: dict[str, torch.Tensor | int] | None = None,
-    **kwargs: Unpack[TransformersKwargs],
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' function for every version of FlashAttention. Where keys are wider than values, the version that
     takes them as they are gets them so (attention_kernels.py), and padded values are not kept for the backward pass.
@@ -147,7 +148,9 @@ def flash_attention_forward(
         return attend_padded(attend, value, width), None
     is_causal, scaling = kwargs.pop("is_causal", None), kwargs.pop("scaling", None)
     output = _flash_attention_forward(
-        *(states.transpose(1, 2) for states in (query, key, value)),
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
         attention_mask,
         query_length=query.shape[2],
         is_causal=module.is_causal if is_causal is None else is_causal,
@@ -165,12 +168,12 @@ TELL_VLLM = (
 
 
 def vllm_attention_forward(
-    module: nn.Module,
+    module: AttentionLayer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **kwargs: Unpack[TransformersKwargs],
+    **kwargs: Unpack[ForwardKwargs],
 ) -> tuple[torch.Tensor, None]:
     """What vLLM registers; it holds keys and values itself. Of itself it makes room for heads as they are before
     simulation, takes those of several tokens for one's, and says nothing.
@@ -178,7 +181,8 @@ def vllm_attention_forward(
     Raises:
         ValueError: where vLLM was not told of these heads, or cannot compute this attention.
     """
-    room = module.attn.num_heads, module.attn.num_kv_heads, module.attn.head_size
+    held: Any = module.attn  # vLLM's own layer, which it puts there
+    room = held.num_heads, held.num_kv_heads, held.head_size
     needed = query.shape[1], key.shape[1], query.shape[3]
     if room != needed:
         raise ValueError(
@@ -193,7 +197,7 @@ def vllm_attention_forward(
     return SHARED_ATTENTION_FUNCTIONS["vllm"](module, query, key, value, attention_mask, **kwargs)
 
 
-def refuse_pooling_of_vllm(model: nn.Module) -> None:
+def refuse_pooling_of_vllm(model: PreTrainedModel) -> None:
     """Raise a `ValueError` where vLLM makes a classifier by itself: it would read the first token of a text, of
     whichever model, and leave out an encoder's pooler. The package's plugin has classifiers of its own."""
     if model.config._attn_implementation == "vllm":
@@ -211,7 +215,8 @@ class SASAttentionInterface(AttentionInterface):
     def get_interface(self, attn_implementation: str | None, default: Callable) -> Callable:
         """As in Transformers. Every cache was extended before, the pool of continuous batching too: "paged|" asks for
         nothing more. FlashAttention has many names, those of kernels from the Hub too, and one function."""
-        found = super().get_interface(attn_implementation and attn_implementation.removeprefix("paged|"), default)
+        name = attn_implementation and attn_implementation.removeprefix("paged|")
+        found = super().get_interface(name, default)  # type: ignore[arg-type]  # it takes None, too
         return flash_attention_forward if found is transformers_flash_attention_forward else found
 
 

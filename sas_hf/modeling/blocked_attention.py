@@ -54,7 +54,9 @@ def attend(query, key, value, mask, is_causal, scaling) -> torch.Tensor:
     return output
 
 
-def attend_backward(grad, query, key, value, mask, is_causal, scaling) -> tuple[torch.Tensor, ...]:
+def attend_backward(
+    grad, query, key, value, mask, is_causal, scaling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of queries, keys and values from that of the output `[B, T, heads, D_v]`; weights are made again."""
     grad_query = torch.empty_like(query)
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
@@ -104,12 +106,13 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        *tensors, mask = ctx.saved_tensors
+        (*tensors, mask), (is_causal, scaling) = ctx.saved_tensors, ctx.settings
         if not torch.is_grad_enabled():
-            return *attend_backward(grad, *tensors, mask, *ctx.settings), None, None, None
+            query, key, value = tensors
+            return *attend_backward(grad, query, key, value, mask, is_causal, scaling), None, None, None
 
-        def attention(*tensors):
-            return attend_differentiably(*tensors, mask, *ctx.settings)
+        def attention(query, key, value):
+            return attend_differentiably(query, key, value, mask, is_causal, scaling)
 
         return *differentiable_gradients(attention, tensors, ctx.needs_input_grad[:3], grad), None, None, None
 

@@ -26,13 +26,14 @@ class Compiled:
 
     def __init__(self, function: Callable, backend: str = "inductor"):
         self.function, self.backend = function, backend
-        self.compiled, self.failed = None, False
+        self.compiled: Callable | None = None
+        self.failed = False
 
     def __call__(self, *arguments):
         if self.failed or torch.compiler.is_compiling():  # a part of a larger graph then
             return self.function(*arguments)
         if self.compiled is None:
-            self.compiled = torch.compile(
+            self.compiled = torch.compile(  # type: ignore[call-overload]  # which lack the last two parameters
                 self.function,
                 fullgraph=True,
                 backend=self._compile_both_passes,

@@ -4,6 +4,7 @@ They are declared, resolved and checked here, once; an architecture's configurat
 """
 
 import difflib
+from typing import TYPE_CHECKING, Self, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
@@ -142,7 +143,7 @@ class SASAttentionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs) -> "PreTrainedConfig | tuple[PreTrainedConfig, dict]":
+    def from_dict(cls, config_dict: dict, **kwargs) -> Self:
         """As in Transformers, which sets the fields among `kwargs` once all others are checked: these are, too.
 
         Raises:
@@ -151,6 +152,16 @@ class SASAttentionConfig(PreTrainedConfig):
         found = super().from_dict(config_dict, **kwargs)
         (found[0] if isinstance(found, tuple) else found).validate_architecture()
         return found
+
+    if TYPE_CHECKING:
+
+        @property
+        def num_labels(self) -> int:
+            """A number in every configuration that was made; Transformers' annotation says that there may be none."""
+            ...
+
+        @num_labels.setter
+        def num_labels(self, num_labels: int) -> None: ...
 
     def take_aliases(self, keywords: dict) -> dict:
         """Set the fields that `keywords` have under another name (`attribute_map`); the base class would do so after
@@ -170,8 +181,8 @@ class SASAttentionConfig(PreTrainedConfig):
     def query_head_dim(self) -> int:
         """Width of queries and keys as the base projection makes them, before feature simulation."""
         if self.attention_type == "mla":
-            return self.qk_rope_head_dim + self.qk_nope_head_dim
-        return self.head_dim
+            return cast(int, self.qk_rope_head_dim) + cast(int, self.qk_nope_head_dim)
+        return cast(int, self.head_dim)
 
     @property
     def simulates(self) -> bool:

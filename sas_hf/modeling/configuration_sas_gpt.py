@@ -53,7 +53,7 @@ class SASGPTConfig(SASAttentionConfig):
 
     model_type = "sas_gpt"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
-    base_model_pp_plan = PIPELINE_PARALLEL_PLAN
+    base_model_pp_plan = PIPELINE_PARALLEL_PLAN  # type: ignore[assignment]  # in the form of Transformers' own models
 
     vocab_size: int = 50304
     hidden_size: int = 768

@@ -1,6 +1,6 @@
 """Configuration of the SAS encoder–decoder: BART's and Marian's fields, and attention's own for each of its places."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -28,7 +28,13 @@ _FOLLOWS = {
 }
 
 
-class AttentionPlace:
+if TYPE_CHECKING:
+    Whole = SASTextConfig  # a place is a configuration in all that is read of it
+else:
+    Whole = object
+
+
+class AttentionPlace(Whole):
     """
     A configuration as one place of attention sees it: with that place's own fields, and all else the whole's, as it is
     when it is read (the attention implementation and the form of the cache may change on a live model).
@@ -52,8 +58,8 @@ class AttentionPlace:
             self.intermediate_size = whole.decoder_intermediate_size
         own = getattr(whole, f"{name}_attention") or {}
         defaults = {field: getattr(SASAttentionConfig, field) for field in _FOLLOWS if field not in own}
-        vars(self).update(own)
-        vars(self).update(
+        self.__dict__.update(own)
+        self.__dict__.update(
             {f: default for f, default in defaults.items() if any(other in own for other in _FOLLOWS[f])}
         )
         if own:
@@ -160,7 +166,7 @@ class SASSeq2SeqConfig(SASTextConfig):
     def validate_architecture(self):
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
-        if self.decoder_layers < 1:
+        if not self.decoder_layers or self.decoder_layers < 1:
             raise ValueError(f"`decoder_layers` is {self.decoder_layers}; it must be a positive integer.")
         if not self.is_encoder_decoder:
             raise ValueError("`is_encoder_decoder` is False, but this is an encoder–decoder; leave it out.")

@@ -1,5 +1,7 @@
 """Configuration of the SAS ViT: the fields of Transformers' ViT, how images become tokens, and attention's own."""
 
+from typing import cast
+
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
@@ -83,7 +85,8 @@ class SASViTConfig(SASAttentionConfig):
     @property
     def grid_shape(self) -> tuple[int, int]:
         """Patches from top to bottom and from left to right."""
-        return tuple(pixels // patch for pixels, patch in zip(self.image_shape, self.patch_shape, strict=True))
+        (height, width), (rows, columns) = self.image_shape, self.patch_shape
+        return height // rows, width // columns
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -132,7 +135,7 @@ class SASViTConfig(SASAttentionConfig):
 
 def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """A size as Transformers allows it, as a pair."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size, size) if isinstance(size, int) else cast(tuple[int, int], tuple(size))
 
 
 __all__ = ["SASViTConfig"]

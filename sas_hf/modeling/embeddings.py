@@ -47,8 +47,8 @@ class SASTextEmbeddings(nn.Module):
         super().__init__()
         hidden_size = config.hidden_size
         table = SASScaledEmbedding if config.scale_embedding else nn.Embedding
-        self.embed_tokens = table(vocab_size, hidden_size, config.pad_token_id)
-        self.embed_positions = None
+        self.embed_tokens: nn.Module = table(vocab_size, hidden_size, config.pad_token_id)
+        self.embed_positions: nn.Embedding | SASSinusoidalPositions | None = None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden_size)
         elif config.position_embedding_type == "sinusoidal":

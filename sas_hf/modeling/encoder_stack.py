@@ -4,15 +4,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
+from .annotations import ForwardKwargs, ModelMixin
+from .attention import SASAttention
 from .embeddings import SASTextEmbeddings
 from .layers import SASEncoderLayer, final_norm
 from .positions import SASRotaryEmbedding
 from .sequence import check_positions, layer_inputs, row_positions
 
 
-class SASEncoderStack:
+class SASEncoderStack(ModelMixin):
     """Embeddings, layers and norm of an encoder: a model of its own, and one half of an encoder–decoder."""
 
     def build_stack(self, config: PreTrainedConfig, num_layers: int, type_vocab_size: int = 0) -> None:
@@ -28,19 +29,19 @@ class SASEncoderStack:
 
     def run_stack(
         self,
-        input_ids: torch.LongTensor | None,
+        input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> torch.Tensor:
         """Hidden states `[B, T, C]`; arguments as in [`SASEncoderModel.forward`]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
-        attention = self.layers[0].self_attn
+        attention: SASAttention = self.layers[0].self_attn  # type: ignore[assignment]  # a list without a type
         given_position_ids, most = position_ids, None
         if position_ids is None:
             most = inputs_embeds.shape[1] - 1

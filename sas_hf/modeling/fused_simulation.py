@@ -6,6 +6,7 @@ two. What the other buys: docs/cost.md.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ PARTS = {
     "heads": {"": HeadSimulation, "expansion": HeadExpansion, "residual": HeadResidual},
     "features": {"": FeatureSimulation, "expansion": FeatureExpansion, "residual": FeatureResidual},
 }
+Weight = Any  # a tensor, or `None` where its simulation is off, as all four of it are: `simulation_weights`
 ACTIVATIONS = {nn.Identity, *(made[0] if isinstance(made, tuple) else made for made in ACT2CLS.values())}
 
 
@@ -76,15 +78,15 @@ def is_plain(simulation: nn.Module) -> bool:
     """
     if is_transformed(but_for_compilation=True) or torch.nn.modules.module._has_any_global_hook():
         return False
-    if not _is_as_made(simulation, Simulation) or not simulation._modules:
+    if not isinstance(simulation, Simulation) or not _is_as_made(simulation, Simulation) or not simulation._modules:
         return False
     if simulation.config._attn_implementation in ("eager", "paged|eager", None):
         return False
     for name, maps in simulation._modules.items():
         parts = PARTS.get(name)
-        if parts is None or not _is_as_made(maps, parts[""]):
+        if parts is None or maps is None or not _is_as_made(maps, parts[""]):
             return False
-        act, expansion, residual = (maps._modules[part] for part in ("act", "expansion", "residual"))
+        act, expansion, residual = (getattr(maps, part) for part in ("act", "expansion", "residual"))
         if not _is_as_made(expansion, parts["expansion"]) or not _is_as_made(residual, parts["residual"]):
             return False
         if act._parameters or type(act) not in ACTIVATIONS or not _is_as_made(act, type(act)):
@@ -105,12 +107,12 @@ def _is_as_made(part: nn.Module, kind: type[nn.Module]) -> bool:
 
 def simulation_weights(simulation: Simulation) -> list[torch.Tensor | None]:
     """Weight and bias of the four maps in the order they act, `None` where a simulation is off."""
-    weights = []
+    weights: list[torch.Tensor | None] = []
     for name in ("heads", "features"):
         if name not in simulation._modules:
             weights += [None] * 4
             continue
-        maps = simulation._modules[name]
+        maps: HeadSimulation | FeatureSimulation = getattr(simulation, name)
         weights += [maps.expansion.weight, maps.expansion.bias, maps.residual.weight, maps.residual.bias]
     return weights
 
@@ -169,12 +171,12 @@ def _simulate(acts, heads, cos, sin, *weights) -> torch.Tensor:
     return hidden.view(shape)
 
 
-def is_heads_first(weights: Sequence[torch.Tensor | None]) -> bool:
+def is_heads_first(weights: Sequence[Weight]) -> bool:
     """Whether the head maps have κ = 1 and are products of matrices."""
     return weights[0] is not None and weights[0].shape[2] == weights[2].shape[2] == 1
 
 
-def maps(acts: Sequence[nn.Module], heads: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
+def maps(acts: Sequence[nn.Module], heads: torch.Tensor, *weights: Weight) -> torch.Tensor:
     """
     The maps over heads and over features, on `[H, N, D]` if `is_heads_first(weights)`, otherwise `[N, H, D]`.
 

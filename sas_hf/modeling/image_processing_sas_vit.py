@@ -54,16 +54,20 @@ class SASViTImageProcessor(PilBackend):
     num_channels = 3
 
     def __init__(self, **kwargs: Unpack[SASViTImageProcessorKwargs]):
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]  # it takes all of `valid_kwargs`
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {self.num_channels}; it must be 1 (grey) or 3 (RGB).")
 
-    def convert_to_rgb(self, image, **layout) -> "np.ndarray | Image.Image":
+    # Transformers gives it images of PIL, too, whatever its annotation says.
+    def convert_to_rgb(self, image, **layout) -> "np.ndarray | Image.Image":  # type: ignore[override]
         # An array's layout is told by newer versions of Transformers alone: 5.19 and older leave arrays as they are.
-        return super().convert_to_rgb(to_rgb(image) if isinstance(image, Image.Image) else image, **layout)
+        image = to_rgb(image) if isinstance(image, Image.Image) else image
+        return super().convert_to_rgb(image, **layout)
 
-    def _preprocess(self, images: list[np.ndarray], num_channels: int, **kwargs) -> BatchFeature:
-        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else None
+    def _preprocess(  # type: ignore[override]  # it is called by keywords alone
+        self, images: list[np.ndarray], num_channels: int, **kwargs
+    ) -> BatchFeature:
+        white = 1 / kwargs["rescale_factor"] if kwargs["do_rescale"] else np.inf
         for image in images:
             if np.isnan(image.max()):
                 raise ValueError("An image has numbers from nan to nan: it is damaged.")

@@ -7,6 +7,7 @@ state, simulated anew at every use. `CachePlace` is all that they know of Transf
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedConfig, cache_utils
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 from transformers.utils.import_utils import is_cuda_stream_capturing
 
+from .annotations import AttentionLayer
 from .fused_simulation import simulate
 from .positions import rotate_leading_features
 from .transforms import is_at_hand
@@ -36,7 +38,12 @@ class CachePlace:
     """
 
     def __init__(
-        self, attention: nn.Module, cache: Cache | None, layer_idx: int | None, kwargs: dict, is_source: bool = False
+        self,
+        attention: AttentionLayer,
+        cache: Cache | None,
+        layer_idx: int | None,
+        kwargs: dict,
+        is_source: bool = False,
     ):
         self.config = attention.config
         self._attention, self._layer_idx = attention, layer_idx
@@ -54,18 +61,18 @@ class CachePlace:
         return self._attention.layer_idx if self._layer_idx is None else self._layer_idx
 
     @property
-    def layer(self) -> CacheLayerMixin | None:
+    def held(self) -> Pair | None:
         """What the cache holds here, once it holds something."""
         layers = getattr(self.cache, "layers", ())  # a pool has none, and its form is checked when it is made
         layer = layers[self.layer_idx] if self.layer_idx < len(layers) else None
-        return None if layer is None or layer.keys is None else layer
+        return None if layer is None or layer.keys is None else (layer.keys, layer.values)
 
     @property
     def complete(self) -> Pair | None:
         """What an earlier step cached of the source, in full."""
-        if self.updated is None or not self.updated.get(self.layer_idx):
+        if self.updated is None or not self.updated.get(self.layer_idx) or self.held is None:
             return None
-        return self._whole(self.layer.keys, self.layer.values)
+        return self._whole(*self.held)
 
     def _whole(self, first: torch.Tensor, second: torch.Tensor) -> Pair:
         return (torch.cat((first, second), dim=-1), second[..., :0]) if self.in_halves else (first, second)
@@ -80,9 +87,9 @@ class CachePlace:
             return first, second
         if self.in_halves:  # runtimes of exported programs have no tensors without width
             first, second = first.tensor_split(2, dim=-1)
-        if self.layer is not None and self.layer.keys.numel():
-            self._check(self.layer.keys, first, "keys")
-            self._check(self.layer.values, second, "values")
+        if self.held is not None and self.held[0].numel():
+            self._check(self.held[0], first, "keys")
+            self._check(self.held[1], second, "values")
         pair = self.cache.update(first, second, self.layer_idx, kwargs=self.kwargs)
         if self.updated is not None:
             self.updated[self.layer_idx] = True
@@ -106,9 +113,10 @@ class CachePlace:
     def with_held(self, new: torch.Tensor) -> torch.Tensor:
         """The first of the pair for all tokens `[B, n, S, width]`, held and new, in the cache's slots; the cache stays
         as it is."""
-        if self.cache is None or (self.layer is None and not self.cache.is_compileable):
+        if self.cache is None or (self.held is None and not self.cache.is_compileable):
             return new
-        layer, held = self.cache.layers[self.layer_idx], self.layer and self.layer.keys
+        layer: Any = self.cache.layers[self.layer_idx]  # one of many kinds
+        held = None if self.held is None else self.held[0]
         if self.cache.is_compileable and not layer.is_sliding:  # fixed slots
             slots = torch.arange(new.shape[2], device=new.device) + layer.get_seq_length()
             empty = (*new.shape[:2], layer.get_max_length(), new.shape[3])
@@ -130,7 +138,7 @@ class CachePlace:
             and not torch.compiler.is_compiling()
             and (attention_mask is None or isinstance(attention_mask, torch.Tensor))
         )
-        return int(self.cache.get_seq_length(self.layer_idx)) if known else None
+        return int(self.cache.get_seq_length(self.layer_idx)) if known and self.cache is not None else None
 
     def refuse_block_table(self) -> None:
         if self.kwargs.get("block_table") is not None:
@@ -144,13 +152,13 @@ class KeyStore:
     """What a form says of itself. `attention` is the layer, whose kind gives states and makes keys and values of
     them."""
 
-    def rotates_at_use(self, attention: nn.Module) -> bool:
+    def rotates_at_use(self, attention: AttentionLayer) -> bool:
         """Whether keys are cached before rotation, so that their positions must be known at every step."""
         raise NotImplementedError
 
     def keys_and_values(
         self,
-        attention: nn.Module,
+        attention: AttentionLayer,
         source: torch.Tensor,
         place: CachePlace,
         angles: Angles,
@@ -182,7 +190,7 @@ class KeyStore:
 class PlainForm(KeyStore):
     """The state, mixed along the tokens by the kind that does, and rotated before it is cached by those that can."""
 
-    def rotates_at_use(self, attention: nn.Module) -> bool:
+    def rotates_at_use(self, attention: AttentionLayer) -> bool:
         return not attention.rotates_state
 
     def to_cache(self, attention, source, place, angles, token_mixing) -> Pair:
@@ -204,7 +212,7 @@ class PlainForm(KeyStore):
 class ExpandedForm(KeyStore):
     """Simulated, rotated keys and simulated values: large, and nothing is left to do when they are used."""
 
-    def rotates_at_use(self, attention: nn.Module) -> bool:
+    def rotates_at_use(self, attention: AttentionLayer) -> bool:
         return False
 
     def to_cache(self, attention, source, place, angles, token_mixing) -> Pair:
@@ -218,7 +226,7 @@ class ExpandedForm(KeyStore):
 class BaseForm(KeyStore):
     """The state, unrotated: small, and simulated anew at every use."""
 
-    def rotates_at_use(self, attention: nn.Module) -> bool:
+    def rotates_at_use(self, attention: AttentionLayer) -> bool:
         return True
 
     def from_cache(self, attention, pair, place, angles, attention_mask):
@@ -238,7 +246,7 @@ class HeldElsewhere(KeyStore):
     def __init__(self, form: KeyStore):
         self.form = form
 
-    def rotates_at_use(self, attention: nn.Module) -> bool:
+    def rotates_at_use(self, attention: AttentionLayer) -> bool:
         return self.form.rotates_at_use(attention)
 
     def to_cache(self, attention, source, place, angles, token_mixing) -> Pair:
@@ -255,7 +263,7 @@ def _transposed(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, 
 
 PLAIN, EXPANDED, BASE = PlainForm(), ExpandedForm(), BaseForm()
 STATE_ATTENTION = "sas_state"
-HELD_ELSEWHERE = {form: HeldElsewhere(form) for form in (PLAIN, BASE)}
+HELD_ELSEWHERE: dict[KeyStore, KeyStore] = {form: HeldElsewhere(form) for form in (PLAIN, BASE)}
 
 
 def key_store(config: PreTrainedConfig) -> KeyStore:
@@ -291,10 +299,11 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
         )
     past = cache.get_seq_length()
     if not cache.layers:  # they are made as they are needed
+        assert cache.layer_class_to_replicate is not None  # or there would be layers
         cache.layers.append(cache.layer_class_to_replicate())
-    layer = cache.layers[0]
+    layer: Any = cache.layers[0]  # one of many kinds
     if not hasattr(type(layer), "key_positions") and not torch.compiler.is_dynamo_compiling():
-        layer.__class__ = with_key_positions(type(layer))
+        layer.__class__ = with_key_positions(type(layer))  # type: ignore[arg-type]  # mypy doubts that types can be keys
     recorded = getattr(layer, "key_positions", None)
     batch, new = position_ids.shape
     if recorded is not None and recorded.shape[0] != batch:
@@ -328,7 +337,7 @@ def _as_handed_out(seen: torch.Tensor, layer: CacheLayerMixin, new: int) -> torc
 def with_key_positions(layer_class: type[CacheLayerMixin]) -> type[CacheLayerMixin]:
     """The kind of cache layer that `layer_class` is, which keeps the positions of all keys, row by row beside them."""
 
-    class LayerWithKeyPositions(layer_class):
+    class LayerWithKeyPositions(layer_class):  # type: ignore[valid-type,misc]  # which mypy cannot follow
         _layer_type = None  # by which Transformers would make such layers for everyone
         key_positions: torch.Tensor | None = None  # [B, S]
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
+from .annotations import ForwardKwargs
 from .kinds import make_attention
 from .norm import SASRMSNorm
 
@@ -72,7 +72,7 @@ class SASEncoderLayer(GradientCheckpointingLayer):
             return hidden_states + self.dropout(norm(branch(hidden_states)))
         return norm(hidden_states + self.dropout(branch(hidden_states)))
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[ForwardKwargs]) -> torch.Tensor:
         hidden_states = self.add(hidden_states, self.self_attn_layer_norm, lambda x: self.self_attn(x, **kwargs)[0])
         return self.add(hidden_states, self.final_layer_norm, self.mlp)
 
@@ -91,7 +91,7 @@ class SASDecoderLayer(SASEncoderLayer):
         self.encoder_attn = make_attention(cross_config, layer_idx)
         self.encoder_attn_layer_norm = make_norm(config)
 
-    def forward(
+    def forward(  # type: ignore[override]  # it reads a source, too
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,  # by its place: re-entrant checkpoints have gradients of such alone
@@ -101,9 +101,9 @@ class SASDecoderLayer(SASEncoderLayer):
         key_position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
         token_mixing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         documents: dict[str, torch.Tensor | int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> torch.Tensor:
         own = {
             "position_ids": position_ids,

@@ -21,10 +21,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .annotations import ForwardKwargs
 from .attention import SASAttention
 from .attention_functions import refuse_pooling_of_vllm
 from .configuration_sas_encoder import SASEncoderConfig
@@ -86,12 +87,12 @@ class SASEncoderModel(SASEncoderPreTrainedModel, SASEncoderStack):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -172,13 +173,13 @@ class SASEncoderForMaskedLM(SASEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
         """
         Args (see [`SASEncoderModel.forward`] for the others):
@@ -217,13 +218,13 @@ class SASEncoderForSequenceClassification(SASEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> SequenceClassifierOutput:
         """
         Args (see [`SASEncoderModel.forward`] for the others):
@@ -258,7 +259,7 @@ def pooled_output(
     """What a classifier of texts reads `[B, C]`: the pooler's, or where there is none, what it would have read."""
     if outputs.pooler_output is not None:
         return outputs.pooler_output
-    return pool_tokens(config, outputs.last_hidden_state, attention_mask)
+    return pool_tokens(config, outputs[0], attention_mask)
 
 
 class SASEncoderForTokenClassification(SASEncoderPreTrainedModel):
@@ -275,13 +276,13 @@ class SASEncoderForTokenClassification(SASEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> TokenClassifierOutput:
         """
         Args (see [`SASEncoderModel.forward`] for the others):
@@ -317,14 +318,14 @@ class SASEncoderForQuestionAnswering(SASEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        start_positions: torch.LongTensor | None = None,
-        end_positions: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
         """
         Args (see [`SASEncoderModel.forward`] for the others):
@@ -365,13 +366,13 @@ class SASEncoderForMultipleChoice(SASEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
         """
         Args (see [`SASEncoderModel.forward`] for the others, which all have an axis more here):

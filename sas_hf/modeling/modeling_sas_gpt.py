@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import ContinuousBatchingConfig, GenerationMixin
+from transformers.generation import (
+    ContinuousBatchingConfig,
+    ContinuousBatchingManager,
+    GenerationConfig,
+    GenerationMixin,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -28,10 +34,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .annotations import ForwardKwargs
 from .attention import SASAttention
 from .attention_functions import refuse_pooling_of_vllm
 from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
@@ -68,7 +75,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
             self.post_feedforward_layernorm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if not self.rotates:
             kwargs |= {"position_embeddings": None, "key_position_embeddings": None}
         if self.post_norm:
@@ -147,13 +154,13 @@ class SASGPTModel(SASGPTPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPast:
         """
         Args:
@@ -216,7 +223,7 @@ class SASGPTModel(SASGPTPreTrainedModel):
                 **kwargs,
             )
         # Not one that was only to be read: `generate` would hand it in again beside the tokens it holds.
-        returned = {CACHE_NAME: cache if use_cache else None}
+        returned: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
     def _any_attention(self) -> SASAttention:
@@ -234,7 +241,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # in the form of Llama's
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: SASGPTConfig):
@@ -255,15 +262,15 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> CausalLMOutputWithPast:
         """
         Args (see [`SASGPTModel.forward`] for the others):
@@ -279,7 +286,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(slice_logits_to_keep(outputs[0], logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -302,7 +309,13 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
             raise ValueError("`generate` needs a causal model, but `is_causal` is False in this configuration.")
         return super().generate(*args, **kwargs)
 
-    def init_continuous_batching(self, generation_config=None, continuous_batching_config=None, **kwargs):
+    def init_continuous_batching(
+        self,
+        generation_config: GenerationConfig | None = None,
+        continuous_batching_config: ContinuousBatchingConfig | None = None,
+        *args,
+        **kwargs,
+    ) -> ContinuousBatchingManager:
         """As in Transformers. Its pool holds `num_key_value_heads` x `head_dim` keys and values per token: what
         fits is the cache of "mha" (and "mqa", "gqa") and "optimised", under simulation in its "base" form and without
         block tables; the rest is refused with a `ValueError`."""
@@ -324,7 +337,7 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
                     "keys cannot be read from a block table; set it to 0."
                 )
             continuous_batching_config.max_blocks_per_request = 0
-        return super().init_continuous_batching(generation_config, continuous_batching_config, **kwargs)
+        return super().init_continuous_batching(generation_config, continuous_batching_config, *args, **kwargs)
 
 
 class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPreTrainedModel):
@@ -338,14 +351,14 @@ class SASGPTForSequenceClassification(GenericForSequenceClassification, SASGPTPr
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
         Args (see [`SASGPTModel.forward`] for the others):
@@ -402,14 +415,14 @@ class SASGPTForTokenClassification(GenericForTokenClassification, SASGPTPreTrain
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> TokenClassifierOutput:
         """
         Args (see [`SASGPTModel.forward`] for the others):

@@ -1,6 +1,7 @@
 """The SAS encoder–decoder: one text in, another out, with any attention of this package in each of its places."""
 
 import functools
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .annotations import ForwardKwargs
 from .attention import SASAttention
 from .cache_name import CACHE_NAME, both_cache_names, either_cache_name, takes_both_cache_names
 from .configuration_attention import require_choice
@@ -85,10 +87,10 @@ class SASSeq2SeqEncoder(SASSeq2SeqPreTrainedModel, SASEncoderStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutput:
         """
         Args:
@@ -112,9 +114,9 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
     def __init__(self, config: SASSeq2SeqConfig):
         super().__init__(config)
         place, cross = config.place("decoder"), config.place("cross")
-        self.embeddings = SASTextEmbeddings(place, config.decoder_vocab_size)
+        self.embeddings = SASTextEmbeddings(place, place.decoder_vocab_size)
         self.rotary_emb = SASRotaryEmbedding(place) if config.position_embedding_type == "rope" else None
-        self.layers = nn.ModuleList([SASDecoderLayer(place, cross, index) for index in range(config.decoder_layers)])
+        self.layers = nn.ModuleList([SASDecoderLayer(place, cross, index) for index in range(place.decoder_layers)])
         self.norm = final_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -125,15 +127,15 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
@@ -154,7 +156,8 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
         require_choice(self.config, "simulation_cache", "expanded", "base")  # meant to be changed on a live model
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
-        attention, source_attention = self.layers[0].self_attn, self.layers[0].encoder_attn
+        first: SASDecoderLayer = self.layers[0]  # type: ignore[assignment]  # a list without a type
+        attention, source_attention = first.self_attn, first.encoder_attn
         given_position_ids, most = position_ids, None
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
@@ -201,7 +204,7 @@ class SASSeq2SeqDecoder(SASSeq2SeqPreTrainedModel):
                 **kwargs,
             )
         # Not one that was only to be read: `generate` would hand it in again beside the tokens it holds.
-        returned = {CACHE_NAME: cache if use_cache else None}
+        returned: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states if self.norm is None else self.norm(hidden_states), **returned
         )
@@ -234,17 +237,17 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqModelOutput:
         """
         Args:
@@ -264,16 +267,19 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
             if input_ids is None:
                 raise ValueError("Without `decoder_input_ids` or `decoder_inputs_embeds`, `input_ids` cannot be None.")
             decoder_input_ids = shift_tokens_right(input_ids, self.config)
+        encoded: BaseModelOutput
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(
+            encoded = self.encoder(
                 input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, return_dict=True, **kwargs
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        elif isinstance(encoder_outputs, BaseModelOutput):
+            encoded = encoder_outputs
+        else:
+            encoded = BaseModelOutput(*encoder_outputs)
         outputs: BaseModelOutputWithPastAndCrossAttentions = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs[0],
+            encoder_hidden_states=encoded[0],
             encoder_attention_mask=attention_mask,
             position_ids=decoder_position_ids,
             inputs_embeds=decoder_inputs_embeds,
@@ -288,9 +294,9 @@ class SASSeq2SeqModel(SASSeq2SeqPreTrainedModel):
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
 
@@ -308,12 +314,13 @@ def shift_tokens_right(input_ids: torch.Tensor, config: SASSeq2SeqConfig) -> tor
                 f"`{name}` of the configuration is None, but the decoder's inputs are made of labels with it; set it, "
                 "or give `decoder_input_ids`."
             )
-    tokens = input_ids.masked_fill(input_ids == -100, config.pad_token_id)
+    padding, beginning = cast(int, config.pad_token_id), cast(int, config.decoder_start_token_id)
+    tokens = input_ids.masked_fill(input_ids == -100, padding)
     if config.decoder_starts_with_last_label:
-        last = (tokens != config.pad_token_id).sum(-1, keepdim=True) - 1
+        last = tokens.ne(padding).sum(-1, keepdim=True) - 1
         start = tokens.gather(1, last.clamp(min=0))
     else:
-        start = tokens.new_full((tokens.shape[0], 1), config.decoder_start_token_id)
+        start = tokens.new_full((tokens.shape[0], 1), beginning)
     return torch.cat((start, tokens[:, :-1]), dim=1)
 
 
@@ -328,7 +335,9 @@ class SASSeq2SeqForConditionalGeneration(SASSeq2SeqPreTrainedModel, GenerationMi
         super().__init__(config)
         self.loss_type = "ForMaskedLM"  # by the class's name, labels would be shifted, which the decoder's inputs are
         self.model = SASSeq2SeqModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.decoder_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(
+            config.hidden_size, config.decoder_vocab_size or config.vocab_size, bias=config.lm_head_bias
+        )
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -381,19 +390,19 @@ class SASSeq2SeqForConditionalGeneration(SASSeq2SeqPreTrainedModel, GenerationMi
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqLMOutput:
         """
         Args (see [`SASSeq2SeqModel.forward`] for the others):
@@ -419,7 +428,7 @@ class SASSeq2SeqForConditionalGeneration(SASSeq2SeqPreTrainedModel, GenerationMi
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(slice_logits_to_keep(outputs[0], logits_to_keep))
         loss = None
         if labels is not None:
             size = self.config.decoder_vocab_size

@@ -14,10 +14,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .annotations import ForwardKwargs
 from .attention import SASAttention
 from .configuration_sas_vit import SASViTConfig
 from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
@@ -111,7 +112,7 @@ def patch_grid(config: SASViTConfig, pixel_values: torch.Tensor, interpolate: bo
         ValueError: for images of another size than `image_size`, unless positions may be interpolated and the patches
             cover them.
     """
-    shape = tuple(pixel_values.shape[-2:])
+    height, width = shape = tuple(pixel_values.shape[-2:])
     if shape != config.image_shape and not interpolate:
         raise ValueError(
             f"`pixel_values` holds images of {shape[0]} x {shape[1]} pixels, but `image_size` of this model is "
@@ -123,7 +124,7 @@ def patch_grid(config: SASViTConfig, pixel_values: torch.Tensor, interpolate: bo
             f"`pixel_values` holds images of {shape[0]} x {shape[1]} pixels, which patches of {config.patch_shape[0]} "
             f"x {config.patch_shape[1]} do not cover; resize or pad them to multiples of `patch_size`."
         )
-    grid = tuple(pixels // patch for pixels, patch in zip(shape, config.patch_shape, strict=True))
+    grid = height // config.patch_shape[0], width // config.patch_shape[1]
     if grid != config.grid_shape and config.attention_type == "super":
         raise ValueError(
             f"Images of {shape[0]} x {shape[1]} pixels are {grid[0]} x {grid[1]} patches, but the token mixing of "
@@ -157,7 +158,7 @@ class SASViTLayer(GradientCheckpointingLayer):
         self.mlp = SASViTMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[ForwardKwargs]) -> torch.Tensor:
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
@@ -168,7 +169,7 @@ class SASViTPooler(nn.Module):
 
     def __init__(self, config: SASViTConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
+        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size or config.hidden_size)
         self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -194,7 +195,7 @@ class SASViTPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedMo
     config: SASViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # as Transformers' own
     supports_gradient_checkpointing = True
     _no_split_modules = ["SASViTEmbeddings", "SASViTLayer"]
     _supports_flash_attn = True
@@ -236,10 +237,10 @@ class SASViTModel(SASViTPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
-        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -258,7 +259,8 @@ class SASViTModel(SASViTPreTrainedModel):
 
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         token_mixing = None
-        if self.layers[0].attention.mixes_tokens:
+        attention: SASAttention = self.layers[0].attention  # type: ignore[assignment]  # a list without a type
+        if attention.mixes_tokens:
             positions = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
             visible = torch.ones_like(positions, dtype=torch.bool)[:, None, None, :]
             if attention_mask is not None:
@@ -280,11 +282,11 @@ class SASViTModel(SASViTPreTrainedModel):
 class SASViTClassificationHead(nn.Module):
     """A classifier with one hidden layer: `[B, C]` to logits `[B, num_labels]`."""
 
-    def __init__(self, config: SASViTConfig):
+    def __init__(self, config: SASViTConfig, width: int):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.classifier_hidden_size)
+        self.dense = nn.Linear(config.hidden_size, width)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(width, config.num_labels)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.out_proj(self.activation_fn(self.dense(pooled)))
@@ -296,7 +298,7 @@ def make_classifier(config: SASViTConfig) -> nn.Module:
         return nn.Identity()
     if config.classifier_hidden_size is None:
         return nn.Linear(config.hidden_size, config.num_labels)
-    return SASViTClassificationHead(config)
+    return SASViTClassificationHead(config, config.classifier_hidden_size)
 
 
 class SASViTForImageClassification(SASViTPreTrainedModel):
@@ -321,7 +323,7 @@ class SASViTForImageClassification(SASViTPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> ImageClassifierOutput:
         """
         Args (see [`SASViTModel.forward`] for the others):
@@ -333,7 +335,7 @@ class SASViTForImageClassification(SASViTPreTrainedModel):
             attention_mask=attention_mask,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
+        hidden_states = outputs[0]
         logits = self.classifier(pool_tokens(self.config, hidden_states, attention_mask))
         if self.distillation_classifier is not None:
             logits = (logits + self.distillation_classifier(hidden_states[:, 1])) / 2
@@ -361,10 +363,10 @@ class SASViTForMaskedImageModeling(SASViTPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
-        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedImageModelingOutput:
         """
         Args (see [`SASViTModel.forward`] for the others):
@@ -390,8 +392,9 @@ class SASViTForMaskedImageModeling(SASViTPreTrainedModel):
             attention_mask=attention_mask,
             **kwargs,
         )
+        assert pixel_values is not None  # or the model would have raised
         grid = patch_grid(self.config, pixel_values, bool(interpolate_pos_encoding))
-        patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+        patches = outputs[0][:, self.config.num_prefix_tokens :]
         reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, grid))
         loss = None
         if bool_masked_pos is not None:

@@ -13,5 +13,5 @@ except ImportError:  # up to 5.19
     def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         """Of hidden states `[B, T, C]`, the last so many positions (0: all) or those of the indices `[N]`."""
         if isinstance(logits_to_keep, int):
-            logits_to_keep = slice(-logits_to_keep, None)
+            return hidden_states[:, slice(-logits_to_keep, None), :]
         return hidden_states[:, logits_to_keep, :]

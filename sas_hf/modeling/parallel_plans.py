@@ -31,7 +31,7 @@ class TensorParallelPlan(property):
     """
 
     def __set__(self, config: PreTrainedConfig, plan: dict[str, str]) -> None:
-        if plan != self.fget(config) | {"embed_tokens": "embedding_rowwise"}:
+        if plan != self.__get__(config) | {"embed_tokens": "embedding_rowwise"}:
             super().__set__(config, plan)
 
 

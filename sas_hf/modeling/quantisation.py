@@ -2,8 +2,10 @@
 
 import torch
 
+from .annotations import ModelMixin
 
-class FloatSimulationMixin:
+
+class FloatSimulationMixin(ModelMixin):
     """Transformers' quantisers keep the simulation's weights as they are, in the dtype that the model is loaded in.
 
     They ask a model which of its modules want float32, and let these be whatever else they are told. Here float32 is
@@ -26,5 +28,5 @@ class FloatSimulationMixin:
         """
         for module in self.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # no parameter
         return super().train(mode)

@@ -4,7 +4,7 @@ The simulation is a small share of the operations, but its results are most of w
 `config.recompute_simulation` switches it; figures are in docs/cost.md of the package's repository.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -23,9 +23,10 @@ class RecomputedSimulation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, simulate: Callable, *tensors: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx, simulate: Callable, heads: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        tensors = (heads, *others)
         ctx.simulate, ctx.again = simulate, None
-        ctx.autocast = _as_now(tensors[0].device.type)
+        ctx.autocast = _as_now(heads.device.type)
         ctx.save_for_backward(*tensors)
         return simulate(*tensors).detach()  # a view could not be changed in place by the attention function
 
@@ -37,7 +38,7 @@ class RecomputedSimulation(torch.autograd.Function):
             with ctx.autocast():
                 return None, *differentiable_gradients(ctx.simulate, tensors, needed, grad)
         (_, leaves, result), ctx.again = _simulated_again(ctx), None
-        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need and leaf is not None]
         found = iter(torch.autograd.grad(result, wanted, grad, allow_unused=True))
         return None, *(next(found) if need else None for need in needed)
 
@@ -78,11 +79,11 @@ def _simulated_again(node) -> _Again:
 class _View(NamedTuple):
     """Stands for a tensor that an attention function wants to keep: how it lies in the result of `node`."""
 
-    node: torch.autograd.graph.Node
+    node: torch.autograd.graph.Node | None
     laid_out: tuple[int, ...]  # strides of the result
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int  # from where the result begins
+    offset: int | torch.SymInt  # from where the result begins
 
     def made_again(self) -> torch.Tensor:
         result = _simulated_again(self.node).result.detach()
@@ -136,12 +137,14 @@ def recomputing(*simulated: torch.Tensor) -> AbstractContextManager:
     instead of their numbers. So any attention function can be called, and runs once."""
     if not may_note():
         return nullcontext()
-    results = {tensor.untyped_storage().data_ptr(): tensor for tensor in simulated if is_recomputed(tensor)}
+    results: dict[int | None, torch.Tensor] = {
+        tensor.untyped_storage().data_ptr(): tensor for tensor in simulated if is_recomputed(tensor)
+    }
     return _noting(results) if results else nullcontext()
 
 
 @contextmanager
-def _noting(results: dict[int, torch.Tensor]):
+def _noting(results: dict[int | None, torch.Tensor]) -> Iterator[None]:
     """Notes, instead of numbers, of all that lies in the memory of `results`."""
     # A result that the attention function changes in place is kept as it became.
     versions = {memory: result._version for memory, result in results.items()}

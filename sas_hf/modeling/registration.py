@@ -10,18 +10,19 @@ from types import ModuleType
 
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from .sharing import came_with_its_checkpoint
+from .sharing import came_with_its_checkpoint, config_class_of
 
 
-def register(relative: str, classes: dict[type, type[PreTrainedModel]]) -> None:
+def register(relative: str, classes: dict[type[_BaseAutoModelClass], type[PreTrainedModel]]) -> None:
     """
     Args:
         relative: the model type of Transformers that these classes are the like of, such as "llama". In every table
             where it has a class, its counterpart of `classes` gets its place: `SASGPTForX` for `LlamaForX`.
         classes: the model class for each Auto class, the base model first: Transformers' generic heads look it up.
     """
-    config_class = next(iter(classes.values())).config_class
+    config_class = config_class_of(next(iter(classes.values())))
     if came_with_its_checkpoint(config_class):
         # Transformers itself registers such classes, each for its checkpoint; what they save shall hold their code.
         for auto_class, model_class in classes.items():
@@ -44,6 +45,6 @@ def register(relative: str, classes: dict[type, type[PreTrainedModel]]) -> None:
 def _modules_of_transformers() -> list[ModuleType]:
     """The module `transformers`, and those of its name that were: importing the first model class puts another in its
     place, and whoever wrote `import transformers` before holds the one that was."""
-    held = [getattr(module, "__dict__", {}).get("transformers") for module in list(sys.modules.values())]
-    held = [module for module in held if isinstance(module, ModuleType) and module.__name__ == "transformers"]
+    named = [getattr(module, "__dict__", {}).get("transformers") for module in list(sys.modules.values())]
+    held = [module for module in named if isinstance(module, ModuleType) and module.__name__ == "transformers"]
     return [sys.modules["transformers"], *held]

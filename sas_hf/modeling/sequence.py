@@ -1,6 +1,7 @@
 """What every layer is told about the sequence: who sees whom, where each token stands, and how far it is turned."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,11 +51,11 @@ def layer_inputs(
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     mask_inputs = (inputs_embeds, attention_mask, given_position_ids, own)
-    packed = {"position_ids": position_ids}
+    packed: dict[str, Any] = {"position_ids": position_ids}
     if is_flash_attention_requested(config):  # which would look for documents in them anew in every layer
         packed = {"position_ids": None}
-        by_position = own is None and attention_mask is None and given_position_ids is not None
-        if by_position and kwargs.get("cu_seq_lens_q") is None:
+        alone = own is None and attention_mask is None and kwargs.get("cu_seq_lens_q") is None
+        if alone and given_position_ids is not None:
             packed["documents"] = packed_documents(given_position_ids.expand(inputs_embeds.shape[0], -1))
     mask, mixing_mask = make_mask(config, *mask_inputs), None
     if attention.mixes_tokens:
@@ -96,14 +97,14 @@ def make_mask(
 ):
     """The mask for the attention implementation of `config`; without `skip`, never `None`."""
     rows, length = inputs_embeds.shape[:2]
-    by_position = attention_mask is None and position_ids is not None
+    telling = position_ids if attention_mask is None else None  # of documents
     documents = None
     if config.is_causal:
         if not is_at_hand(inputs_embeds):
             # Whether there are several documents, or there is any padding, would be asked of the device. A mask for
             # one token costs nothing; for many, that question does less than a mask without need.
-            if by_position and cache is None:
-                documents, position_ids = document_numbers(position_ids.expand(rows, -1)), None
+            if telling is not None and cache is None:
+                documents, position_ids = document_numbers(telling.expand(rows, -1)), None
             skip = skip and (attention_mask is None or length > 1)
         return create_causal_mask(
             config,
@@ -115,9 +116,9 @@ def make_mask(
             allow_is_causal_skip=skip,
         )
     # `create_causal_mask` would fall back to a bidirectional mask, but then forgets packed documents.
-    if by_position:
+    if telling is not None:
         number = find_packed_sequence_indices if is_at_hand(inputs_embeds) else document_numbers
-        documents = number(position_ids.expand(rows, -1))
+        documents = number(telling.expand(rows, -1))
     return create_bidirectional_mask(
         config=config,
         inputs_embeds=inputs_embeds,

@@ -5,12 +5,16 @@ classes need, and an `auto_map` in its configuration that names the classes.
 """
 
 import json
+import os
 from pathlib import Path
+from typing import cast
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import modeling_auto
 from transformers.utils import CONFIG_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from .annotations import ModelMixin
 
 
 def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type]:
@@ -23,18 +27,23 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type]:
     return found
 
 
-def auto_class_name(model_class: type) -> str:
+def config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    """The class of a model's configuration, which only Transformers' base class of all models lacks."""
+    return cast(type[PreTrainedConfig], model_class.config_class)
+
+
+def auto_class_name(model_class: type[PreTrainedModel]) -> str:
     """The name of the Auto class that makes this class; its own where none does.
 
     Some make one of several classes, as the checkpoint names it.
     """
-    for name, made in auto_classes(model_class.config_class).items():
+    for name, made in auto_classes(config_class_of(model_class)).items():
         if made is model_class or (isinstance(made, tuple) and model_class in made):
             return name
     return model_class.__name__
 
 
-def add_code(folder: str | Path, instance, named: dict[str, type], file: str = CONFIG_NAME) -> None:
+def add_code(folder: str | os.PathLike, instance, named: dict[str, type], file: str = CONFIG_NAME) -> None:
     """Copy the file that defines the class of `instance`, and all it imports from beside it, to a saved checkpoint.
 
     Args:
@@ -65,12 +74,12 @@ def forget_travelling_code(config: PreTrainedConfig, keywords: dict) -> None:
         keywords.pop("auto_map", None)
 
 
-class CodeTravelsMixin:
+class CodeTravelsMixin(ModelMixin):
     """`push_to_hub` of a model takes its code along, so that it loads where its package is not installed."""
 
     _takes_code_along = False
 
-    def push_to_hub(self, *args, **kwargs) -> str:
+    def push_to_hub(self, *args, **kwargs) -> str:  # type: ignore[override]  # a decorated function, to mypy
         """As in Transformers, and with the code, if an Auto class knows this class."""
         self._takes_code_along = True
         try:
@@ -78,7 +87,7 @@ class CodeTravelsMixin:
         finally:
             del self._takes_code_along
 
-    def save_pretrained(self, save_directory: str | Path, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in Transformers: no code is saved, unless by `push_to_hub`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         # A class that came with its checkpoint writes its code at every save: Transformers sees to it.

@@ -5,6 +5,8 @@ projection that yields heads can be simulated.
 """
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -139,6 +141,8 @@ class Simulation(nn.Sequential):
             the paper's (§3.4), and stay as wide as they are: the output projection reads them.
     """
 
+    config: PreTrainedConfig
+
     def __init__(self, config: PreTrainedConfig, num_heads: int, head_dim: int, side: str):
         super().__init__()
         self.config = config
@@ -149,6 +153,10 @@ class Simulation(nn.Sequential):
             width = head_dim if config.simulate_value_features else None
         if width is not None:
             self.add_module("features", FeatureSimulation(head_dim, width, config.simulation_act))
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[HeadSimulation | FeatureSimulation]: ...
 
 
 # Layers, not the simulations that hold them: for classes outside Transformers, the base class offers a module to
@@ -166,6 +174,7 @@ def initialize_simulation(layer: nn.Conv1d | nn.Linear, method: str) -> None:
     if method == "pytorch":
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(layer.weight[0].numel())
+        assert layer.bias is not None  # all of `SIMULATION_LAYERS` have one
         init.uniform_(layer.bias, -bound, bound)
     elif isinstance(layer, (HeadExpansion, FeatureExpansion)):
         init.copy_(layer.weight, layer.near_identity())

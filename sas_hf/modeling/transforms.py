@@ -47,6 +47,6 @@ def differentiable_gradients(
     pass of a written-out function gives under `create_graph=True`, where derivatives of gradients will be wanted."""
     # Views, so that a tensor given twice, or made of another, gets the gradient of each place alone.
     places = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    wanted = [place for place, need in zip(places, needed, strict=True) if need]
+    wanted = [place for place, need in zip(places, needed, strict=True) if need and place is not None]
     found = iter(torch.autograd.grad(function(*places), wanted, grad, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
