@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.text import python_reference
 from ..hub.card import conversion_card, read_card
@@ -138,8 +139,9 @@ def convert_checkpoint(
     sentence_modules = find_sentence_modules(source, revision, ConversionError)
     source_card = read_card(source, revision)
     processor = load_processor(family.architectures[architecture], source, revision)
+    tokenizer = cast(PreTrainedTokenizerBase, processor)  # in what concerns models of text
     if hasattr(config, "vocab_size") and processor is not None:
-        check_vocabulary(processor, config.vocab_size, source)
+        check_vocabulary(tokenizer, config.vocab_size, source)
 
     fitted_on = calibration_windows = None
     if options.lossy is not None:
@@ -153,7 +155,7 @@ def convert_checkpoint(
         wanted = TOKENS_PER_FEATURE * config.hidden_size
         length = min(window_length, config.max_position_embeddings)
         calibration_windows, _ = text_samples(
-            processor, calibration, config.vocab_size, length, -(-wanted // length), options.seed
+            tokenizer, calibration, config.vocab_size, length, -(-wanted // length), options.seed
         )
     samples, verified_on = verification_samples(
         family.architectures[architecture], aimed_at, processor, text, images, windows, window_length, options.seed

@@ -4,10 +4,12 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling.positions import SASRotaryEmbedding
 from .bart import BART, MBART
 from .bert import BERT
 from .deit import DEIT
@@ -167,7 +169,7 @@ def convert(
     _materialise(model, source)
     start_as_source(model, options.perturbation, options.seed)
     model.tie_weights()
-    if options.lossy is not None:
+    if options.lossy is not None and calibration is not None:
         fit_attention(convert(source, NO_SIMULATION, share=True), model, LOSSY[options.lossy], calibration)
     if model.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -182,9 +184,9 @@ def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
                 empty = torch.empty_like(parameter, device=like.device, dtype=like.dtype)
                 module.register_parameter(name, torch.nn.Parameter(empty))
     if getattr(model.base_model, "rotary_emb", None) is not None:
-        rotary = type(model.base_model.rotary_emb)(model.config).to(like.device)
+        rotary = SASRotaryEmbedding(model.config).to(like.device)
         model.base_model.rotary_emb = rotary
-        given = like.base_model.rotary_emb.inv_freq
+        given = cast(SASRotaryEmbedding, like.base_model.rotary_emb).inv_freq
         if rotary.inv_freq.dtype != given.dtype and torch.equal(rotary.inv_freq.to(given.dtype), given):
             rotary.inv_freq = given.clone()  # of a model that was cast with its buffers: `model.bfloat16()`
         elif rotary.rope_type not in ("dynamic", "longrope") and not torch.equal(rotary.inv_freq, given):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -20,6 +21,7 @@ from ..modeling import (
     SASGPTForTokenClassification,
     SASGPTModel,
 )
+from ..modeling.sharing import config_class_of
 
 
 class ConversionError(ValueError):
@@ -34,6 +36,9 @@ def one_tensor(name: str, weight: torch.Tensor, config: PreTrainedConfig) -> Ite
 def first_tensor(name: str, weights: Sequence[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
     """The converse of [`one_tensor`]."""
     return weights[0]
+
+
+SourceConfig = Any  # what each family has of its own
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,18 @@ class SourceFamily:
     architectures: Mapping[str, type[PreTrainedModel]]
     fields: Mapping[str, str]
     constants: Mapping[str, object] = field(default_factory=dict)
-    derive: Callable[[PreTrainedConfig], dict] = lambda config: {}
-    of_architecture: Mapping[str, Callable[[PreTrainedConfig], dict]] = field(default_factory=dict)
+    derive: Callable[[SourceConfig], dict] = lambda config: {}
+    of_architecture: Mapping[str, Callable[[SourceConfig], dict]] = field(default_factory=dict)
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    tensors: Callable[[str, torch.Tensor, PreTrainedConfig], Iterable[torch.Tensor]] = one_tensor
-    join: Callable[[str, Sequence[torch.Tensor], PreTrainedConfig], torch.Tensor] = first_tensor
+    tensors: Callable[[str, torch.Tensor, SourceConfig], Iterable[torch.Tensor]] = one_tensor
+    join: Callable[[str, Sequence[torch.Tensor], SourceConfig], torch.Tensor] = first_tensor
     unread: str | None = None
     without_pooler: Mapping[str, object] | None = None
 
     @property
     def config_class(self) -> type[PreTrainedConfig]:
         """Of the SAS models."""
-        return next(iter(self.architectures.values())).config_class
+        return config_class_of(next(iter(self.architectures.values())))
 
     def sas_fields(self, config: PreTrainedConfig, architecture: str) -> dict:
         """The fields of the SAS configuration that make the source's function without simulation."""
@@ -85,7 +90,7 @@ class SourceFamily:
 
     def sas_weights(self, source: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The weights of `source` by their SAS names; most are the source's own tensors or views of them."""
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name, weight in source.state_dict().items():
             names = self.sas_names(name, source.base_model_prefix)
             weights |= zip(names, self.tensors(name, weight, source.config), strict=True)

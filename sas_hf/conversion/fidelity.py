@@ -28,7 +28,8 @@ OUTPUTS = (
 WEIGHTS_AT_ONCE = 2**24  # of a linear map that are widened
 
 # A window [1, T] of token ids, a batch [B, channels, height, width] of images, or a model's inputs by name.
-Sample = torch.Tensor | Mapping[str, torch.Tensor]
+Batch = dict[str, torch.Tensor]
+Sample = torch.Tensor | Batch
 
 
 @dataclass
@@ -128,7 +129,7 @@ def compare_models(
             images += len(sample)
         else:
             tokens += sample.numel()
-        if writes:
+        if writes and isinstance(sample, torch.Tensor):
             ((logits,), (own,)) = expected["logits"], actual["logits"]
             loss_source, loss = loss_source + _loss(logits, sample), loss + _loss(own, sample)
             followed += sample[:, 1:].numel()
@@ -154,7 +155,7 @@ def _predicts(model: PreTrainedModel) -> bool:
         return False
     classifies = name.endswith(("ForSequenceClassification", "ForImageClassification"))
     problem = getattr(model.config, "problem_type", None)
-    return not classifies or (model.config.num_labels > 1 and problem in (None, "single_label_classification"))
+    return not classifies or ((model.config.num_labels or 0) > 1 and problem in (None, "single_label_classification"))
 
 
 def gradient_differences(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, float]:
@@ -240,7 +241,7 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
         for weight in _stored(module):
             weight.data = narrow.pop(weight)
 
-    narrow = {}
+    narrow: dict[nn.Parameter | torch.Tensor, torch.Tensor] = {}
     with torch.no_grad(), ExitStack() as hooks:
         for module in model.modules():
             dtypes = {weight.dtype for weight in _stored(module)}
@@ -254,8 +255,10 @@ def computing_in_float32(model: nn.Module, rounded_to: torch.dtype | None = None
                 hooks.enter_context(module.register_forward_hook(restore, always_call=True))
             elif type(module).forward is nn.Embedding.forward:
                 hooks.enter_context(module.register_forward_hook(lambda module, _, embedded: wide(embedded)))
-            elif type(module).forward is nn.Linear.forward:
-                module.forward = partial(_linear_in_float32, module, wide)
+            elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+                module.forward = partial(  # type: ignore[method-assign]  # taken back below
+                    _linear_in_float32, module, wide
+                )
                 hooks.callback(delattr, module, "forward")
             else:
                 hooks.enter_context(module.register_forward_pre_hook(widen))

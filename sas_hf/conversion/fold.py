@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +25,7 @@ from ..hub.info import cache_numbers_per_token
 from ..modeling import SASGPTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.positions import SASRotaryEmbedding
+from ..modeling.sharing import config_class_of
 from ..report.files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import NO_SIMULATION, sas_config
@@ -176,7 +178,8 @@ def fold_checkpoint(
     if dtype is not None and parse_dtype(dtype) not in DTYPES.values():
         raise ValueError(f"`dtype` is {dtype!r}; a checkpoint is saved in float32, bfloat16, float16 or float64.")
     sas_class = find_sas_class(checkpoint, revision)
-    folding = find_folding(sas_class, sas_class.config_class.from_pretrained(checkpoint, revision=revision))
+    config = config_class_of(sas_class).from_pretrained(checkpoint, revision=revision or "main")
+    folding = find_folding(sas_class, config)
     opened = open_sas_checkpoint(checkpoint, revision, sas_class, text, None, windows, window_length)
 
     progress(f"Loading {checkpoint}")
@@ -216,7 +219,7 @@ def fold_checkpoint(
                 "rope_parameters": plain.rope_parameters,
             },
             "before_rounding": None if before_rounding is None else before_rounding.to_dict(),
-            "cached_numbers_source": cache_numbers_per_token(opened.config),
+            "cached_numbers_source": cache_numbers_per_token(cast(SASGPTConfig, opened.config)),
             "cached_numbers": cache_numbers_per_token(plain),
             "files_left_out": files_left_out(checkpoint, revision, folder),
             "sentence_modules": opened.sentence_modules,
@@ -248,7 +251,7 @@ def find_folding(sas_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
     reasons = []
     for target in TARGETS:
         try:
-            return _folding_to(target, sas_class, config)
+            return _folding_to(target, sas_class, cast(SASGPTConfig, config))
         except ConversionError as error:
             reasons.append(f"{target.family.model_type}: {error}")
     raise ConversionError(
@@ -302,9 +305,8 @@ def _folding_to(target: Target, sas_class: type[PreTrainedModel], config: SASGPT
         )
     except StrictDataclassError as error:
         raise ConversionError(f"{error.__cause__ or error}") from error
-    found = sas_config(folded, family, NO_SIMULATION, architecture)
     unused = "layer_norm_eps" if plain.norm_type == "rms_norm" else "rms_norm_eps"
-    wanted, found = plain.to_dict(), found.to_dict()
+    wanted, found = plain.to_dict(), sas_config(folded, family, NO_SIMULATION, architecture).to_dict()
     differing = sorted(
         name
         for name in wanted.keys() & found.keys() - UNSEEN - {unused}
@@ -318,16 +320,17 @@ def _folding_to(target: Target, sas_class: type[PreTrainedModel], config: SASGPT
 
 def _without_simulation(config: SASGPTConfig, target: Target) -> tuple[SASGPTConfig, list[int]]:
     """The SAS configuration of the folded model, and the places of the simulated features."""
-    width, turned, rope = config.simulated_head_dim or config.head_dim, config.rotary_dim, config.rope_parameters
+    head_dim, turned, rope = cast(int, config.head_dim), config.rotary_dim, cast(dict | None, config.rope_parameters)
+    width = config.simulated_head_dim or head_dim
     simulated, places = width, list(range(width))
     if rope is not None and target.turns_all:
         width += width % 2
         rope = rope_of_all(config, width)
         places = places_beside(turned, width)[:simulated]
     elif rope is not None:
-        rope = rope | {"partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) * config.head_dim / width}
+        rope = rope | {"partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) * head_dim / width}
     heads = config.num_simulated_heads or config.num_attention_heads
-    group = 1 if config.num_simulated_heads else heads // config.num_key_value_heads
+    group = 1 if config.num_simulated_heads else heads // cast(int, config.num_key_value_heads)
     if target.divides:
         heads = _heads_that_divide(config.hidden_size, heads, group)
     bias = target.family.constants.get(
@@ -377,7 +380,7 @@ def rope_of_all(config: SASGPTConfig, width: int) -> dict:
     Raises:
         ConversionError: if there is no such RoPE.
     """
-    turned, rope = config.rotary_dim, config.rope_parameters
+    turned, rope, head_dim = config.rotary_dim, cast(dict, config.rope_parameters), cast(int, config.head_dim)
     if turned == width:
         return {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
     if rope["rope_type"] != "default":
@@ -385,9 +388,9 @@ def rope_of_all(config: SASGPTConfig, width: int) -> dict:
             f"`rope_parameters` scale RoPE ({rope['rope_type']!r}) and turn {turned} of {width} features: a Llama "
             "turns all, and holds some still by a scaling of its own, of which it has one."
         )
-    if turned == 0 or int(config.head_dim * rope.get("partial_rotary_factor", 1.0)) % 2:
+    if turned == 0 or int(head_dim * rope.get("partial_rotary_factor", 1.0)) % 2:
         raise ConversionError(
-            f"`rope_parameters` turn `head_dim` ({config.head_dim}) x `partial_rotary_factor` "
+            f"`rope_parameters` turn `head_dim` ({head_dim}) x `partial_rotary_factor` "
             f"({rope.get('partial_rotary_factor', 1.0)}) features, which must be an even number above 0."
         )
     last, first_still = (
@@ -419,8 +422,9 @@ def _check_frequencies(config: SASGPTConfig, width: int, rope: dict) -> None:
     pairs = len(wanted)
     turns_alike = torch.allclose(found[:pairs], wanted, rtol=FREQUENCY_TOLERANCE, atol=0)
     if factor != 1 or not turns_alike or found[pairs:].max() > 1 / STILL:
+        rope_theta = cast(dict, config.rope_parameters)["rope_theta"]
         raise ConversionError(
-            f"`rope_theta` {config.rope_parameters['rope_theta']} leaves no boundary between {config.rotary_dim} "
+            f"`rope_theta` {rope_theta} leaves no boundary between {config.rotary_dim} "
             f"turned features and the {width - config.rotary_dim} others."
         )
 
@@ -455,7 +459,9 @@ def fold_attention(layer: SASAttention, plain: SASGPTConfig, places: list[int]) 
     matrix: its own code says what is folded, whatever it is.
     """
     layer = copy.deepcopy(layer).to(torch.float64)
-    width, scale = plain.head_dim, math.sqrt(plain.head_dim / layer.scaling**-2)
+    heads, kv_heads = plain.num_attention_heads, cast(int, plain.num_key_value_heads)
+    width = cast(int, plain.head_dim)
+    scale = math.sqrt(width / layer.scaling**-2)
     sides = {
         "q": (lambda x: layer.q_simulation(layer.project_queries(x)), places, scale),
         "k": (lambda x: layer.k_simulation(layer.expand(*layer.project_state(x))[0]), places, 1.0),
@@ -468,7 +474,7 @@ def fold_attention(layer: SASAttention, plain: SASGPTConfig, places: list[int]) 
     weights = {}
     for side, (heads_of, at, factor) in sides.items():
         matrix, bias = _affine(heads_of, plain.hidden_size, layer.o_proj.weight.device)
-        count = plain.num_attention_heads if side == "q" else plain.num_key_value_heads
+        count = heads if side == "q" else kv_heads
         weights[f"{side}_proj.weight"] = _placed(matrix * factor, count, at, width).flatten(0, 1)
         weights[f"{side}_proj.bias"] = _placed(bias * factor, count, at, width).flatten()
     # The groups' mean is W^O beside itself, divided by their number; columns of padded values and heads are zero.
@@ -476,7 +482,7 @@ def fold_attention(layer: SASAttention, plain: SASGPTConfig, places: list[int]) 
     if not layer.concatenates:
         output = output.repeat(layer.num_simulated_groups, 1, 1)
     output = output / layer.num_simulated_groups
-    output = _placed(output, plain.num_attention_heads, list(range(layer.value_head_dim)), width)
+    output = _placed(output, heads, list(range(layer.value_head_dim)), width)
     weights["o_proj.weight"] = output.flatten(0, 1).T
     bias = layer.o_proj.bias
     weights["o_proj.bias"] = torch.zeros(plain.hidden_size).to(output) if bias is None else bias

@@ -13,14 +13,15 @@ of the latent that holds a large constant: the root mean square is then that con
 as the bias that MLA's second projections lack. The price is one of the rank.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from ..modeling.attention import SASAttention
 from ..modeling.attention_functions import repeat_kv
+from ..modeling.kinds import MultiHeadLatentAttention
 from ..modeling.norm import SASRMSNorm
 from ..modeling.positions import rotate_leading_features
 
@@ -33,8 +34,8 @@ class Moments:
     """Means `[n]` and second moments `[n, n]` of vectors, in float64."""
 
     count: int = 0
-    sum: torch.Tensor | float = 0.0
-    products: torch.Tensor | float = 0.0
+    sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    products: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, x: torch.Tensor) -> None:
         x = x.flatten(0, -2).double()
@@ -56,7 +57,7 @@ class Moments:
 
 
 def fit_latents(
-    old: SASAttention, new: SASAttention, texts: Iterable[tuple[torch.Tensor, torch.Tensor]], rotation
+    old: SASAttention, new: MultiHeadLatentAttention, texts: Sequence[tuple[torch.Tensor, torch.Tensor]], rotation
 ) -> None:
     """Set all of `new`, an MLA layer, but W^O.
 
@@ -65,7 +66,7 @@ def fit_latents(
         rotation: hidden states → cos and sin, or `None` in layers without RoPE.
     """
     heads, kv_heads, width = old.num_heads, old.config.num_key_value_heads, old.head_dim
-    queries, keys_and_values, turns = Moments(), Moments(), 0.0
+    queries, keys_and_values, turns = Moments(), Moments(), torch.zeros(())
     for _, own in texts:
         query, (key, value) = old.project_queries(own), old.project_state(own)
         queries.add(query.flatten(2))

@@ -15,7 +15,7 @@ class NormalEquations:
 
     def __init__(self, bias: bool):
         self.bias = bias
-        self.gram = self.moment = 0.0
+        self.gram = self.moment = torch.zeros(())
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         x, y = with_ones(x.flatten(0, -2).double(), self.bias), y.flatten(0, -2).double()

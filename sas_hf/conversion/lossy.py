@@ -6,6 +6,7 @@ stands for queries, keys and values is made by the kind's own module, then W^O i
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,7 +35,7 @@ class LossyConversion:
     """
 
     fields: Callable[[PreTrainedConfig, object], dict]
-    fit: Callable[[SASAttention, SASAttention, list, Callable], None]
+    fit: Callable[[SASAttention, Any, list, Callable], None]
     keeps_output: bool
 
 
@@ -91,10 +92,9 @@ def latent_fields(config: PreTrainedConfig, options) -> dict:
         "attention_output_bias": config.attention_output_bias,
         "rope_parameters": config.rope_parameters | {"partial_rotary_factor": 1.0},
     }
-    frequencies = [
-        SASRotaryEmbedding(SASGPTConfig(**fields)).inv_freq for fields in (config.to_dict(), config.to_dict() | fields)
-    ]
-    if not torch.allclose(*frequencies):
+    rotaries = [SASRotaryEmbedding(SASGPTConfig(**fields)) for fields in (config.to_dict(), config.to_dict() | fields)]
+    as_it_is, of_key = (rotary.inv_freq for rotary in rotaries)
+    if not torch.allclose(as_it_is, of_key):
         raise ConversionError(
             f"`rope_parameters` ({config.rope_parameters}) give {config.rotary_dim} rotated features of "
             f"{width} other frequencies than a RoPE key of {config.rotary_dim} features would have."
@@ -150,7 +150,7 @@ class Stream:
     """
 
     def __init__(self, model: PreTrainedModel, texts: Sequence[torch.Tensor]):
-        self.body = model.base_model
+        self.body: Any = model.base_model  # a SASGPTModel, whose list of layers has no type
         self.hidden_states = [self._embed(ids.to(model.device)) for ids in texts]
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:

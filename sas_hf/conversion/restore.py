@@ -121,7 +121,7 @@ def _read_record(checkpoint: str | Path, revision: str | None) -> dict:
         raise ConversionError(
             f"{checkpoint} comes from a lossy conversion ({lossy!r}): the source's attention is no longer in it."
         )
-    family = FAMILIES.get(config.get("model_type")) if isinstance(config, dict) else None
+    family = FAMILIES.get(config.get("model_type", "")) if isinstance(config, dict) else None
     if family is None or architecture not in family.architectures:
         raise ConversionError(
             f"The {REPORT_NAME} of {checkpoint} does not say what was converted (`source_config`, "

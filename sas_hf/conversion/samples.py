@@ -2,7 +2,9 @@
 encoder-decoders, batches of images for classifiers of images."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, 
 from ..data.text import python_reference
 from ..modeling import SASEncoderForMultipleChoice, SASViTConfig
 from ..modeling.configuration_text import SASTextConfig
-from .fidelity import MINIMUM_TOKENS, Sample, text_windows
+from .fidelity import MINIMUM_TOKENS, Batch, Sample, text_windows
 
 
 IMAGES_AT_ONCE = 4
@@ -47,7 +49,7 @@ def verification_samples(
     windows: int,
     window_length: int,
     seed: int,
-) -> tuple[list[Sample], str]:
+) -> tuple[Sequence[Sample], str]:
     """What a SAS model of this class and configuration is compared with its counterpart on, and where it comes from.
 
     Args:
@@ -60,11 +62,14 @@ def verification_samples(
         FileNotFoundError: if the folder holds no images.
     """
     if isinstance(config, SASViTConfig):
-        return image_samples(processor, images, config, windows, seed)
-    length = min(window_length, config.max_position_embeddings)
+        return image_samples(cast(BaseImageProcessor | None, processor), images, config, windows, seed)
+    length, tokenizer = (
+        min(window_length, config.max_position_embeddings),
+        cast(PreTrainedTokenizerBase | None, processor),
+    )
     if isinstance(config, SASTextConfig):
-        return padded_samples(model_class, config, processor, text, length, windows, seed)
-    return text_samples(processor, text, config.vocab_size, length, windows, seed)
+        return padded_samples(model_class, config, tokenizer, text, length, windows, seed)
+    return text_samples(tokenizer, text, config.vocab_size, length, windows, seed)
 
 
 def text_samples(
@@ -101,7 +106,7 @@ def padded_samples(
     length: int,
     count: int,
     seed: int,
-) -> tuple[list[Sample], str]:
+) -> tuple[list[Batch], str]:
     """`count` batches for an encoder or an encoder-decoder, and where they come from.
 
     One row of a batch is `length` tokens long, the other shorter and padded on the side on which the tokenizer pads.
@@ -142,7 +147,7 @@ def padded_samples(
     return samples, f"{told}, in padded batches with text pairs"
 
 
-def _encoder_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Sample:
+def _encoder_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Batch:
     """A whole stretch of text, and a pair of its first and last eighths."""
     eighth = len(text) // 8
     rows = [
@@ -154,7 +159,7 @@ def _encoder_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTra
     return {name: sample[name] for name in names if name in sample}
 
 
-def _translation_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Sample:
+def _translation_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: PreTrainedConfig, length: int) -> Batch:
     """A stretch of text with the next as its target, and an eighth of each."""
     half, eighth = len(text) // 2, len(text) // 16
     source, target = text[:half], text[half:]
@@ -169,16 +174,16 @@ def _translation_batch(tokenizer: PreTrainedTokenizerBase, text: str, config: Pr
             (target[:eighth], target), reversed(lengths), strict=True
         )  # the long one beside the short
     ]
-    sources, targets = (tokenizer.pad(rows, return_tensors="pt", verbose=False) for rows in (sources, targets))
+    padded, padded_targets = (tokenizer.pad(rows, return_tensors="pt", verbose=False) for rows in (sources, targets))
     return {
-        "input_ids": sources["input_ids"],
-        "attention_mask": sources["attention_mask"],
-        "decoder_input_ids": targets["input_ids"],
-        "decoder_attention_mask": targets["attention_mask"],
+        "input_ids": padded["input_ids"],
+        "attention_mask": padded["attention_mask"],
+        "decoder_input_ids": padded_targets["input_ids"],
+        "decoder_attention_mask": padded_targets["attention_mask"],
     }
 
 
-def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Generator) -> Sample:
+def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Generator) -> Batch:
     """Two rows of random tokens, the second shorter and padded on the right."""
 
     def draw(count):
@@ -201,7 +206,7 @@ def _random_batch(config: PreTrainedConfig, length: int, generator: torch.Genera
     return sample
 
 
-def _with_labels(sample: Sample) -> Sample:
+def _with_labels(sample: Batch) -> Batch:
     """With the target as labels, from which each model makes its decoder's inputs itself."""
     target, mask = sample["decoder_input_ids"], sample["decoder_attention_mask"]
     kept = {name: values for name, values in sample.items() if not name.startswith("decoder_")}

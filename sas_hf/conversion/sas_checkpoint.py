@@ -1,7 +1,9 @@
 """A SAS checkpoint on its way to another architecture: looked at, before its weights are loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import ModelCard
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +12,7 @@ from .. import modeling
 from ..hub.card import read_card
 from ..hub.checkpoints import check_vocabulary, load_processor, read_settings
 from ..hub.sentence_modules import find_sentence_modules
+from ..modeling.sharing import config_class_of
 from .family import ConversionError
 from .fidelity import Sample
 from .samples import check_samples, verification_samples
@@ -28,7 +31,7 @@ class SASCheckpoint:
 
     config: PreTrainedConfig
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None
-    samples: list[Sample]
+    samples: Sequence[Sample]
     verified_on: str
     sentence_modules: list[str]
     card: ModelCard | None
@@ -75,10 +78,10 @@ def open_sas_checkpoint(
     check_weights(checkpoint, revision)
     sentence_modules = find_sentence_modules(checkpoint, revision, ConversionError)
     card = read_card(checkpoint, revision)
-    config = sas_class.config_class.from_pretrained(checkpoint, revision=revision)
+    config = config_class_of(sas_class).from_pretrained(checkpoint, revision=revision or "main")
     processor = load_processor(sas_class, checkpoint, revision)
     if hasattr(config, "vocab_size") and processor is not None:
-        check_vocabulary(processor, config.vocab_size, checkpoint)
+        check_vocabulary(cast(PreTrainedTokenizerBase, processor), config.vocab_size, checkpoint)
     samples, verified_on = verification_samples(
         sas_class, config, processor, text, images, windows, window_length, seed=0
     )

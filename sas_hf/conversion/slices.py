@@ -10,6 +10,7 @@ import torch
 
 from ..modeling.attention import SASAttention
 from ..modeling.attention_functions import repeat_kv
+from ..modeling.kinds import EfficientAttention
 from ..modeling.positions import rotate_leading_features
 from .least_squares import split_bias, with_ones, with_ridge
 
@@ -27,7 +28,7 @@ def keep_queries_and_keys(old: SASAttention, new: SASAttention, texts: Iterable,
 
 
 def fit_queries(
-    old: SASAttention, new: SASAttention, texts: Iterable[tuple[torch.Tensor, torch.Tensor]], rotation
+    old: SASAttention, new: EfficientAttention, texts: Iterable[tuple[torch.Tensor, torch.Tensor]], rotation
 ) -> None:
     """Efficient attention's queries, such that their scores with slices of the input are the source's scores.
 
@@ -42,7 +43,7 @@ def fit_queries(
         rotation: hidden states → cos and sin, or `None` in layers without RoPE.
     """
     bias = new.q_proj.bias is not None
-    gram = moment = covariance = 0.0
+    gram = moment = covariance = torch.zeros(())
     queries = 0
     for source, own in texts:
         tables = rotation(source)
@@ -75,5 +76,5 @@ def fit_queries(
     ridged = torch.stack([with_ridge(head) for head in covariance / queries])
     weight, constant = split_bias(torch.linalg.solve(ridged, towards.transpose(1, 2)).flatten(0, 1).T, bias)
     new.q_proj.weight.copy_(weight)
-    if bias:
+    if constant is not None:
         new.q_proj.bias.copy_(constant)

@@ -1,5 +1,7 @@
 """SmolLM3 checkpoints: Llama's weights, and layers without RoPE."""
 
+from typing import cast
+
 from transformers import SmolLM3Config
 
 from .family import LLAMA_FIELDS, SourceFamily, full_attention_only, same, text_architectures
@@ -7,7 +9,9 @@ from .family import LLAMA_FIELDS, SourceFamily, full_attention_only, same, text_
 
 def derive(config: SmolLM3Config) -> dict:
     # The list may be longer than the model.
-    return full_attention_only(config) | {"no_rope_layers": config.no_rope_layers[: config.num_hidden_layers]}
+    return full_attention_only(config) | {
+        "no_rope_layers": cast(list[int], config.no_rope_layers)[: config.num_hidden_layers]
+    }
 
 
 SMOLLM3 = SourceFamily(

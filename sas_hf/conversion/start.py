@@ -61,14 +61,18 @@ def start_as_source(model: nn.Module, perturbation: float, seed: int) -> None:
             for name, parameter in side.named_parameters():
                 if name.endswith(("bias", "residual.weight")):
                     parameter.zero_()
-            if hasattr(side, "heads"):
-                side.heads.expansion.weight.copy_(side.heads.expansion.tiled_identity())
-            if hasattr(side, "features"):
-                side.features.expansion.weight.copy_(side.features.expansion.padded_identity())
-        if hasattr(layer.v_simulation, "heads"):
-            _perturb_values(layer.v_simulation.heads, layer.num_heads, perturbation, generator)
-        if hasattr(layer.k_simulation, "features"):
-            expansion = layer.k_simulation.features.expansion
+            for maps in side:
+                if isinstance(maps, HeadSimulation):
+                    maps.expansion.weight.copy_(maps.expansion.tiled_identity())
+                else:
+                    maps.expansion.weight.copy_(maps.expansion.padded_identity())
+        for maps in layer.v_simulation:
+            if isinstance(maps, HeadSimulation):
+                _perturb_values(maps, layer.num_heads, perturbation, generator)
+        for maps in layer.k_simulation:
+            if isinstance(maps, HeadSimulation):
+                continue
+            expansion = maps.expansion
             extra = expansion.weight[expansion.in_features :]
             noise = torch.randn(extra.shape, generator=generator, device=generator.device)
             extra.copy_(noise / expansion.in_features**0.5)

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import transformers
 import yaml
@@ -129,7 +130,9 @@ def _loading_sentences(first: str = "", arguments: str = "") -> str:
 
 def _card_of(report: dict, source_card: ModelCard | None, title: str, text: str) -> ModelCard:
     """A card with the metadata of the source's that still holds."""
-    carried = {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
+    carried: dict[str, Any] = (
+        {} if source_card is None else {name: getattr(source_card.data, name, None) for name in CARRIED}
+    )
     if not Path(report["source"]).is_dir():
         carried |= {"base_model": report["source"], "base_model_relation": "finetune"}
     data = _completed(ModelCardData(**carried), _model_class(report["architecture"]), _embeds(report))
@@ -214,8 +217,8 @@ def export_card(
             f"A {model_class.__name__} of {model.num_parameters():,} parameters: {_architecture(config)}.\n"
         )
     else:
-        _completed(card.data, model_class, embeds)
-    card.data.tags = list(dict.fromkeys([*card.data.tags, "custom_code"]))
+        _completed(cast(ModelCardData, card.data), model_class, embeds)
+    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], "custom_code"]))
     sentences = _loading_sentences(arguments=", trust_remote_code=True") if embeds else ""
     _set_section(card, LOADING, sentences + _loading_with_package(model_class) + _loading_without_package(model_class))
     if report is not None and _section(FIDELITY).search(card.text) is None:
@@ -270,7 +273,7 @@ def trained_card(
     model = model.get_base_model() if adapted else model
     is_ours = type(model).__module__.startswith(f"{modeling.__name__}.")
     place = training["started_from"]
-    carried = {} if start is None else {field: getattr(start.data, field, None) for field in CARRIED}
+    carried: dict[str, Any] = {} if start is None else {field: getattr(start.data, field, None) for field in CARRIED}
     if _is_hub_id(place) and training["is_checkpoint"]:
         carried |= {"base_model": place, "base_model_relation": "adapter" if adapted else "finetune"}
     data = _with_hub_ids(ModelCardData(**carried, library_name="peft" if adapted else "transformers"))
@@ -329,7 +332,7 @@ def _with_hub_ids(data: ModelCardData) -> ModelCardData:
     ids = [name for name in named if isinstance(name, str) and _is_hub_id(name)]
     data.base_model = (ids[0] if len(ids) == 1 else ids) or None
     if not ids:
-        data.base_model_relation = None
+        data["base_model_relation"] = None
     return data
 
 

@@ -6,10 +6,11 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import constants, model_info
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -44,8 +46,13 @@ from transformers.utils import (
 from ..report.files import writing
 
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
 REPORT_NAME = "fidelity.json"
 CARD_NAME = "README.md"
+AutoClass = type[_BaseAutoModelClass]
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 SECONDS_TO_ASK = 10  # the Hub whether it has a repository
 
@@ -106,6 +113,11 @@ def _nearest(folder: Path) -> str:
     return f"; there is {folder.with_name(found[0])}" if found else ""
 
 
+def classes_made_by(auto_class: AutoClass) -> Mapping[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """The model class that an Auto class makes of each class of configuration."""
+    return cast(Mapping[type[PreTrainedConfig], type[PreTrainedModel]], auto_class._model_mapping)
+
+
 def read_settings(source: str | Path, revision: str | None = None) -> dict:
     """What the `config.json` of the checkpoint in that folder or at that Hub id says.
 
@@ -145,9 +157,18 @@ def optional_file(source: str | Path, name: str, revision: str | None = None) ->
     return None if found is None else Path(found)
 
 
+def required_file(source: str | Path, name: str, revision: str | None = None) -> Path:
+    """A file of the checkpoint that is known to be there."""
+    found = optional_file(source, name, revision)
+    if found is None:
+        raise FileNotFoundError(f"{source} has no {name}.")
+    return found
+
+
 def find_commit(source: str | Path, revision: str | None = None, file: str = CONFIG_NAME) -> str | None:
     """The commit that a revision of a Hub repository with this file stands for; `None` for other folders."""
-    return extract_commit_hash(optional_file(source, file, revision), None)
+    found = optional_file(source, file, revision)
+    return extract_commit_hash(None if found is None else str(found), None)
 
 
 def read_report(source: str | Path, revision: str | None = None) -> dict | None:
@@ -235,7 +256,7 @@ def save_model(model: PreTrainedModel, folder: Path, source: str | Path, revisio
 
 
 def load_model(
-    model_class: type[PreTrainedModel],
+    model_class: type[PreTrainedModel] | AutoClass,
     source: str | Path,
     revision: str | None,
     error_class: type[ValueError] = ValueError,
@@ -262,16 +283,18 @@ def load_model(
             f"{source} holds a model and a peft adapter ({ADAPTER_CONFIG_NAME}), and only one can be meant; move the "
             "adapter to a folder of its own."
         )
+    defaults = {"revision": revision, "dtype": "auto", "trust_remote_code": False, "use_safetensors": True}
     try:
-        model, loading = model_class.from_pretrained(
+        # With the loading info it is a pair, which Transformers' annotation does not say.
+        loaded: Any = model_class.from_pretrained(
             source,
-            revision=revision,
             ignore_mismatched_sizes=True,  # reported below, not as a RuntimeError
             output_loading_info=True,
-            **{"dtype": "auto", "trust_remote_code": False, "use_safetensors": True} | options,
+            **defaults | options,
         )
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise error_class(f"The weights of {source} are damaged ({error}); download or save them again.") from error
+    model, loading = cast(tuple[PreTrainedModel, dict], loaded)
     inside = f"{model.base_model_prefix}."
 
     def may_be_new(name: str) -> bool:
@@ -295,7 +318,7 @@ def load_model(
     return model, sorted(loading["unexpected_keys"])
 
 
-def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None) -> "PeftModel":  # noqa: F821  of a package that may be missing
+def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None) -> "PeftModel":
     """
     The model with the peft adapter in that folder or at that Hub id on it. Where tokens were added before the adapter
     was trained, peft keeps the grown embeddings with it, and the model's grow first.
@@ -312,7 +335,7 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
         raise ValueError(f"The weights of {place} are damaged ({error}); download or save them again.") from error
     _require_finite(weights.items(), place, ValueError)
     rows = embedding_rows(weights, model)
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+    if rows is not None and rows != cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]:
         _require_grown_embeddings(weights, model, place)
         model.resize_token_embeddings(rows, mean_resizing=False)  # what the new rows hold comes from the adapter
     try:
@@ -332,9 +355,9 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
     # Of a module that is replaced as a whole peft may write a second copy, under its name in memory.
     copies = [f"{name.removesuffix('.weight')}.modules_to_save.weight" for name in weights]
     if unknown := set(loading.unexpected_keys) - set(copies):
-        unknown = ", ".join(sorted(unknown)[:5])
+        named = ", ".join(sorted(unknown)[:5])
         raise ValueError(
-            f"{place} holds weights that {model.config.name_or_path} has no place for: {unknown}; they do not belong "
+            f"{place} holds weights that {model.config.name_or_path} has no place for: {named}; they do not belong "
             "together."
         )
     return adapted

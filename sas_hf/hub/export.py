@@ -22,6 +22,7 @@ from .checkpoints import (
     read_report,
     read_settings,
     refuse_existing,
+    required_file,
     save_model,
 )
 from .merge import merge
@@ -82,10 +83,10 @@ def export_model(
                 add_code(folder, processor, {"AutoImageProcessor": type(processor)}, IMAGE_PROCESSOR_NAME)
         copy_sentence_modules(base, base_revision, folder)
         if report is not None:
-            shutil.copyfile(optional_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
+            shutil.copyfile(required_file(source, REPORT_NAME, revision), folder / REPORT_NAME)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source).rpartition("/")[2]
         if adapter and card is not None and card.data.get("base_model_relation"):
-            card.data.base_model_relation = "finetune"  # no longer an adapter
+            card.data["base_model_relation"] = "finetune"  # no longer an adapter
         export_card(model, name, card, report, embeds).save(folder / CARD_NAME)
 
 
@@ -114,7 +115,7 @@ def _is_ours(some_class: type) -> bool:
 def find_class(source: str | Path, revision: str | None) -> type[PreTrainedModel]:
     """The class named in the configuration, one that is registered with an Auto class; no weights are read."""
     settings = read_settings(source, revision)
-    model_type, named = settings.get("model_type"), (settings.get("architectures") or [None])[0]
+    model_type, named = settings.get("model_type", ""), (settings.get("architectures") or [None])[0]
     known = model_type in CONFIG_MAPPING
     if not known or not _is_ours(CONFIG_MAPPING[model_type]):
         raise ValueError(

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from .. import modeling
@@ -171,7 +172,7 @@ def by_equation_24(attention_type: str, length: int, width: int, heads: int) -> 
     return EQUATION_24[attention_type] * length * width + 15 * heads * length**2
 
 
-def _forward_flops(model: torch.nn.Module, config: Config, context: int) -> int:
+def _forward_flops(model: PreTrainedModel, config: Config, context: int) -> int:
     """Of one image, of one text, or of one source and a target as long."""
     if isinstance(config, SASViTConfig):
         return _whole_flops(model, torch.empty(1, config.num_channels, *config.image_shape, device="meta"))
@@ -190,7 +191,7 @@ def _forward_flops(model: torch.nn.Module, config: Config, context: int) -> int:
     return config.num_hidden_layers * counter.get_total_flops() + 2 * context * config.hidden_size * config.vocab_size
 
 
-def _whole_flops(model: torch.nn.Module, inputs: torch.Tensor) -> int:
+def _whole_flops(model: PreTrainedModel, inputs: torch.Tensor) -> int:
     model.config._attn_implementation = "sdpa"
     with FlopCounterMode(display=False) as counter:
         model(inputs, **({"use_cache": False} if model.config.is_encoder_decoder else {}))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import list_repo_files
 
-from .checkpoints import optional_file
+from .checkpoints import optional_file, required_file
 
 
 MODULES_NAME = "modules.json"
@@ -80,7 +80,7 @@ def copy_sentence_modules(source: str | Path, revision: str | None, folder: Path
     """Copy what [`find_sentence_modules`] finds to the checkpoint in `folder`."""
     for name in find_sentence_modules(source, revision):
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(optional_file(source, name, revision), folder / name)
+        shutil.copyfile(required_file(source, name, revision), folder / name)
 
 
 def _read_modules(file: Path, error_class: type[ValueError]) -> list[tuple[str, str]]:
