@@ -31,8 +31,11 @@ def open_image(source: Path | dict, num_channels: int) -> Image.Image:
     Raises:
         ValueError: names the file, if it is no image, damaged, or has no 8-bit form ([`to_rgb`]).
     """
-    name, file = source, source
-    if isinstance(source, dict):
+    name: str | Path
+    file: str | Path | io.BytesIO
+    if isinstance(source, Path):
+        name = file = source
+    else:
         name = source["path"] or "An image of the dataset"
         file = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     try:

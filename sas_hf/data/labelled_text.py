@@ -113,7 +113,7 @@ def read_labelled_texts(
     """
     files = find_files(source, field)
     if files is None:
-        return _from_hub(source, columns, config, split, cache)
+        return _from_hub(str(source), columns, config, split, cache)
     if kind_of(files[0]) == "text":
         raise ValueError(
             f"`{field}` names {files[0]}, which is read as text; labelled texts are in tables (CSV, TSV, JSON lines, "
@@ -160,7 +160,9 @@ def from_dataset(dataset: Dataset, columns: Columns, source: str) -> LabelledTex
 def _checked(
     rows: Iterable[tuple[str, list[Any]]], columns: Columns, classes: list[str] | None, source: str
 ) -> LabelledTexts:
-    texts, seconds, labels, places = [], [], [], []
+    texts: list[str] = []
+    seconds: list[str] = []
+    labels, places = [], []
     several = not isinstance(columns.label, str)
     names = [(columns.text, f"{columns.prefix}text_column")]
     names += [] if columns.second is None else [(columns.second, f"{columns.prefix}second_text_column")]
@@ -239,7 +241,7 @@ def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, probl
     if not names:
         raise ValueError(f"No text of {rows.source} has any label: `{rows.field}` holds empty lists.")
     labels = Labels(wanted, names)
-    numbers = number_labels(rows, labels)
+    numbers: list[Any] = list(number_labels(rows, labels))
     if wanted == CLASSES:
         found = set(numbers)
         if len(names) == 1 or len(found) == 1:
@@ -257,7 +259,7 @@ def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, probl
     return labels
 
 
-def number_labels(rows: LabelledTexts, labels: Labels) -> list[int] | list[float] | list[list[float]]:
+def number_labels(rows: LabelledTexts, labels: Labels) -> Sequence[int | float | list[float]]:
     """
     The labels as a model is trained on them: the number of a class, a number, or 0 and 1 for each of several.
 
@@ -268,7 +270,7 @@ def number_labels(rows: LabelledTexts, labels: Labels) -> list[int] | list[float
         return [_number(rows, label, place) for label, place in zip(rows.labels, rows.places, strict=True)]
     numbers = {name: number for number, name in enumerate(labels.names)}
     by_number = _are_numbered(rows, labels.names)
-    found = []
+    found: list[int | list[float]] = []
     for label, place in zip(rows.labels, rows.places, strict=True):
         if labels.problem_type == CLASSES:
             if isinstance(label, list):
@@ -328,7 +330,7 @@ def _class_names(rows: LabelledTexts, class_names: list[str] | None) -> list[str
 def _refuse_numbers_beside_names(rows: LabelledTexts) -> None:
     """Raise a ValueError where some labels are numbers and others are not: "nan" among ratings would make each rating
     a class."""
-    places = {}
+    places: dict[bool, tuple[Any, str]] = {}
     for label, place in zip(rows.labels, rows.places, strict=True):
         places.setdefault(_is_number(label), (label, place))
     if len(places) == 2:

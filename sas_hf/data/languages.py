@@ -1,5 +1,8 @@
 """The languages of a multilingual tokenizer, and how a model is told which one to translate into."""
 
+from collections.abc import Collection
+from typing import cast
+
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
@@ -33,7 +36,8 @@ def set_languages(
             continue
         if language is None and keep:
             language = getattr(tokenizer, attribute)
-        codes = getattr(tokenizer, "lang_code_to_id", None) or getattr(tokenizer, "extra_special_tokens", ())
+        of_class = getattr(tokenizer, "lang_code_to_id", None)
+        codes: Collection[str] = of_class if of_class else getattr(tokenizer, "extra_special_tokens", ())
         known = ", ".join(sorted(codes))
         if language is None:
             raise ValueError(
@@ -50,9 +54,9 @@ def language_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | Non
     language = getattr(tokenizer, "tgt_lang", None)
     if language is None:
         return None
-    ids = tokenizer(text_target="1")["input_ids"]
-    find = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)  # M2M100 writes es as __es__
-    token = find(language)
+    ids: list[int] = tokenizer(text_target="1")["input_ids"]
+    find = getattr(tokenizer, "get_lang_id", None) or tokenizer.convert_tokens_to_ids  # M2M100 writes es as __es__
+    token = cast(int, find(language))
     return (token, ids[0] == token) if token in (ids[0], ids[-1]) else None
 
 

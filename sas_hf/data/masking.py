@@ -1,10 +1,11 @@
 """Tokens masked for a model to find: at random while it trains, always the same ones while it is evaluated."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import BatchEncoding, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 
 TRIES = 1000  # to mask something of a text
@@ -17,11 +18,11 @@ class MaskingCollator(DataCollatorForLanguageModeling):
     [`masked_rows`] makes them, stay as they are.
     """
 
-    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+    def torch_call(self, examples: list) -> BatchEncoding:  # type: ignore[override]  # which pads give, and need `to`
         if "labels" in examples[0]:
             return self._padded(examples)
         for _ in range(TRIES):
-            batch = super().torch_call(examples)
+            batch = cast(BatchEncoding, super().torch_call(examples))
             if (batch["labels"] != -100).any():  # the mean loss of no token is no number
                 return batch
         raise ValueError(
@@ -29,7 +30,7 @@ class MaskingCollator(DataCollatorForLanguageModeling):
             "needs tokens that are not special."
         )
 
-    def _padded(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+    def _padded(self, examples: list[dict]) -> BatchEncoding:
         labels = [example["labels"] for example in examples]
         rows = [{"input_ids": example["input_ids"]} for example in examples]
         batch = self.tokenizer.pad(rows, return_tensors="pt")

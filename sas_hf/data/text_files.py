@@ -149,7 +149,7 @@ def columns_in(path: Path) -> list[str]:
     if kind_of(path) == "parquet":
         with open_parquet(path) as file:
             return file.schema_arrow.names
-    row = next((row for _, row in _json_rows(path)), {})
+    row: Any = next((row for _, row in _json_rows(path)), {})
     return list(row) if isinstance(row, dict) else []
 
 

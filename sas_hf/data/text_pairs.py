@@ -73,7 +73,7 @@ def read_pairs(
     """
     files = find_files(source, field)
     place = source if isinstance(source, str) else ", ".join(source)
-    pairs = _from_hub(source, columns, config, split, cache) if files is None else _from_files(files, columns)
+    pairs = _from_hub(place, columns, config, split, cache) if files is None else _from_files(files, columns)
     if len(pairs) == 0:
         raise ValueError(f"`{field}` is {place}, which has no pairs.")
     return pairs
@@ -117,6 +117,7 @@ def _from_hub(source: str, columns: PairColumns, config: str | None, split: str,
             f"{source} is no file here, nor a dataset with a split {split!r} that the Hub gives: {reason}"
         ) from error
     place, names = f"{source} of the Hub", dataset.column_names
+    rows: Iterable[Any]
     if NESTED in names and columns.source not in names and columns.target not in names:
         rows = (_of_languages(texts, columns, f"`{NESTED}` of {place}") for texts in dataset[NESTED])
     else:

@@ -1,6 +1,7 @@
 """Checks of what every evaluation is given, before anything is loaded."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -39,13 +40,13 @@ def number_of_samples(limit: int | float | None, available: int) -> int:
     return min(available, max(1, round(limit * available)) if limit < 1 else int(limit))
 
 
-def refuse_named_configuration(name: str) -> None:
+def refuse_named_configuration(name: str | Path) -> None:
     """Raise a `ValueError` for the name of one of the papers' models, where a checkpoint is asked for."""
     if name in NAMED_CONFIGS:
         raise ValueError(f"{name!r} is a named configuration, which has no weights; train a model of it first.")
 
 
-def refuse_unused(options: dict[str, object], reason: str) -> None:
+def refuse_unused(options: Mapping[str, object], reason: str) -> None:
     """Raise a `ValueError` for the first of these options that is given, though nothing would heed it.
 
     Args:

@@ -1,16 +1,17 @@
 """What scoring classifiers of texts and of images shares: which checkpoints have one, and how one is loaded."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..hub.checkpoints import load_model, read_settings
+from ..hub.checkpoints import AutoClass, classes_made_by, load_model, read_settings
 from .arguments import refuse_named_configuration
 from .results import Metric
 
 
-def require_head(name: str | Path, auto_class: type, what: str, remedy: str) -> None:
+def require_head(name: str | Path, auto_class: AutoClass, what: str, remedy: str) -> None:
     """
     Refuse a checkpoint that cannot have the head, before data or weights are read.
 
@@ -21,12 +22,12 @@ def require_head(name: str | Path, auto_class: type, what: str, remedy: str) -> 
     """
     refuse_named_configuration(name)
     model_type = read_settings(name).get("model_type")
-    if not any(config_class.model_type == model_type for config_class in auto_class._model_mapping):
+    if not any(config_class.model_type == model_type for config_class in classes_made_by(auto_class)):
         raise ValueError(f"{name} has `model_type` {model_type!r}, which has no {what}; {remedy}.")
 
 
 def load_with_head(
-    name: str | Path, auto_class: type, suffix: str, what: str, dtype: str | torch.dtype | None
+    name: str | Path, auto_class: AutoClass, suffix: str, what: str, dtype: str | torch.dtype | None
 ) -> PreTrainedModel:
     """
     A checkpoint in evaluation; a ValueError for one that was saved without the head, which would begin anew.
@@ -41,8 +42,16 @@ def load_with_head(
         raise ValueError(
             f"{name} holds a {', '.join(saved)}, which has no classifier: it is no {what} yet. Fine-tune it first."
         )
-    options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
+    options: dict[str, Any] = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
     return load_model(auto_class, name, None, **options)[0].eval()
+
+
+def labels_by_number(config: PreTrainedConfig) -> dict[int, str]:
+    """What the model's classes are called; a ValueError for numbers that do not count."""
+    names = cast(dict[int, str], config.id2label or {})
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"`id2label` of the model counts {sorted(names)}; it must count 0, 1, 2, ...")
+    return names
 
 
 def mean_score(values: torch.Tensor) -> Metric:

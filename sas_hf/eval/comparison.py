@@ -44,7 +44,7 @@ class PairedDifference:
     @property
     def significant(self) -> bool:
         """Whether the interval leaves out zero."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDifference]:
@@ -106,8 +106,8 @@ def _difference(
 
 
 def _of_translations(name: str, first: TaskResult, second: TaskResult) -> list[PairedDifference]:
-    hypotheses = [[sample["hypothesis"] for sample in task.samples] for task in (first, second)]
-    references = [sample["reference"] for sample in first.samples]
+    ours, theirs = ([sample["hypothesis"] for sample in task.samples or ()] for task in (first, second))
+    references = [sample["reference"] for sample in first.samples or ()]
     return [
         PairedDifference(
             f"{name}: {metric}",
@@ -119,13 +119,13 @@ def _of_translations(name: str, first: TaskResult, second: TaskResult) -> list[P
             "of 100",
             found.p_value,
         )
-        for metric, found in score_differences(*hypotheses, references, first.details["language"]).items()
+        for metric, found in score_differences(ours, theirs, references, first.details["language"]).items()
     ]
 
 
 def _average(suite: str, cells: list[PairedDifference]) -> PairedDifference:
-    stderrs = [cell.stderr for cell in cells]
-    stderr = None if None in stderrs else math.sqrt(math.fsum(value**2 for value in stderrs)) / len(cells)
+    stderrs = [cell.stderr for cell in cells if cell.stderr is not None]
+    stderr = None if len(stderrs) < len(cells) else math.sqrt(math.fsum(value**2 for value in stderrs)) / len(cells)
     mean = math.fsum(cell.difference for cell in cells) / len(cells)
     counts = [cell.num_samples for cell in cells]
     return _interval(f"{suite}: average", mean, stderr, sum(counts), min(counts))

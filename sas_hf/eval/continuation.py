@@ -62,7 +62,8 @@ def make_continuation_task(text: str, folder: str | Path, num_questions: int = 2
 
 def split_passages(text: str, size: int) -> list[list[str]]:
     """Consecutive sentences of `text`, `size` at a time, with white space made single; odd sentences break a run."""
-    passages, run = [], []
+    passages: list[list[str]] = []
+    run: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", text):
         words = sentence.split()
         if not MIN_WORDS <= len(words) <= MAX_WORDS:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lm_eval import simple_evaluate
@@ -98,7 +99,7 @@ def evaluate(
     and log-likelihoods that are not numbers.
     """
     single = not isinstance(model, (list, tuple))
-    models = [model] if single else list(model)
+    models = list(model) if isinstance(model, (list, tuple)) else [cast(str | Path | PreTrainedModel, model)]
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not models:
         raise ValueError("`model` is an empty list; name at least one.")
@@ -115,9 +116,9 @@ def evaluate(
         refuse_unused(of_tasks, "there are no `tasks`, only a text")
     if perplexity is not None and not isinstance(perplexity, PerplexityText):
         perplexity = PerplexityText(perplexity)
-    for model in models:
-        check_arguments(model, limit, batch_size, device, dtype)
-        if cache is not None and isinstance(model, torch.nn.Module):
+    for each in models:
+        check_arguments(each, limit, batch_size, device, dtype)
+        if cache is not None and isinstance(each, torch.nn.Module):
             raise ValueError(f"`cache` is {str(cache)!r}, but nothing tells live models apart; save it first.")
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"`num_fewshot` is {num_fewshot}; it must not be negative.")
@@ -126,7 +127,7 @@ def evaluate(
     if cache is not None:
         check_folder("cache", cache)
     check_task_names(names, columns)
-    subjects = [inspect_model(model, tokenizer, adapter) for model in models]
+    subjects = [inspect_model(each, tokenizer, adapter) for each in models]
     for subject in subjects:
         if perplexity is not None and (positions := _positions(subject)) is not None:
             choose_lengths(perplexity, positions)
@@ -144,8 +145,10 @@ def evaluate(
     )
     results = []
     with contextlib.ExitStack() as locks:
-        for subject in subjects if cache is not None else ():
-            answers = answers_of(cache, subject.source, subject.adapter)
+        for subject in subjects:
+            if cache is None:
+                break
+            answers = answers_of(cache, str(subject.source), subject.adapter)
             locks.enter_context(locked(answers, f"`cache` is {str(cache)!r} for {subject.name}"))
         for subject in subjects:
             result = _evaluate_one(subject, load, names, data, columns, limit, num_fewshot, perplexity, documents)
@@ -174,8 +177,9 @@ def _evaluate_one(
     documents: list[str] | None,
 ) -> EvaluationResult | None:
     """One model's result, with samples; `None` in a process of several other than the first."""
-    report, texts = None, {}
-    with left_as_found(subject.source if subject.live else None):
+    report: dict[str, Any] = {}
+    texts: dict[str, TaskResult] = {}
+    with left_as_found(subject.source if isinstance(subject.source, torch.nn.Module) else None):
         # Anew for each model: a task keeps its requests, and draws its examples from generators.
         items, loaded = load_tasks(names, data, columns) if names else ([], {})
         _check_fewshot(loaded, num_fewshot)
@@ -183,10 +187,11 @@ def _evaluate_one(
         start = time.perf_counter()
         if items:
             # The samples are always asked for: they are compared.
-            report = simple_evaluate(
+            found = simple_evaluate(
                 model, tasks=items, num_fewshot=num_fewshot, limit=limit, task_manager=task_manager()
             )
-        if perplexity is not None:
+            report = found or {}  # `None` in a process of several other than the first
+        if perplexity is not None and documents is not None:
             texts = score_text(perplexity, documents, model)
         seconds = time.perf_counter() - start
     if model.answers is not None:
@@ -196,7 +201,7 @@ def _evaluate_one(
     tasks = {name: _task_result(name, task, report) for name, task in loaded.items()}
     result = _result(subject, model, tasks | texts, seconds)
     result.limit = limit if limit is None or limit < 1 else int(limit)
-    if report is not None:
+    if report:
         groups = report.get("groups", {})
         result.groups = {name: _metrics(values) for name, values in groups.items()}
         result.suites = {
@@ -215,7 +220,9 @@ def _load_model(
     cache: str | Path | None,
     shared: bool,
 ) -> SASHFLM:
-    options = {} if subject.live else {"device": device, "dtype": dtype or "auto", "peft": subject.adapter}
+    options: dict[str, Any] = (
+        {} if subject.live else {"device": device, "dtype": dtype or "auto", "peft": subject.adapter}
+    )
     if subject.commit is not None:
         options["revision"] = subject.commit
     model = SASHFLM(
@@ -236,7 +243,7 @@ def _load_model(
             "attention": model.config._attn_implementation,
             "adapter_commit": subject.adapter and find_commit(subject.adapter, file=ADAPTER_CONFIG_NAME),
         }
-        identity = model_identity(subject.source, subject.adapter, subject.commit, settings)
+        identity = model_identity(str(subject.source), subject.adapter, subject.commit, settings)
         model.answers = AnswerStore(cache, identity, model.process_index)
     return model
 

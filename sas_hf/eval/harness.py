@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -34,6 +35,10 @@ from ..hub.checkpoints import embedding_rows, load_adapter, load_model, tokens_b
 from ..report.machine import available_memory
 from .answers import Answer, AnswerStore
 from .arguments import check_device
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 # What one batch may take on a CPU, per thread. More is slower: a 135M Llama with 49k tokens of vocabulary, scored by
@@ -124,7 +129,7 @@ class SASHFLM(HFLM):
                 **kwargs,
             )
         if isinstance(pretrained, str) and self.peft:
-            self._model = load_adapter(self._model, self.peft).eval()
+            self._model: PreTrainedModel | PeftModel = load_adapter(self.model, self.peft).eval()
         self.num_rows = self.model.config.get_text_config().vocab_size
         if (self.tokenizer.pad_token_id or 0) >= self.num_rows:
             self.tokenizer.pad_token_id = self.eot_token_id  # masked, but looked up
@@ -316,7 +321,7 @@ class SASHFLM(HFLM):
         for texts, context_tokens, continuation in requests:
             self._check_tokens(context_tokens)
             self._check_tokens(continuation)
-            if not continuation:
+            if texts is not None and not continuation:
                 context, text = texts
                 raise ValueError(
                     f"The continuation {text!r} after {context[-40:]!r} has no token of its own: the tokenizer takes "
@@ -442,6 +447,12 @@ class NumbersOnly(LogitsProcessor):
         return scores
 
 
+def to_device(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+    """The model on this device; `None`: on the default one."""
+    # Transformers wraps `to`, and by that hides from mypy that it is a method.
+    return model.to(device or default_device())  # type: ignore[arg-type]
+
+
 def default_device() -> str:
     """The accelerator that torch finds, else "cpu"."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -468,17 +479,19 @@ def bytes_per_sequence(config: PreTrainedConfig, length: int) -> int:
 
 def default_budget(device: torch.device) -> int:
     """Bytes that one batch may take on `device` when the user says nothing."""
-    half = available_memory(device) // 2
+    free = available_memory(device)
+    if free is None:  # not known of Apple's and others
+        return CPU_BATCH_BYTES * torch.get_num_threads()
     if device.type != "cpu":
-        return half
+        return free // 2
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as accelerate and torchrun set it
-    return min(half // local_processes, CPU_BATCH_BYTES * torch.get_num_threads())
+    return min(free // 2 // local_processes, CPU_BATCH_BYTES * torch.get_num_threads())
 
 
 @contextmanager
 def _taken_as_it_is(model: torch.nn.Module) -> Iterator[None]:
     """Keeps the harness from warning of a live model, and from tying its weights, which an adapter may have parted."""
-    model.tie_weights = lambda: None
+    model.tie_weights = lambda: None  # type: ignore[assignment]  # a method is hidden
     try:
         with silenced("lm_eval.models.huggingface"):
             yield

@@ -20,8 +20,8 @@ from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import load_with_head, mean_score, require_head, require_numbers
-from .harness import default_device
+from .classifiers import labels_by_number, load_with_head, mean_score, require_head, require_numbers
+from .harness import to_device
 from .models import left_as_found
 from .results import EvaluationResult, TaskResult, digest, one_task_result
 
@@ -86,17 +86,18 @@ def evaluate_images(
     if (count := number_of_samples(limit, available)) < available:
         rows = rows.shuffle(seed=0).select(range(count))
 
-    if not live:
-        model = load_with_head(
-            name, AutoModelForImageClassification, "ForImageClassification", "image classifier", dtype
-        ).to(device or default_device())
+    if isinstance(model, PreTrainedModel):
+        scored, origin = model, model.name_or_path or ""
+    else:
+        of_head = (AutoModelForImageClassification, "ForImageClassification", "image classifier")
+        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
     if not isinstance(image_processor, BaseImageProcessor):
-        image_processor = _load_processor(str(image_processor or (model.name_or_path if live else name)))
-    classes = torch.tensor(_class_numbers(model.config, rows))
+        image_processor = _load_processor(str(image_processor or origin))
+    classes = torch.tensor(_class_numbers(scored.config, rows))
 
     start = time.perf_counter()
-    size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, len(rows))
-    scores = _score(model, image_processor, rows, classes, size)
+    size = min(AUTO_BATCH_SIZE if isinstance(batch_size, str) else batch_size, len(rows))
+    scores = _score(scored, image_processor, rows, classes, size)
     task = TaskResult(
         metrics={key: mean_score(values) for key, values in scores.items()},
         num_samples=len(rows),
@@ -109,7 +110,7 @@ def evaluate_images(
         questions=digest([Path(dataset).name, split, *map(str, rows["label"])]),
     )
     return one_task_result(
-        model,
+        scored,
         "image_classification",
         task,
         name=name,
@@ -141,15 +142,13 @@ def _load_processor(place: str) -> BaseImageProcessor:
 def _class_numbers(config: PreTrainedConfig, rows: Dataset) -> list[int]:
     """The model's number of each class of the dataset: by name, or by position where either side has no names."""
     names = rows.features["label"].names
-    if config.problem_type in ("regression", "multi_label_classification") or config.num_labels < 2:
+    if config.problem_type in ("regression", "multi_label_classification") or (config.num_labels or 0) < 2:
         raise ValueError(
             f"The model has `problem_type` {config.problem_type!r} and {config.num_labels} labels; the accuracies are "
             "those of one class among several."
         )
-    if sorted(config.id2label) != list(range(config.num_labels)):
-        raise ValueError(f"`id2label` of the model counts {sorted(config.id2label)}; it must count 0, 1, 2, ...")
     numbers: dict[str, list[int]] = {}
-    for number, label in sorted(config.id2label.items()):
+    for number, label in sorted(labels_by_number(config).items()):
         numbers.setdefault(label, []).append(number)
     if all(name in numbers for name in names):
         for name in names:
@@ -187,7 +186,7 @@ def _score(
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         return pixels, classes[[row["label"] for row in batch]]
 
-    scores = {"accuracy": [], "top5_accuracy": [], "loss": []}
+    scores: dict[str, list[torch.Tensor]] = {"accuracy": [], "top5_accuracy": [], "loss": []}
     with left_as_found(model):
         model.eval()
         for pixels, labels in bar(DataLoader(undecoded(rows), batch_size, collate_fn=collate), "Scoring images"):
@@ -197,6 +196,6 @@ def _score(
             scores["accuracy"].append(hits[:, 0].double())
             scores["top5_accuracy"].append(hits[:, :5].any(dim=-1).double())
             scores["loss"].append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double())
-    if model.config.num_labels <= 5:
+    if len(labels_by_number(model.config)) <= 5:
         del scores["top5_accuracy"]
     return {name: torch.cat(values) for name, values in scores.items()}

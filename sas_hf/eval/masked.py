@@ -14,7 +14,7 @@ from ..report.files import one_at_a_time
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
 from .classifiers import load_with_head, require_head, require_numbers
-from .harness import default_device
+from .harness import to_device
 from .models import left_as_found
 from .perplexity import PerplexityText, read_documents
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
@@ -77,20 +77,22 @@ def evaluate_masked(
         remedy = "score a causal language model with `--perplexity`"
         require_head(name, AutoModelForMaskedLM, "masked language model", remedy)
     documents = read_documents(text)
-    if not live:
-        model = load_with_head(name, AutoModelForMaskedLM, "ForMaskedLM", "masked language model", dtype)
-        model = model.to(device or default_device())
-    tokenizer = find_tokenizer(tokenizer, model.name_or_path if live else name, model)
+    if isinstance(model, PreTrainedModel):
+        scored, origin = model, model.name_or_path or ""
+    else:
+        of_head = (AutoModelForMaskedLM, "ForMaskedLM", "masked language model")
+        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
+    tokenizer = find_tokenizer(tokenizer, origin, scored)
     if tokenizer.mask_token_id is None:
         raise ValueError("The tokenizer has no mask token; pass the one that the model was trained with.")
-    rows = _rows(documents, tokenizer, min(LENGTH, longest_text(model.config) or LENGTH), text.max_tokens)
+    rows = _rows(documents, tokenizer, min(LENGTH, longest_text(scored.config) or LENGTH), text.max_tokens)
     available = len(rows)
     rows = rows[: number_of_samples(limit, available)]
     masked = masked_rows(Dataset.from_dict({"input_ids": rows}), tokenizer, mlm_probability)
 
     start = time.perf_counter()
-    size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, len(rows))
-    losses, hits, counts = _score(model, tokenizer, masked, size)
+    size = min(AUTO_BATCH_SIZE if isinstance(batch_size, str) else batch_size, len(rows))
+    losses, hits, counts = _score(scored, tokenizer, masked, size)
     task = TaskResult(
         metrics={"accuracy": _ratio(hits, counts), "loss": _ratio(losses, counts)},
         num_samples=len(rows),
@@ -108,7 +110,7 @@ def evaluate_masked(
         details={"mlm_probability": mlm_probability, "masked_tokens": int(counts.sum()), "masked_by_seed": 0},
     )
     return one_task_result(
-        model,
+        scored,
         "masked_tokens",
         task,
         name=name,

@@ -78,16 +78,16 @@ def inspect_model(
                 "`AutoModelForCausalLM`."
             )
         require_causal(model.config, live=True)
-        found = _load_tokenizer(tokenizer, model.config, model.config.name_or_path)
-        base = getattr(model, "get_base_model", lambda: model)()
+        found = _load_tokenizer(tokenizer, model.config, model.config.name_or_path or "")
+        base = get_base_model() if (get_base_model := getattr(model, "get_base_model", None)) else model
         name = type(base).__name__ + (" with adapter" if base is not model else "")
         return Subject(name, model, model.config, found)
 
     name = str(model) if adapter is None else f"{model} with {adapter}"
-    model, revision = _check_place("model", model), None
-    if adapter is None and (named := read_adapter(model)) is not None:
-        adapter, (base, revision) = model, named
-        model = _check_place("model", base)
+    place, revision = _check_place("model", model), None
+    if adapter is None and (named := read_adapter(place)) is not None:
+        adapter, (base, revision) = place, named
+        place = _check_place("model", base)
     elif adapter is not None:
         adapter = _check_place("adapter", adapter)
         if optional_file(adapter, ADAPTER_CONFIG_NAME) is None:
@@ -96,13 +96,13 @@ def inspect_model(
         if importlib.util.find_spec("peft") is None:
             raise ImportError(f"{adapter} is a peft adapter, and peft is not installed: pip install peft")
         _require_files(adapter, "an adapter's weights", ADAPTER_WEIGHTS)
-    _require_files(model, "configuration", ("config.json",))
-    config = _load_config(model, revision)
+    _require_files(place, "configuration", ("config.json",))
+    config = _load_config(place, revision)
     require_causal(config)
-    _require_files(model, "weights", WEIGHTS)
-    _require_head(model, config)
-    found = _load_tokenizer(tokenizer, config, model, adapter, revision)
-    return Subject(name, model, config, found, adapter, find_commit(model, revision))
+    _require_files(place, "weights", WEIGHTS)
+    _require_head(place, config)
+    found = _load_tokenizer(tokenizer, config, place, adapter, revision)
+    return Subject(name, place, config, found, adapter, find_commit(place, revision))
 
 
 @contextmanager

@@ -82,16 +82,16 @@ def read_documents(text: PerplexityText) -> list[str]:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"`perplexity` names {str(path)!r}: there is no such file.")
-        documents = [document for path in paths for document in documents_in(path, text.column or COLUMN)]
+        found = [document for path in paths for document in documents_in(path, text.column or COLUMN)]
     else:
-        documents = _read_dataset(str(sources[0]), text)
-    documents = [document for document in documents if document and document.strip()]
+        found = _read_dataset(str(sources[0]), text)
+    documents = [document for document in found if document and document.strip()]
     if not documents:
         raise ValueError(f"`perplexity`: there is no text in {text.name}.")
     return documents
 
 
-def _read_dataset(source: str, text: PerplexityText) -> list[str]:
+def _read_dataset(source: str, text: PerplexityText) -> list[str | None]:
     from datasets import load_dataset
 
     is_a_file = source.startswith((".", "~", "/")) or source.lower().endswith((*TEXT_SUFFIXES, *TABLES))

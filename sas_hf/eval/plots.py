@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
@@ -36,7 +37,7 @@ def checkpoint_series(results: list[EvaluationResult]) -> dict[str, list[Evaluat
         if result.step is not None:
             series.setdefault(str(Path(result.model).parent), []).append(result)
     return {
-        place: sorted(members, key=lambda result: result.step)
+        place: sorted(members, key=lambda result: cast(int, result.step))
         for place, members in series.items()
         if len({result.step for result in members}) > 1
     }
@@ -160,7 +161,7 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
         for result in results:
             for name, score in _headline_numbers(result).items():
                 points = panels.setdefault(name, {}).setdefault(Path(place).resolve().name or place, [])
-                points.append((result.step, score.value, _error(score)))
+                points.append((cast(int, result.step), score.value, _error(score)))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(3.6 * across, 2.8 * down), layout="constrained")

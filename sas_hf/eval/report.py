@@ -128,7 +128,7 @@ class Report:
         """A text file for each model that translated, a translation on each line, as sacrebleu reads them."""
         files = []
         for number, (_, task) in enumerate(self._translated(), 1):
-            lines = [" ".join(sample["hypothesis"].split()) for sample in task.samples]
+            lines = [" ".join(sample["hypothesis"].split()) for sample in task.samples or ()]
             files.append(folder / f"translations-{number}.txt")
             write_atomically(files[-1], "".join(f"{line}\n" for line in lines).encode())
         return files
@@ -173,7 +173,7 @@ class Report:
             )
         table, paper_rows = self.paper_table(name), self.paper_rows(name)
         for row in paper_rows:
-            values = dict(zip(table.columns, row.values, strict=True))
+            values = dict(zip(table.columns if table else (), row.values, strict=True))
             average = "" if row.average is None or set(columns) != set(values) else f"{row.average:.2f}"
             rows.append([row.label, *(f"{values[c]:.2f}" for c in columns), average])
         metrics = {column: suite.columns[column].metric for _, suite in having for column in suite.columns}
@@ -183,7 +183,7 @@ class Report:
         if table is None:
             notes.append("the paper prints no table of this suite")
         elif not paper_rows:
-            sizes = ", ".join(dict.fromkeys(row.size for row in table.rows))
+            sizes = ", ".join(dict.fromkeys(row.size for row in table.rows if row.size is not None))
             notes.append(f"the paper's {table.source.partition(',')[0]} has no model of about this size, but {sizes}")
         else:
             notes.append(f"paper: printed in {table.source.partition(',')[0]} of {table.paper}")
@@ -199,7 +199,8 @@ class Report:
         ]
 
     def _translations(self) -> Grid:
-        rows, notes = [], {}
+        rows: list[list[str]] = []
+        notes: dict[str, None] = {}
         for label, task in self._translated():
             cells = [
                 f"{score.value:.2f}" + ("" if score.stderr is None else f" ± {score.stderr:.2f}")
@@ -217,9 +218,9 @@ class Report:
         (_, first), *_ = found = self._translated()
         alike = [(label, task) for label, task in found if task.questions == first.questions]
         lines = ["## What was translated\n"]
-        for place, pair in enumerate(first.samples[:SHOWN]):
+        for place, pair in enumerate((first.samples or [])[:SHOWN]):
             texts = {"source": pair["source"], "reference": pair["reference"]}
-            texts |= {label: task.samples[place]["hypothesis"] for label, task in alike}
+            texts |= {label: task.samples[place]["hypothesis"] for label, task in alike if task.samples}
             said = [f"**{_line(name)}**: {_line(text)}" for name, text in texts.items()]
             lines.append(f"{place + 1}. " + "  \n   ".join(said))
         return "\n".join(lines) + "\n"
@@ -248,15 +249,15 @@ class Report:
                 each.unit, (1, 5, each.unit)
             )
             difference, stderr, low, high = (
-                None if value is None else f"{scale * value:+.{places}f}"
+                "" if value is None else f"{scale * value:+.{places}f}"
                 for value in (each.difference, each.stderr, each.low, each.high)
             )
             rows.append(
                 [
                     each.name,
                     difference,
-                    "" if stderr is None else stderr.removeprefix("+"),
-                    "" if low is None else f"[{low}, {high}]",
+                    stderr.removeprefix("+"),
+                    low and f"[{low}, {high}]",
                     unit,
                     f"{each.num_samples:,}",
                     ("yes" if each.significant else "no")

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,9 +96,9 @@ def stock_config(name: str) -> dict:
     return load_yaml(entry.yaml_path)
 
 
-def stock_splits(config: dict) -> tuple[str, str | None]:
+def stock_splits(config: dict[str, Any]) -> tuple[str, str | None]:
     """The split that a stock task evaluates, and the one that its examples come from (`None`: written in the task)."""
-    evaluated = config.get("test_split") or config.get("validation_split")
+    evaluated: Any = config.get("test_split") or config.get("validation_split")
     if "samples" in (config.get("fewshot_config") or {}):
         return evaluated, None
     candidates = (config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))

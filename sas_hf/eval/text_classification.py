@@ -3,6 +3,7 @@
 import copy
 import random
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ from ..report.files import one_at_a_time
 from ..report.measures import jackknife_error, macro_f1, micro_f1, pearson, spearman
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import load_with_head, mean_score, require_head, require_numbers
-from .harness import default_device
+from .classifiers import labels_by_number, load_with_head, mean_score, require_head, require_numbers
+from .harness import to_device
 from .models import left_as_found
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 
@@ -98,19 +99,20 @@ def evaluate_texts(
         random.Random(0).shuffle(order)
         rows = rows.select(order[:count])
 
-    if not live:
-        model = load_with_head(
-            name, AutoModelForSequenceClassification, "ForSequenceClassification", "text classifier", dtype
-        ).to(device or default_device())
-    tokenizer = find_tokenizer(tokenizer, model.name_or_path if live else name, model)
-    labels = model_labels(model.config, rows)
+    if isinstance(model, PreTrainedModel):
+        scored, origin = model, model.name_or_path or ""
+    else:
+        of_head = (AutoModelForSequenceClassification, "ForSequenceClassification", "text classifier")
+        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
+    tokenizer = find_tokenizer(tokenizer, origin, scored)
+    labels = model_labels(scored.config, rows)
     numbers = number_labels(rows, labels)
-    limits = [longest_text(model.config), tokenizer.model_max_length]
+    limits = [longest_text(scored.config), tokenizer.model_max_length]
     inputs, cut = tokenize(rows, tokenizer, min(limit for limit in limits if limit is not None))
 
     start = time.perf_counter()
-    size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, len(rows))
-    logits = _logits(model, tokenizer, inputs, size)
+    size = min(AUTO_BATCH_SIZE if isinstance(batch_size, str) else batch_size, len(rows))
+    logits = _logits(scored, tokenizer, inputs, size)
     metrics, scores = _measured(logits, numbers, labels.problem_type)
     task = TaskResult(
         metrics=metrics,
@@ -127,7 +129,7 @@ def evaluate_texts(
         questions=digest([*rows.texts, *(rows.seconds or ()), *map(str, rows.labels)]),
     )
     return one_task_result(
-        model,
+        scored,
         "text_classification",
         task,
         name=name,
@@ -148,15 +150,14 @@ def model_labels(config: PreTrainedConfig, rows: LabelledTexts) -> Labels:
     Raises:
         ValueError: for numbers that do not count, or names that are there twice.
     """
-    names = [label for _, label in sorted(config.id2label.items())]
-    if sorted(config.id2label) != list(range(config.num_labels)):
-        raise ValueError(f"`id2label` of the model counts {sorted(config.id2label)}; it must count 0, 1, 2, ...")
+    names = [label for _, label in sorted(labels_by_number(config).items())]
+    count = len(names)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"The model has several labels named {twice!r} (`id2label`); tell them apart.")
-    if (config.problem_type or (REGRESSION if config.num_labels == 1 else None)) == REGRESSION:
-        if config.num_labels > 1:
-            raise ValueError(f"The model predicts {config.num_labels} numbers for a text; one can be scored.")
+    if (config.problem_type or (REGRESSION if count == 1 else None)) == REGRESSION:
+        if count > 1:
+            raise ValueError(f"The model predicts {count} numbers for a text; one can be scored.")
         return Labels(REGRESSION, [])
     nameless = names == [f"LABEL_{number}" for number in range(len(names))]
     if nameless and rows.names is not None and len(rows.names) == len(names):
@@ -206,10 +207,11 @@ def _logits(
 
 
 def _measured(
-    logits: torch.Tensor, numbers: list, problem_type: str
+    logits: torch.Tensor, numbers: Sequence, problem_type: str
 ) -> tuple[dict[str, Metric], dict[str, torch.Tensor]]:
     """The metrics, and a number per text of those that are means."""
     labels = torch.tensor(numbers)
+    others: dict[str, Callable[[np.ndarray, np.ndarray], float]]
     if problem_type == REGRESSION:
         predicted = logits[:, 0].double()
         scores = {"mse": (predicted - labels.double()) ** 2}

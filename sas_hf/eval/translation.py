@@ -3,12 +3,14 @@
 import copy
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,12 +18,20 @@ from transformers import (
 
 from ..data.languages import begin_with_language, set_languages
 from ..data.text_pairs import PairColumns, encode_side, read_pairs
-from ..hub.checkpoints import check_vocabulary, load_adapter, load_model, load_tokenizer, read_adapter, read_settings
+from ..hub.checkpoints import (
+    check_vocabulary,
+    classes_made_by,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    read_adapter,
+    read_settings,
+)
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from ..report.translation import corpus_metrics, measured_scores
 from .arguments import check_arguments, check_output, number_of_samples, refuse_named_configuration
-from .harness import default_device
+from .harness import to_device
 from .models import left_as_found
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 
@@ -97,19 +107,20 @@ def evaluate_translation(
     rows = read_pairs(pairs if isinstance(pairs, list) else str(pairs), columns, "pairs", config=config, split=split)
     available = len(rows)
     rows = rows.take(number_of_samples(limit, available))
-    tokenizer = _find_tokenizer(tokenizer or (model.name_or_path if live else name))
+    tokenizer = _find_tokenizer(
+        tokenizer or (model.name_or_path or "" if isinstance(model, PreTrainedModel) else name)
+    )
     set_languages(tokenizer, (source_language, target_language), FIELDS["languages"], keep=True)
-    if not live:
-        model = _load_translator(name, dtype).to(device or default_device())
-    check_vocabulary(tokenizer, _vocabulary(model.config), name)
+    scored = model if isinstance(model, PreTrainedModel) else to_device(_load_translator(name, dtype), device)
+    check_vocabulary(tokenizer, _vocabulary(scored.config), name)
 
     start = time.perf_counter()
-    size = min(AUTO_BATCH_SIZE if batch_size == "auto" else batch_size, available)
-    longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    size = min(AUTO_BATCH_SIZE if isinstance(batch_size, str) else batch_size, available)
+    longest = getattr(scored.config, "max_position_embeddings", None) or tokenizer.model_max_length
     sources, cut_sources = encode_side(tokenizer, rows["source"][:], longest, target=False)
     targets, cut_targets = encode_side(tokenizer, rows["target"][:], longest, target=True)
-    settings = _generation(model, tokenizer, num_beams, longest)
-    hypotheses, losses, right = _translate(model, tokenizer, sources, targets, settings, size)
+    settings = _generation(scored, tokenizer, num_beams, longest)
+    hypotheses, losses, right = _translate(scored, tokenizer, sources, targets, settings, size)
     counts = torch.tensor([len(target) for target in targets], dtype=torch.float64)
     scores = measured_scores(hypotheses, rows["target"][:], language)
     task = TaskResult(
@@ -150,7 +161,7 @@ def evaluate_translation(
         ],
     )
     return one_task_result(
-        model,
+        scored,
         TASK,
         task,
         name=name,
@@ -171,13 +182,14 @@ def _require_translator(name: str) -> None:
     place, revision = adapter or (name, None)
     settings = read_settings(place, revision)
     model_type = settings.get("model_type")
-    known = {config.model_type: config for config in AutoModelForSeq2SeqLM._model_mapping}
+    classes = classes_made_by(AutoModelForSeq2SeqLM)
+    known = {config.model_type: config for config in classes}
     if model_type not in known:
         raise ValueError(
             f"{name} has `model_type` {model_type!r}, which is no encoder-decoder of texts; score a language model "
             "with `--tasks` or `--perplexity`."
         )
-    wanted = AutoModelForSeq2SeqLM._model_mapping[known[model_type]].__name__
+    wanted = classes[known[model_type]].__name__
     saved = settings.get("architectures") or []
     if saved and not any(architecture in (wanted, wanted.partition("For")[0] + "Model") for architecture in saved):
         raise ValueError(f"{name} holds a {', '.join(saved)}, which does not translate; it must be a {wanted}.")
@@ -200,11 +212,12 @@ def _find_tokenizer(given: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
         tokenizer, place = copy.deepcopy(given), type(given).__name__
     else:
         place = str(given)
-        tokenizer = load_tokenizer(place, None) if place else None
-        if tokenizer is None and (adapter := read_adapter(place)) is not None:
-            tokenizer = load_tokenizer(*adapter)
-    if tokenizer is None:
-        raise ValueError(f"There is no tokenizer in {place!r}; pass one as `tokenizer`.")
+        found = load_tokenizer(place, None) if place else None
+        if found is None and (adapter := read_adapter(place)) is not None:
+            found = load_tokenizer(*adapter)
+        if found is None:
+            raise ValueError(f"There is no tokenizer in {place!r}; pass one as `tokenizer`.")
+        tokenizer = found
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer ({place}) has no pad or no eos token, by which translations are batched and end."
@@ -273,7 +286,7 @@ def _translate(
             each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
             losses[places] = each.double().sum(dim=1).cpu()
             right[places] = logits.argmax(dim=-1).eq(labels).sum(dim=1).double().cpu()
-            tokens = model.generate(**inputs, generation_config=settings)
+            tokens = cast(GenerationMixin, model).generate(**inputs, generation_config=settings)
             for place, text in zip(places, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 hypotheses[place] = text.strip()
     return hypotheses, losses, right
