@@ -25,7 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..conversion import convert_checkpoint
 from ..hub.checkpoints import new_folder
 from ..report.files import write_atomically
-from .folders import has_trained
+from .folders import has_trained, output_folder
 from .models import build_model, conversion_options, load_config
 from .recipe_fields import ModelRecipe
 
@@ -97,7 +97,7 @@ def write_base(
         FileNotFoundError: where the run has started, but its base is gone.
         ValueError, OSError: as `convert_checkpoint`.
     """
-    folder = Path(arguments.output_dir)
+    folder = output_folder(arguments)
     base = folder / BASE
     with arguments.main_process_first(local=arguments.save_on_each_node, desc="writing the base"):
         if has_trained(folder):
@@ -119,8 +119,9 @@ def write_base(
                     build().save_pretrained(unfinished)
                     processor.save_pretrained(unfinished)
             generates = base / GENERATION_CONFIG_NAME
-            if recipe.lora is not None and generates.is_file() and processor.eos_token_id is not None:
-                _end_at(generates, processor.eos_token_id)
+            end = getattr(processor, "eos_token_id", None)  # which image processors lack
+            if recipe.lora is not None and generates.is_file() and end is not None:
+                _end_at(generates, end)
     return dataclasses.replace(recipe, config=None, checkpoint=str(base), revision=None, conversion=None)
 
 

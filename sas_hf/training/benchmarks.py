@@ -1,11 +1,14 @@
 """Benchmarks of the model at hand while it is trained, through `sas_hf.eval`."""
 
 from pathlib import Path
+from typing import cast
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from .folders import output_folder
 from .recipe_fields import EvaluationRecipe
 from .reporting import TrainingLog
 
@@ -79,12 +82,12 @@ class Benchmarks(TrainerCallback):
 
     def score(self, step: int) -> dict[str, float]:
         """Of the model at hand, which is that of this step; the whole result is saved."""
-        found = {}
+        found: dict[str, float] = {}
         for number, result in enumerate(self._evaluate(self.recipe.limit), 1):
             if result is not None:  # in the first process
                 result.step = step
                 name = f"step-{step}.json" if number == 1 else f"step-{step}-{number}.json"
-                result.save(Path(self.trainer.args.output_dir) / "benchmarks" / name)
+                result.save(output_folder(self.trainer.args) / "benchmarks" / name)
                 found |= scores(result)
         (found,) = broadcast_object_list([found])
         return found
@@ -102,7 +105,7 @@ def has_whole_copies(trainer: Trainer) -> bool:
     """Whether each of several processes holds all of the model, as under DDP."""
     if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return False
-    return not any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+    return not any(isinstance(weight, DTensor) for weight in cast(torch.nn.Module, trainer.model).parameters())
 
 
 def scores(result) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
@@ -176,12 +176,13 @@ def training_texts(recipe: DataRecipe, characters: int = 50_000_000) -> list[str
 
 def _documents(recipe: DataRecipe) -> tuple[_Documents, _Documents | None]:
     """To train and to validate on."""
-    documents = _load(recipe, recipe.train, "train", recipe.split, streaming=recipe.streaming)
+    source = cast(str | list[str], recipe.train)  # which `check_data` asks for
+    documents = _load(recipe, source, "train", recipe.split, streaming=recipe.streaming)
     held_out = None
     if recipe.validation:
         held_out = _load(recipe, recipe.validation, "validation", recipe.split, streaming=True)
     elif recipe.validation_split:
-        held_out = _load(recipe, recipe.train, "train", recipe.validation_split, streaming=True)
+        held_out = _load(recipe, source, "train", recipe.validation_split, streaming=True)
     elif recipe.validation_documents:
         count = recipe.validation_documents
         held_out = _Documents(documents.dataset.take(count), documents.column, (documents.identity, "first", count))
@@ -195,7 +196,7 @@ def _load(recipe: DataRecipe, source: str | list[str], name: str, split: str, st
         return _Documents(Dataset.from_dict({"text": texts}).to_iterable_dataset(), "text", texts)
     files = find_files(source, f"data.{name}")
     if files is None:
-        return _load_from_hub(recipe, source, split, streaming)
+        return _load_from_hub(recipe, str(source), split, streaming)
     paths = [str(path.resolve()) for path in files]
     identity = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
     if kind_of(files[0]) == "parquet":

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from ..report.files import locked, writing
+from .folders import output_folder
 from .streaming import PackedStream
 
 
@@ -53,7 +55,9 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.label_smoother is not None and self._loss_shifts_labels:
             # The stock Trainer goes by the name of the outermost class, which is another then.
-            self.label_smoother = partial(self.label_smoother, shift_labels=True)
+            self.label_smoother = partial(  # type: ignore[assignment]  # it is called like one
+                self.label_smoother, shift_labels=True
+            )
         self.told_to_end: int | None = None  # by which signal, also where the last step had been made
         self._saves_aside = False
         self._finite: torch.Tensor | None = None
@@ -62,7 +66,9 @@ class DurableTrainer(Trainer):
         self._loaded_step: int | None = None  # of the best model, once it is in the last one's place
         self.add_callback(SaveOnTermination(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(  # type: ignore[override]  # the others by keyword alone
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs
+    ) -> TrainOutput:
         """
         As in `Trainer`.
 
@@ -74,7 +80,7 @@ class DurableTrainer(Trainer):
             BlockingIOError: where another process trains into the output folder.
             KeyboardInterrupt: after Ctrl-C.
         """
-        output = Path(self.args.output_dir)
+        output = output_folder(self.args)
         with locked(output, f"`output_dir` is {str(output)!r}", in_place=True), writing(output):
             return self._train(output, resume_from_checkpoint, **kwargs)
 
@@ -86,7 +92,7 @@ class DurableTrainer(Trainer):
         checkpoint = get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:
             _require_whole_state(Path(checkpoint))
-        self._find_place(checkpoint)
+        self._find_place(checkpoint or None)
         self._loaded_step = None
         self._interrupted, self.told_to_end = False, None
         with self._terminating_gently():
@@ -169,7 +175,8 @@ class DurableTrainer(Trainer):
         finite, self._finite = self._finite, None
         if (finite is None or finite.item()) and (grad_norm is None or math.isfinite(grad_norm)):
             return
-        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        output = output_folder(self.args)
+        last = get_last_checkpoint(output) if output.is_dir() else None
         raise FloatingPointError(
             f"The loss or its gradients became NaN or infinite by step {self.state.global_step}. "
             + (f"The last whole checkpoint is {last}. " if last else "There is no checkpoint yet. ")
@@ -189,7 +196,7 @@ class DurableTrainer(Trainer):
             return trained
         saved = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"]
         if saved is not None and not Path(saved).is_dir():  # the folder may be another by now
-            best = Path(self.args.output_dir) / Path(saved).name
+            best = output_folder(self.args) / Path(saved).name
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
             if self.args.load_best_model_at_end:
                 _require_best(best)
@@ -197,9 +204,10 @@ class DurableTrainer(Trainer):
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
 
     def _load_best_model(self) -> None:
-        _require_best(Path(self.state.best_model_checkpoint))
+        best = cast(str, self.state.best_model_checkpoint)  # else the Trainer does not ask
+        _require_best(Path(best))
         super()._load_best_model()
-        self._loaded_step = int(self.state.best_model_checkpoint.rpartition("-")[2])
+        self._loaded_step = int(best.rpartition("-")[2])
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
@@ -241,7 +249,11 @@ class DurableTrainer(Trainer):
         """Where the steps are in the stream, which itself was read further ahead."""
         rows = (self.state.global_step - self._steps_before) * self.get_total_train_batch_size(self.args)
         rows += self._rows_before
-        return {"step": self.state.global_step, "rows": rows, "place": self.train_dataset.state_dict(rows)}
+        return {
+            "step": self.state.global_step,
+            "rows": rows,
+            "place": cast(PackedStream, self.train_dataset).state_dict(rows),
+        }
 
     def _finish(self, unfinished: Path, whole: Path) -> None:
         if whole.exists():  # of this step, whole as well

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -64,7 +65,7 @@ class Estimate:
     @property
     def tokens(self) -> int | None:
         """Of a run, where every sample has as many."""
-        return None if None in (self.length, self.samples) else self.length * self.samples
+        return None if self.length is None or self.samples is None else self.length * self.samples
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Estimates:
     @property
     def operations(self) -> int | None:
         """Of all runs; `None` where those of one are not known."""
-        return _total((line.operations, line.runs) for line in self.lines)
+        total = _total((line.operations, line.runs) for line in self.lines)
+        return None if total is None else int(total)
 
     @property
     def seconds(self) -> float | None:
@@ -181,12 +183,14 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
     unknown = []
     if run.timing is not None:
         unknown.append("steps: until they can be timed, those of the variant that is matched by seconds")
-    samples = None
+    samples: Samples | None = None
     fixed = task.tokens_per_sequence(recipe)
     if arguments.max_steps <= 0 or (fixed is None and task.varied_lengths):
-        samples = _samples(task, recipe, config, known, progress)
-        if isinstance(samples, str):
-            unknown, samples = [samples], None
+        found = _samples(task, recipe, config, known, progress)
+        if isinstance(found, str):
+            unknown.append(found)
+        else:
+            samples = found
     for name, value in (samples.fields if samples else {}).items():
         setattr(config, name, value)
     longest, micro = task.longest(recipe, config), arguments.train_batch_size
@@ -199,10 +203,12 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
     model = meta_model(recipe, config)
     parameters, trained = count_parameters(model)
     rows = micro * arguments.gradient_accumulation_steps * arguments.world_size
-    steps = count_steps(arguments, samples and samples.count)
+    steps = count_steps(arguments, None if samples is None else samples.count)
     seen = None
-    if steps is not None:
-        seen = steps * rows if arguments.max_steps > 0 else round(arguments.num_train_epochs * samples.count)
+    if steps is not None and arguments.max_steps > 0:
+        seen = steps * rows
+    elif samples is not None:
+        seen = round(arguments.num_train_epochs * samples.count)
     operations = None
     batch = task.random_batch(config, micro, lengths)
     if batch is None:
@@ -229,12 +235,12 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
     if pace is not None:
         memory = replace(memory, kept=pace.kept * micro)
     seconds = None
-    if pace is not None and steps is not None:
+    if pace is not None and steps is not None and seen is not None:
         seconds = seen / arguments.world_size * pace.row + steps * pace.optimiser
     return Estimate(
         variant=run.variant,
         data=run.data,
-        model=recipe.model.config or recipe.model.checkpoint,
+        model=recipe.model.config or cast(str, recipe.model.checkpoint),
         changed=bool(recipe.model.overrides),
         runs=len(group),
         parameters=parameters,
@@ -243,7 +249,7 @@ def _estimate(group: list[Run], known: dict[str, Samples | str], progress: Calla
         length=fixed,
         steps=steps,
         samples=seen,
-        operations=None if None in (operations, seen) else round(operations * seen),
+        operations=None if operations is None or seen is None else round(operations * seen),
         memory=memory,
         pace=pace,
         seconds=seconds,
@@ -267,6 +273,7 @@ def _samples(
     )
     if key not in known:
         progress(f"reading {recipe.data.train}")
+        found: Samples | str | None
         try:
             found = task.read_samples(recipe, config)
         except FileNotFoundError as error:
@@ -312,15 +319,19 @@ def _lack(memory: Memory, arguments: TrainingArguments) -> str | None:
 
 
 def _total(parts: Iterator[tuple[float | None, int]]) -> float | None:
-    parts = list(parts)
-    return None if any(value is None for value, _ in parts) else sum(value * count for value, count in parts)
+    total: float = 0
+    for value, count in parts:
+        if value is None:
+            return None
+        total += value * count
+    return total
 
 
 def _text(form: Callable[[float], str], value: float | None) -> str:
     return "?" if value is None else form(value)
 
 
-def _range(what: str, numbers: Iterator[int]) -> str:
-    numbers = sorted(set(numbers))
+def _range(what: str, found: Iterator[int]) -> str:
+    numbers = sorted(set(found))
     text = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return f"{text} {what}" + ("s" if numbers[-1] > 1 else "")

@@ -65,7 +65,7 @@ def find_yaml(source: str | Path, shipped: Traversable, kind: str, beside: Path 
         raise FileNotFoundError(
             f"{source} is no file, nor a {kind} of the package; those are, for instance, {', '.join(near)}."
         )
-    return shipped / f"{source}.yaml"
+    return Path(str(shipped / f"{source}.yaml"))
 
 
 def read_fields(path: Path) -> dict[str, Any]:

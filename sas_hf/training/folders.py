@@ -1,7 +1,9 @@
 """Whose an output folder is: free, or of a run or study that wrote its declaration there."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from transformers import TrainingArguments
 
 from ..report.files import LOCK_NAME, check_writable
 
@@ -41,6 +43,11 @@ def has_trained(folder: Path) -> bool:
     return any(folder.glob("checkpoint-*")) or has_ended(folder)
 
 
+def output_folder(arguments: TrainingArguments) -> Path:
+    """Where a run writes; Transformers names one where none is given."""
+    return Path(cast(str, arguments.output_dir))
+
+
 def has_ended(folder: Path) -> bool:
     """Whether a run's folder has a result, be it that it diverged where a study tried a learning rate."""
     return (folder / METRICS_NAME).is_file() or (folder / DIVERGED_NAME).is_file()
@@ -48,7 +55,7 @@ def has_ended(folder: Path) -> bool:
 
 def flat(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Fields inside of fields by their whole names, such as "model.config"; empty ones are values."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in fields.items():
         found |= flat(value, f"{where}{name}.") if isinstance(value, dict) and value else {where + name: value}
     return found

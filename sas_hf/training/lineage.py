@@ -69,7 +69,8 @@ def read_lineage(recipe: TrainingRecipe, folder: Path, auto_class: str) -> Linea
         "is_checkpoint": model.checkpoint is not None,
         "revision": model.revision,
     }
-    place, revision = model.checkpoint, model.revision
+    place: str | Path | None = model.checkpoint
+    revision = model.revision
     if model.conversion is not None:
         place, revision = folder / BASE, None
     report = card = None

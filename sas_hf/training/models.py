@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,14 +13,14 @@ from ..conversion import ConversionOptions
 from ..conversion.convert import find_family, sas_config
 from ..data.text import python_reference, train_tokenizer
 from ..data.tokenized_text import longest_text
-from ..hub.checkpoints import load_model, read_settings
+from ..hub.checkpoints import AutoClass, classes_made_by, load_model, read_settings
 from ..hub.checkpoints import load_tokenizer as load_checkpoint_tokenizer
 from .data import BUILT_IN
 from .fields import build, check_names
 from .recipe_fields import ModelRecipe, TrainingRecipe
 
 
-def load_config(recipe: ModelRecipe, auto_class: type = AutoModelForCausalLM) -> PreTrainedConfig:
+def load_config(recipe: ModelRecipe, auto_class: AutoClass = AutoModelForCausalLM) -> PreTrainedConfig:
     """
     The configuration of the model that is trained; of a checkpoint that is to be converted, after it.
 
@@ -35,19 +35,20 @@ def load_config(recipe: ModelRecipe, auto_class: type = AutoModelForCausalLM) ->
     load = config_loader(recipe)
     config = load()
     is_causal = auto_class is AutoModelForCausalLM
-    if type(config) not in auto_class._model_mapping or (is_causal and not getattr(config, "is_causal", True)):
+    classes = classes_made_by(auto_class)
+    if type(config) not in classes or (is_causal and not getattr(config, "is_causal", True)):
         name, kind = recipe.config or recipe.checkpoint, "is no causal language model; the task needs one"
         kind = kind if is_causal else f"has no {auto_class.__name__}, which the task needs"
         raise ValueError(f"{name} is a {config.model_type} that {kind}.")
     if recipe.conversion is not None:
-        config = _converted_config(recipe, config, auto_class._model_mapping[type(config)].__name__)
+        config = _converted_config(recipe, config, classes[type(config)].__name__)
         load = functools.partial(type(config).from_dict, config.to_dict())
     check_overrides(recipe.overrides, config)
     return load(**recipe.overrides)
 
 
 def _converted_config(recipe: ModelRecipe, config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:
-    options = conversion_options(recipe.conversion)
+    options = conversion_options(recipe.conversion or {})
     try:
         return sas_config(config, find_family(config.model_type), options, architecture)
     except ValueError as error:
@@ -76,7 +77,7 @@ def config_loader(recipe: ModelRecipe) -> Callable[..., PreTrainedConfig]:
         FileNotFoundError: where there is no such checkpoint.
     """
     if recipe.checkpoint is None:
-        return functools.partial(named_config, recipe.config)
+        return functools.partial(named_config, cast(str, recipe.config))  # one of the two is given
     read_settings(recipe.checkpoint, recipe.revision)  # says what is missing
     return functools.partial(
         AutoConfig.from_pretrained, recipe.checkpoint, revision=recipe.revision, trust_remote_code=False
@@ -99,7 +100,7 @@ def load_tokenizer(recipe: ModelRecipe, parts_documents: bool = True) -> PreTrai
     """
     if recipe.tokenizer == BUILT_IN:
         return train_tokenizer(python_reference())
-    place = recipe.tokenizer or recipe.checkpoint
+    place = cast(str, recipe.tokenizer or recipe.checkpoint)
     try:
         tokenizer = load_checkpoint_tokenizer(place, None if recipe.tokenizer else recipe.revision)
     except OSError as error:
@@ -135,7 +136,11 @@ def check_tokenizer(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer:
         )
     for name, token in _special_tokens(tokenizer).items():
         wanted = recipe.model.overrides.get(name)
-        if None not in (wanted, token) and token not in (wanted if isinstance(wanted, list) else [wanted]):
+        if (
+            wanted is not None
+            and token is not None
+            and token not in (wanted if isinstance(wanted, list) else [wanted])
+        ):
             raise ValueError(
                 f"`model.overrides.{name}` is {wanted}, but the tokenizer trains the model with {token} "
                 f"({tokenizer.convert_ids_to_tokens(token)!r}) there; drop it."
@@ -160,7 +165,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]
 
 
 def build_model(
-    recipe: ModelRecipe, config: PreTrainedConfig, auto_class: type = AutoModelForCausalLM, new_head: bool = False
+    recipe: ModelRecipe, config: PreTrainedConfig, auto_class: AutoClass = AutoModelForCausalLM, new_head: bool = False
 ) -> PreTrainedModel:
     """The model to train, in float32; training in bf16 casts as it computes.
 
@@ -177,7 +182,7 @@ def build_model(
 
 
 def load_weights(
-    auto_class: type, recipe: ModelRecipe, config: PreTrainedConfig, new_head: bool = False
+    auto_class: AutoClass, recipe: ModelRecipe, config: PreTrainedConfig, new_head: bool = False
 ) -> PreTrainedModel:
     """The recipe's checkpoint in float32, never by pickled weights or code of its own.
 
@@ -192,11 +197,12 @@ def load_weights(
             them.
         OSError: if there are no safetensors weights.
     """
-    place, overrides = recipe.checkpoint, recipe.overrides.keys() - {"attn_implementation"}
+    place, overrides = cast(str, recipe.checkpoint), recipe.overrides.keys() - {"attn_implementation"}
     blame = f" (`model.overrides` changes {', '.join(sorted(overrides))}.)" if overrides else ""
     try:
-        options = {"config": config, "dtype": torch.float32, "new_head": new_head}
-        model, unknown = load_model(auto_class, place, recipe.revision, **options)
+        model, unknown = load_model(
+            auto_class, place, recipe.revision, new_head=new_head, config=config, dtype=torch.float32
+        )
     except ValueError as error:
         raise ValueError(f"`model.checkpoint`: {error}{blame}") from error
     inside = [name for name in unknown if _holder(model, name) not in ("", model.base_model_prefix)]

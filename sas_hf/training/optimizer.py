@@ -1,8 +1,12 @@
 """How a recipe's trainer steps and validates: decay by shape, a rate of the simulation's own, rows for flash."""
 
+from pathlib import Path
+from typing import cast
+
 import torch
 
 from .durable_trainer import DurableTrainer
+from .folders import output_folder
 from .lineage import Lineage
 from .packing import one_row
 
@@ -31,7 +35,7 @@ class RecipeTrainer(DurableTrainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
+        folder = Path(output_dir) if output_dir else output_folder(self.args)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if hasattr(model, "peft_config") and hasattr(model, "generation_config"):  # which peft leaves out
             model.generation_config.save_pretrained(folder)
@@ -60,7 +64,9 @@ class RecipeTrainer(DurableTrainer):
         Raises:
             ValueError: where no parameter of a simulation is trained.
         """
-        trained = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+        trained = [
+            name for name, weight in cast(torch.nn.Module, self.model).named_parameters() if weight.requires_grad
+        ]
         if learning_rate is not None and not any(SIMULATION in name for name in trained):
             raise ValueError(
                 f"`simulation_learning_rate` is {learning_rate}, but no parameter of a simulation is trained; drop it."
@@ -76,7 +82,8 @@ class RecipeTrainer(DurableTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.simulation_learning_rate is not None:
-            split_simulation(optimizer, self.model if model is None else model, self.simulation_learning_rate)
+            given = cast(torch.nn.Module, self.model) if model is None else model
+            split_simulation(optimizer, given, self.simulation_learning_rate)
         return optimizer
 
 

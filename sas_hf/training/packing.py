@@ -64,7 +64,7 @@ class Packer:
         ValueError: for a length below 2, or a tokenizer without eos.
     """
 
-    columns = ("input_ids", "position_ids", "labels")  # of its rows
+    columns: tuple[str, ...] = ("input_ids", "position_ids", "labels")  # of its rows
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int):
         if sequence_length < 2:
@@ -129,7 +129,7 @@ class MaskedPacker(Packer):
         packed: else each document is a row, whose end is cut off where it is longer than a sequence.
     """
 
-    columns = ("input_ids",)
+    columns: tuple[str, ...] = ("input_ids",)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int, packed: bool = True):
         super().__init__(tokenizer, sequence_length)

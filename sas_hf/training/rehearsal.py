@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -76,7 +77,7 @@ def rehearse(recipe: TrainingRecipe, config: PreTrainedConfig, lengths: tuple[in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = _run_steps(recipe, config, lengths, 1, 1)
-        times, kept, timed = trainer.clock.times, trainer.kept, 1
+        times, kept, timed = trainer.clock.times, trainer.kept or 0, 1
         free = available_memory(trainer.args.device)
         del trainer
         gc.collect()
@@ -86,7 +87,7 @@ def rehearse(recipe: TrainingRecipe, config: PreTrainedConfig, lengths: tuple[in
         if len(times) > 1 and more >= min(2, rows):
             steps = min(MOST_STEPS, max(STEPS, int(ENOUGH / (whole * more))))
             trainer = _run_steps(recipe, config, lengths, more, steps)
-            times, kept, timed = trainer.clock.times, trainer.kept, more
+            times, kept, timed = trainer.clock.times, trainer.kept or 0, more
     times = times[1:] or times  # without the first, which warms up, unless that was long enough
     passes, optimiser = (sorted(part)[len(part) // 2] for part in zip(*times, strict=True))
     return Pace(passes / timed, optimiser, kept // timed, timed, len(times))
@@ -129,6 +130,7 @@ def _run_steps(
         )
         arguments = training_arguments(short)
         batch = task.random_batch(config, arguments.train_batch_size * arguments.world_size, lengths)
+        assert batch is not None  # who rehearses has asked
         samples = [{name: values[place] for name, values in batch.items()} for place in range(len(batch["labels"]))]
         model = task.auto_class.from_config(config, dtype=torch.float32)
         trainer = _Rehearsal(
@@ -159,7 +161,9 @@ class _Rehearsal(RecipeTrainer):
     def compute_loss(self, *args, **kwargs):
         if self.kept is not None:
             return super().compute_loss(*args, **kwargs)
-        with _weighing({weight.untyped_storage().data_ptr() for weight in self.model.parameters()}) as weighed:
+        with _weighing(
+            {weight.untyped_storage().data_ptr() for weight in cast(torch.nn.Module, self.model).parameters()}
+        ) as weighed:
             loss = super().compute_loss(*args, **kwargs)
         self.kept = sum(weighed.values())
         return loss
@@ -186,7 +190,9 @@ class _Clock(TrainerCallback):
     """Seconds of each step: of its passes, and of the rest. Ends a training after the step that exceeds the budget."""
 
     def __init__(self, device: torch.device):
-        self.device, self.times, self.until = device, [], None
+        self.device = device
+        self.times: list[tuple[float, float]] = []
+        self.until: float | None = None
 
     def _now(self) -> float:
         if self.device.type != "cpu":

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -140,7 +141,7 @@ class TrainingLog(TrainerCallback):
 
     def _line(self, step: int, logs: dict) -> dict:
         tokens = None if self._tokens_per_step is None else step * self._tokens_per_step
-        line = {"step": step, "tokens": tokens, "seconds": round(time.perf_counter() - self._began, 3)}
+        line: dict[str, Any] = {"step": step, "tokens": tokens, "seconds": round(time.perf_counter() - self._began, 3)}
         line |= {name: value for name, value in logs.items() if not name.endswith(LEFT_OUT)}
         if tokens is not None and "eval_loss" in line:
             line |= {name: follow(line["eval_loss"]) for name, follow in self.from_loss.items()}
@@ -225,10 +226,11 @@ def plot_training(folder: Path) -> list[Path]:
     folder, figure = Path(folder), Figure(figsize=(6, 4), layout="constrained")
     lines, axes = read_log(folder), figure.add_subplot()
     across = "step" if any(line["tokens"] is None for line in lines) else "tokens"
-    for name, label, style in (
+    styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("loss", "training", {}),
         ("eval_loss", "validation", {"marker": "o", "markersize": 3}),
-    ):
+    )
+    for name, label, style in styles:
         points = [(line[across], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)

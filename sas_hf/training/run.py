@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import datasets
 import yaml
 from huggingface_hub.constants import HF_HOME
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..report.figures import require_matplotlib
@@ -25,7 +26,7 @@ from .base import BASE
 from .benchmarks import PREFIX, Benchmarks
 from .data_files import describe_files
 from .fields import read_yaml
-from .folders import METRICS_NAME, differences, flat, has_trained, holds
+from .folders import METRICS_NAME, differences, flat, has_trained, holds, output_folder
 from .lineage import read_lineage
 from .memory import give_freed_memory_back
 from .recipe import TrainingRecipe, recipe_from_dict
@@ -68,7 +69,7 @@ def train(recipe: TrainingRecipe) -> dict[str, float]:
         name = "HF_DATASETS_CACHE" if "HF_DATASETS_CACHE" in os.environ else "HF_HOME"
         check_cache(name, Path(os.environ.get("HF_DATASETS_CACHE", HF_HOME)))
     arguments = training_arguments(recipe)
-    folder = Path(arguments.output_dir)
+    folder = output_folder(arguments)
     with locked(folder, f"`training.output_dir` is {str(folder)!r}", in_place=True), writing(folder):
         return _train(recipe, arguments, folder)
 
@@ -92,7 +93,9 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
         for callback in (PrinterCallback, ProgressCallback):  # whose place `TrainingLog` takes
             trainer.remove_callback(callback)
         if recipe.evaluation.tasks:
-            benchmarks = Benchmarks(recipe.evaluation, trainer, trainer.processing_class, log)
+            benchmarks = Benchmarks(
+                recipe.evaluation, trainer, cast(PreTrainedTokenizerBase, trainer.processing_class), log
+            )
             benchmarks.rehearse()
             trainer.add_callback(benchmarks)
     if arguments.should_save and not resumes:
@@ -115,10 +118,11 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     if trainer.eval_dataset is not None and not _evaluated(state.log_history, step):
         trainer.evaluate()
     metrics = _metrics(state.log_history, step)
-    if recipe.evaluation.tasks and not any(name.startswith(PREFIX) for name in metrics):
+    if benchmarks is not None and not any(name.startswith(PREFIX) for name in metrics):
         metrics |= benchmarks.score(step)
     if "eval_loss" in metrics:
-        metrics |= {metric.name: metric.of(metrics) for metric in task.metrics if metric.from_loss}
+        loss = metrics["eval_loss"]
+        metrics |= {metric.name: metric.from_loss(loss) for metric in task.metrics if metric.from_loss}
     _finish(trainer, folder, metrics)
     if trainer.told_to_end:  # too late for this run, but whoever called has others to train
         signal.raise_signal(trainer.told_to_end)
@@ -186,7 +190,7 @@ def _evaluated(history: list[dict], step: int) -> bool:
 
 def _metrics(history: list[dict], step: int) -> dict[str, float]:
     """The numbers of the model of this step: what was measured of it, and the last that was logged before."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for entry in history:
         if entry["step"] <= step:
             measured = entry["step"] == step

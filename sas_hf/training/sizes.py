@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
@@ -47,13 +48,15 @@ class Memory:
         return ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items() if size)
 
 
-def meta_model(recipe: TrainingRecipe, config: PreTrainedConfig) -> PreTrainedModel:
+def meta_model(recipe: TrainingRecipe, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
     """The model of a recipe on the meta device, by the definition of its attention ("eager"), adapters put on it or
     parameters frozen."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the run itself will say
         auto_class = find_task(recipe.task).auto_class
-        model = auto_class.from_config(copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32)
+        model: PreTrainedModel = auto_class.from_config(
+            copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
+        )
         return prepare_parameters(model, recipe.model)
 
 

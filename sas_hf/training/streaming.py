@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .packing import LAYOUT, Packer
 
 
-BEGINNING = {
+BEGINNING: dict[str, Any] = {
     "layout": LAYOUT,
     "rows": 0,
     "rows_to_skip": 0,

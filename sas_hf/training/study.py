@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from accelerate import PartialState
@@ -132,7 +132,7 @@ class Run:
         """
         if not self.searches or not all(has_ended(search.folder) for search in self.searches):
             return None
-        tried = {search.rate: final_value(search.folder, metric) for search in self.searches}
+        tried = {cast(float, search.rate): final_value(search.folder, metric) for search in self.searches}
         if (rate := best_rate(tried, metric)) is None:
             raise FloatingPointError(
                 f"Run {self.name}: the trainings with all `learning_rates` ({', '.join(map(str, tried))}) diverged; "
@@ -154,7 +154,7 @@ class Run:
         if self.timing is not None:
             if (steps := self.timing.steps()) is None:
                 return None
-            run = replace(run, recipe=at_steps(run.recipe, steps), match=replace(self.match, steps=steps))
+            run = replace(run, recipe=at_steps(run.recipe, steps), match=replace(cast(Match, self.match), steps=steps))
         return run
 
 
@@ -257,8 +257,8 @@ def _check_overrides(study: Study, overrides: list[str] | tuple[str, ...]) -> No
 def _plan_run(
     study: Study, data: str, variant: str, seed: int, overrides: list[str] | tuple[str, ...], needs_data: bool
 ) -> Run:
-    base = {"base": study.recipe} if isinstance(study.recipe, str) else study.recipe
-    folder = Path(study.runs or study.output, data, variant, f"seed-{seed}")
+    base = study.recipe if isinstance(study.recipe, dict) else {"base": study.recipe}
+    folder = Path(study.runs or cast(str, study.output), data, variant, f"seed-{seed}")
     ours = {"data": study.data.get(data, {}), "training": {"seed": seed, "output_dir": str(folder)}}
     try:
         recipe = load_recipe(merge(merge(base, study.variants[variant]), ours), overrides, needs_data)
@@ -273,13 +273,15 @@ def _plan_matched(study: Study, name: str, planned: dict[str, Run], first: dict[
     """Of the same seed's runs of the variants; `first`: the first seed's by data and variant."""
     of, to, by = (study.matched[name][field] for field in ("variant", "to", "by"))
     run, other = planned[of], planned[to]
-    run = replace(run, variant=name, match=Match(name, run.data, of, to, by))
+    match = Match(name, run.data, of, to, by)
+    run = replace(run, variant=name, match=match)
     folder = run.folder.parent.with_name(name) / run.folder.name
     try:
         if by == "parameters":
             known = first.get((run.data, name))
-            width = fit_width(run.recipe, other.recipe) if known is None else known.match.width
-            run = replace(run, recipe=at_width(run.recipe, width), match=replace(run.match, width=width))
+            known_width = None if known is None or known.match is None else known.match.width
+            width = fit_width(run.recipe, other.recipe) if known_width is None else known_width
+            run = replace(run, recipe=at_width(run.recipe, width), match=replace(match, width=width))
         else:
             for recipe in (run.recipe, other.recipe):
                 check_steps(recipe)
@@ -364,7 +366,8 @@ def run_study(
     _check(study)
     require_matplotlib()
     runs = plan_runs(study, overrides)
-    with locked(Path(study.output), f"`output` is {study.output!r}", in_place=True), writing(Path(study.output)):
+    output = Path(cast(str, study.output))  # which `_check` asks for
+    with locked(output, f"`output` is {study.output!r}", in_place=True), writing(output):
         return _run_all(study, runs, _declaration(study, overrides), progress)
 
 
@@ -378,7 +381,7 @@ def check_runs(study: Study, runs: list[Run]) -> None:
 
 
 def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: Callable[[str], None]) -> StudyReport:
-    folder = Path(study.output)
+    folder = Path(cast(str, study.output))
     _check_folder(folder, declared)
     if study.runs is not None and Path(study.runs).is_file():
         raise FileExistsError(f"`runs` is {study.runs!r}, a file; name a folder.")
@@ -396,7 +399,8 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         if run.timing is not None and run.timing.steps() is None:
             progress(f"steps of {run.timing.of} and of {run.timing.to} are timed side by side")
             run.timing.measure()
-        run, known = run.settled(metric), []
+        known: list[str] = []
+        run = cast(Run, run.settled(metric))  # those that it waits for stand before it
         if run.is_open:
             check_run_folder(run)
         if run.searches:
@@ -432,7 +436,7 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
 def _choices(runs: list[Run], metric: Metric) -> list[RateChoice]:
     """The rates that were found, once for each variant and data set."""
     searched = {(run.data, run.variant): run for run in runs if run.searches and run.match is None}
-    return [run.found(metric) for run in searched.values()]
+    return [found for run in searched.values() if (found := run.found(metric)) is not None]
 
 
 def _declaration(study: Study, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
@@ -493,7 +497,7 @@ def _check_possible_folder(run: Run, metric: Metric) -> None:
         check_run_folder(settled)
         return
     errors = []
-    for rate in [search.rate for search in run.searches] if run.timing is None else ():
+    for rate in [cast(float, search.rate) for search in run.searches] if run.timing is None else ():
         try:
             check_run_folder(run.at(rate))
         except FileExistsError as error:

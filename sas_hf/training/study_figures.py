@@ -61,7 +61,7 @@ def _draw_curves(report, axes, data: str, scales: dict[str, float]) -> None:
         places = [place / scale for place in shared]
         (line,) = axes.plot(places, [mean for mean, _ in points], marker="o", markersize=3, label=variant)
         if len(curves) > 1:
-            low, high = ([mean + sign * deviation for mean, deviation in points] for sign in (-1, 1))
+            low, high = ([mean + sign * (deviation or 0) for mean, deviation in points] for sign in (-1, 1))
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 

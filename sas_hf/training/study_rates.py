@@ -83,5 +83,5 @@ def final_value(folder: Path, metric: Metric) -> float | None:
 
 def best_rate(tried: dict[float, float | None], metric: Metric) -> float | None:
     """The rate that ended best, the first of equal ones; `None` where all diverged."""
-    ended = [rate for rate, value in tried.items() if value is not None]
-    return (max if metric.higher_is_better else min)(ended, key=tried.__getitem__, default=None)
+    ended = {rate: value for rate, value in tried.items() if value is not None}
+    return (max if metric.higher_is_better else min)(ended, key=ended.__getitem__, default=None)

@@ -253,8 +253,8 @@ class StudyReport:
         def part(title: str, places: tuple[int, ...], caption: str) -> Grid:
             return Grid(title, [header[p] for p in places], [[row[p] for p in places] for row in rows], caption)
 
-        spreads = _titled(f"What differences of the final {label} could be found", data)
-        return [part(title, (0, 1, 2, 3, 6), f"{self.paired}."), part(spreads, (0, 4, 5, 6), f"{SPREADS}.")]
+        beneath = _titled(f"What differences of the final {label} could be found", data)
+        return [part(title, (0, 1, 2, 3, 6), f"{self.paired}."), part(beneath, (0, 4, 5, 6), f"{SPREADS}.")]
 
     def _rates(self, data: str) -> list[Grid]:
         """As many rates beside each other as a terminal has room for, the others in tables below."""

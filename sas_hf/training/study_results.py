@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from scipy.optimize import brentq
@@ -56,10 +57,11 @@ class FinishedRun:
         """
         lines = read_log(folder)
         speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-        found = {metric.name: metric.of(results) for metric in metrics}
-        for name, value in found.items():
-            if value is None:
-                raise ValueError(f"{folder} has no {name!r} among its results ({', '.join(results)}).")
+        found: dict[str, float] = {}
+        for metric in metrics:
+            if (value := metric.of(results)) is None:
+                raise ValueError(f"{folder} has no {metric.name!r} among its results ({', '.join(results)}).")
+            found[metric.name] = value
         curves, steps = {}, {}
         for metric in metrics:
             evaluated = [(line, value) for line in lines if (value := metric.of(line)) is not None]
@@ -100,7 +102,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def paired_test(first: Sequence[float], second: Sequence[float]) -> dict[str, float | None]:
+def paired_test(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     """
     Mean of second minus first, pair by pair, its 95 % confidence interval and p-value by Student's t.
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -146,9 +146,10 @@ def make_chat_trainer(
         )
     except TemplateError as error:
         raise ValueError(f"The chat template refuses a conversation of `data`: {error}") from error
+    rows = cast(Dataset, trainer.train_dataset)
     for does, found in (
-        ("speaks", len(trainer.train_dataset) > 0),
-        ("ends a turn", any(tokenizer.eos_token_id in row["labels"] for row in trainer.train_dataset)),
+        ("speaks", len(rows) > 0),
+        ("ends a turn", any(tokenizer.eos_token_id in row["labels"] for row in rows)),
     ):
         if not found:
             raise ValueError(
@@ -170,7 +171,7 @@ def read_chat_template(source: str | None) -> str | None:
     path = RECIPES / "chatml.jinja" if source == "chatml" else Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"`model.chat_template` is {source!r}, which is no file, nor `chatml`.")
-    return read_text(path)
+    return read_text(Path(str(path)))
 
 
 def tells_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -194,13 +195,13 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, assistant_only: bool) -> str:
     """
     messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = cast(str, tokenizer.apply_chat_template(messages, tokenize=False))
     except TemplateError as error:
         raise ValueError(f"`model.chat_template` cannot render a question and its answer: {error}") from error
     behind = text.rpartition(ANSWER)[2] if ANSWER in text else ""
     special = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
     tokens = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    end = next((token for token in tokens if token in special or tokenizer.decode([token]).strip()), None)
+    end = next((token for token in tokens if token in special or cast(str, tokenizer.decode([token])).strip()), None)
     if end not in special:
         raise ValueError(
             f"`model.chat_template` ends an assistant's turn by {behind.strip() or behind!r}, which is no special "
@@ -212,7 +213,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, assistant_only: bool) -> str:
             f"`model.chat_template` ends an assistant's turn by {behind.strip()!r} outside of its {{% generation %}} "
             "block, where it is never a target: the model would not learn to end its turns. Move it inside."
         )
-    return tokenizer.convert_ids_to_tokens(end)
+    return cast(str, tokenizer.convert_ids_to_tokens(end))
 
 
 def load_splits(data: DataRecipe, template: str) -> tuple[Dataset, Dataset | None]:

@@ -1,10 +1,12 @@
 """What the tasks of classifiers share, of texts and of images: their configuration for the data's classes."""
 
 import warnings
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...hub.checkpoints import AutoClass, classes_made_by
 from ..models import check_overrides, config_loader
 from ..recipe_fields import ModelRecipe, TrainingRecipe
 
@@ -25,7 +27,7 @@ def check_classifier_recipe(recipe: TrainingRecipe) -> None:
 
 
 def classifier_config(
-    recipe: ModelRecipe, labels: list[str], auto_class: type, what: str, problem_type: str | None = None
+    recipe: ModelRecipe, labels: list[str], auto_class: AutoClass, what: str, problem_type: str | None = None
 ) -> tuple[PreTrainedConfig, bool]:
     """
     The configuration of a model for these labels, and whether the checkpoint has no classifier of as many, so that
@@ -41,19 +43,19 @@ def classifier_config(
     Raises:
         ValueError: for a model that has no classifier, or an override that is no field of it.
     """
-    load, mapping = config_loader(recipe), auto_class._model_mapping
+    load, mapping = config_loader(recipe), classes_made_by(auto_class)
     config = load()
     if type(config) not in mapping:
         name, kind = recipe.config or recipe.checkpoint, what.removesuffix("s")
         raise ValueError(f"{name} is a {config.model_type} that is no {kind} classifier; the task needs one.")
     check_overrides(recipe.overrides, config)
-    saved = [label for _, label in sorted(config.id2label.items())]
+    saved = [label for _, label in sorted((config.id2label or {}).items())]
     if recipe.checkpoint is not None and len(saved) == len(labels):
         numbered = labels == [str(number) for number in range(len(labels))]
         if sorted(saved) == sorted(labels) or (numbered and not _nameless(saved)):
             labels = saved
     count = len(labels) or 1  # of a regression
-    fields = {"num_labels": count}
+    fields: dict[str, Any] = {"num_labels": count}
     if labels:
         fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
     if problem_type is not None:

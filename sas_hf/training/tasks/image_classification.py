@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class ImageClassification(Task):
         size = config.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
         images = torch.rand(rows, getattr(config, "num_channels", 3), height, width)
-        return {"pixel_values": images, "labels": torch.randint(config.num_labels, (rows,))}
+        return {"pixel_values": images, "labels": torch.randint(config.num_labels or 0, (rows,))}
 
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
@@ -87,18 +88,18 @@ def make_image_trainer(
     train, validation = load_splits(recipe.data)
     labels = train.features["label"].names
     config, new_head = classifier_config(recipe.model, labels, AutoModelForImageClassification, "images")
-    if (ours := list(config.id2label.values())) != labels and sorted(ours) == sorted(labels):
+    if (ours := list((config.id2label or {}).values())) != labels and sorted(ours) == sorted(labels):
         train = train.align_labels_with_mapping(config.label2id, "label")
         validation = validation.align_labels_with_mapping(config.label2id, "label")
     processor = classifier_processor(recipe.model, config)
     model = starting_model(AutoModelForImageClassification, recipe.model, config, arguments, processor, new_head)
-    model = prepare_parameters(model, recipe.model)
+    adapted = prepare_parameters(model, recipe.model)
     if new_head:
-        check_head_trains(model, recipe.model)
+        check_head_trains(adapted, recipe.model)
     channels = getattr(model.config, "num_channels", 3)
     arguments.remove_unused_columns = False  # the images, which become the inputs when they are read
     return RecipeTrainer(
-        model,
+        adapted,
         arguments,
         train_dataset=train.with_transform(inputs_of(processor, channels, recipe.data.augment)),
         eval_dataset=validation.with_transform(inputs_of(processor, channels, augment=False)),
@@ -163,6 +164,6 @@ def shift_and_flip(image: Image.Image) -> Image.Image:
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
     """Share of images whose class has the highest logit, and one of the five highest."""
-    order = np.argsort(-prediction.predictions, axis=-1)
-    hits = order == prediction.label_ids[:, None]
+    logits, labels = cast(np.ndarray, prediction.predictions), cast(np.ndarray, prediction.label_ids)
+    hits = np.argsort(-logits, axis=-1) == labels[:, None]
     return {"accuracy": hits[:, 0].mean(), "top5_accuracy": hits[:, :5].any(axis=-1).mean()}

@@ -1,10 +1,12 @@
 """Language modelling: the next token of documents that are packed into full sequences."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from transformers import (
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainingArguments,
@@ -83,7 +85,7 @@ class LanguageModeling(CausalTask):
             callbacks=[*callbacks, *data.callbacks],
         )
         # Transformers' FlashAttention looks for packed documents in batches of one row alone.
-        trainer.joins_rows = is_flash_attention_requested(trainer.model.config)
+        trainer.joins_rows = is_flash_attention_requested(cast(PreTrainedModel, trainer.model).config)
         return trainer
 
 

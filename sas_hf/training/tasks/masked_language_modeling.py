@@ -62,7 +62,7 @@ class MaskedLanguageModeling(Task):
         check_data(recipe.data)
         config = load_config(recipe.model, self.auto_class)
         if recipe.model.checkpoint is None and recipe.model.tokenizer is None:
-            tokenizer = train_word_tokenizer(training_texts(recipe.data), config.vocab_size)
+            tokenizer: PreTrainedTokenizerBase = train_word_tokenizer(training_texts(recipe.data), config.vocab_size)
         else:
             tokenizer = load_tokenizer(recipe.model, parts_documents=False)
         for name in ("mask", "pad"):

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 
 from ...data.tokenized_text import longest_text
+from ...hub.checkpoints import AutoClass
 from ..models import load_config
+from ..optimizer import RecipeTrainer
 from ..recipe_fields import TrainingRecipe
 
 
@@ -87,7 +89,7 @@ class Task(ABC):
     """
 
     name: str
-    auto_class: type
+    auto_class: AutoClass
     metrics: tuple[Metric, ...] = (LOSS,)
     reads: tuple[str, ...] = ()
     needs_tokenizer = False
@@ -109,7 +111,7 @@ class Task(ABC):
     @abstractmethod
     def make_trainer(
         self, recipe: TrainingRecipe, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
-    ) -> Trainer:
+    ) -> RecipeTrainer:
         """
         The trainer of a recipe, a `RecipeTrainer`, with model, data, collator and metrics.
 

@@ -4,6 +4,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from ...data.labelled_text import (
 from ...data.text import train_word_tokenizer
 from ...data.text_files import find_files
 from ...data.tokenized_text import longest_text, prepare_tokenizer, tokenize
+from ...eval.classifiers import labels_by_number
+from ...hub.checkpoints import classes_made_by
 from ...report.measures import macro_f1, micro_f1, pearson, spearman
 from ..adapters import lora_config, prepare_parameters
 from ..base import starting_model
@@ -101,10 +104,11 @@ class TextClassification(Task):
 
     def random_batch(self, config: PreTrainedConfig, rows: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
         tokens = random_tokens(config, rows, *lengths)
+        count = config.num_labels or 0
         labels = {
             REGRESSION: torch.rand(rows),
-            SEVERAL: torch.rand(rows, config.num_labels).round(),
-        }.get(config.problem_type, torch.randint(config.num_labels, (rows,)))
+            SEVERAL: torch.rand(rows, count).round(),
+        }.get(config.problem_type or CLASSES, torch.randint(count, (rows,)))
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
     def make_trainer(
@@ -119,11 +123,11 @@ class TextClassification(Task):
             None if rows is None else encode(rows, labels, tokenizer, longest, limit) for rows in (train, validation)
         ]
         model = starting_model(self.auto_class, recipe.model, config, arguments, tokenizer, new_head)
-        model = prepare_parameters(model, recipe.model)
+        adapted = prepare_parameters(model, recipe.model)
         if new_head:
-            check_head_trains(model, recipe.model)
+            check_head_trains(adapted, recipe.model)
         return RecipeTrainer(
-            model,
+            adapted,
             arguments,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
@@ -143,7 +147,7 @@ def _load(recipe: TrainingRecipe) -> tuple:
         recipe.model, labels.names, AutoModelForSequenceClassification, "texts", labels.problem_type
     )
     if labels.names:  # of a checkpoint they may be in another order
-        labels = replace(labels, names=[config.id2label[number] for number in range(config.num_labels)])
+        labels = replace(labels, names=[label for _, label in sorted(labels_by_number(config).items())])
     tokenizer = None
     if recipe.model.checkpoint is not None or recipe.model.tokenizer is not None:
         tokenizer = load_tokenizer(recipe.model, parts_documents=False)
@@ -161,11 +165,11 @@ def load_texts(recipe: TrainingRecipe) -> tuple[LabelledTexts, LabelledTexts | N
     Raises:
         ValueError, FileNotFoundError: for what is no labelled text, or what is both trained and validated on.
     """
-    data = recipe.data
+    data, source = recipe.data, cast(str | list[str], recipe.data.train)
     given = [name for name in ("validation", "validation_split", "validation_documents") if getattr(data, name)]
     if len(given) > 1:
         raise ValueError(f"`data.{given[0]}` and `data.{given[1]}` are both given; set one of them to null.")
-    files = find_files(data.train, "data.train")
+    files = find_files(source, "data.train")
     held_out = find_files(data.validation, "data.validation") if data.validation else None
     if data.validation_split and files:
         raise ValueError(
@@ -174,14 +178,14 @@ def load_texts(recipe: TrainingRecipe) -> tuple[LabelledTexts, LabelledTexts | N
         )
     check_apart(data, files, held_out)
     columns = Columns(data.text_column, data.second_text_column, _one(data.label_column), "data.")
-    train = read_labelled_texts(data.train, columns, "data.train", data.config, data.split, data.cache)
+    train = read_labelled_texts(source, columns, "data.train", data.config, data.split, data.cache)
     validation = None
     if data.validation:
         options = ("data.validation", data.config, data.split, data.cache)
         validation = read_labelled_texts(data.validation, columns, *options)
     elif data.validation_split:
         options = ("data.train", data.config, data.validation_split, data.cache)
-        validation = read_labelled_texts(data.train, columns, *options)
+        validation = read_labelled_texts(source, columns, *options)
     elif data.validation_documents:
         train, validation = _held_out(data, train)
     labels = find_labels(train, data.class_names, recipe.model.overrides.get("problem_type"))
@@ -203,7 +207,7 @@ def _lines(rows: LabelledTexts) -> list[str]:
 
 
 def _held_out(data: DataRecipe, rows: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
-    count = data.validation_documents
+    count = data.validation_documents or 0
     if not 1 <= count < len(rows):
         raise ValueError(
             f"`data.validation_documents` is {count}; it must be at least 1 and less than the {len(rows)} texts."
@@ -232,7 +236,7 @@ def _check_training(recipe: TrainingRecipe, labels: Labels) -> None:
 def prepare_padding(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let tokenizer and model agree on what is padding: decoders are classified by their last token before it."""
     check_tokenizer(recipe, config, tokenizer)
-    prepare_tokenizer(tokenizer, config, AutoModelForSequenceClassification._model_mapping[type(config)])
+    prepare_tokenizer(tokenizer, config, classes_made_by(AutoModelForSequenceClassification)[type(config)])
     take_special_tokens(recipe.model, config, tokenizer)
     if recipe.model.checkpoint is None or config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -258,8 +262,8 @@ def _longest(recipe: TrainingRecipe, config: PreTrainedConfig, tokenizer: PreTra
         "the model's positions": longest_text(config),
         "the tokenizer's `model_max_length`": tokenizer.model_max_length,
     }
-    name = min((name for name in limits if limits[name] is not None), key=limits.get)
-    return limits[name], name
+    known = {name: limit for name, limit in limits.items() if limit is not None}
+    return min(known.values()), min(known, key=known.__getitem__)
 
 
 def encode(
@@ -285,15 +289,21 @@ def _logits(logits, labels):
     return logits[0] if isinstance(logits, tuple) else logits  # an encoder-decoder gives more
 
 
+def _arrays(found: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels; of models that give more, `_logits` has left these."""
+    return cast(np.ndarray, found.predictions), cast(np.ndarray, found.label_ids)
+
+
 def class_measures(found: EvalPrediction) -> dict[str, float]:
     """The share of texts whose class has the highest logit, and [`macro_f1`]."""
-    predicted, labels = found.predictions.argmax(axis=-1), found.label_ids
+    logits, labels = _arrays(found)
+    predicted = logits.argmax(axis=-1)
     return {"accuracy": (predicted == labels).mean(), "f1": macro_f1(predicted, labels)}
 
 
 def rating_measures(found: EvalPrediction) -> dict[str, float]:
     """Correlations of the predicted with the given numbers, and the mean squared error."""
-    predicted, labels = found.predictions.reshape(-1).astype(float), found.label_ids.reshape(-1).astype(float)
+    predicted, labels = (array.reshape(-1).astype(float) for array in _arrays(found))
     return {
         "pearson": pearson(predicted, labels),
         "spearman": spearman(predicted, labels),
@@ -303,7 +313,8 @@ def rating_measures(found: EvalPrediction) -> dict[str, float]:
 
 def several_measures(found: EvalPrediction) -> dict[str, float]:
     """[`micro_f1`], and the share of texts with all labels right; one is predicted where its logit is positive."""
-    predicted, labels = found.predictions > 0, found.label_ids > 0.5
+    logits, given = _arrays(found)
+    predicted, labels = logits > 0, given > 0.5
     return {"micro_f1": micro_f1(predicted, labels), "exact_match": (predicted == labels).all(axis=-1).mean()}
 
 

@@ -7,6 +7,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from ...report.files import write_atomically
 from ...report.translation import corpus_metrics, corpus_scores
 from ..adapters import lora_config, prepare_parameters
 from ..base import starting_model
+from ..folders import output_folder
 from ..held_out import check_apart, compare_with_training, digests
 from ..models import check_match, load_config, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
@@ -152,7 +154,7 @@ class Translation(Task):
         held_out = validation and encoded(validation, tokenizer, length, "data.validation")
         model = starting_model(self.auto_class, recipe.model, config, arguments, tokenizer)
         prepare_generation(model, tokenizer, length + 1)
-        model = prepare_parameters(model, recipe.model, tokenizer)
+        adapted = prepare_parameters(model, recipe.model, tokenizer)
         fields = arguments.to_dict() | {
             "hub_token": arguments.hub_token,  # which `to_dict` hides
             "predict_with_generate": True,
@@ -160,11 +162,11 @@ class Translation(Task):
             "generation_num_beams": 1,
         }
         return TranslationTrainer(
-            model,
+            adapted,
             Seq2SeqTrainingArguments(**fields),
             train_dataset=rows,
             eval_dataset=held_out,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model=adapted, label_pad_token_id=IGNORED),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             validation=validation,
@@ -213,7 +215,7 @@ class TranslationTrainer(RecipeTrainer, Seq2SeqTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **generation):
         """The stock one's, and of each row how many targets were the likeliest token, and how many there are."""
-        inference = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        inference: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         settings = copy.deepcopy(inference.generation_config)
         try:
             found = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys, **generation)
@@ -231,15 +233,16 @@ class TranslationTrainer(RecipeTrainer, Seq2SeqTrainer):
 
     def score_translations(self, prediction: EvalPrediction) -> dict[str, float]:
         """BLEU, chrF and token accuracy; the translations go to a file."""
-        tokens, counts = (part[: len(self.validation)] for part in prediction.predictions)
-        pad = self.processing_class.pad_token_id
-        hypotheses = self.processing_class.batch_decode(np.where(tokens < 0, pad, tokens), skip_special_tokens=True)
+        validation, tokenizer = cast(Dataset, self.validation), cast(PreTrainedTokenizerBase, self.processing_class)
+        tokens, counts = (part[: len(validation)] for part in prediction.predictions)
+        pad = tokenizer.pad_token_id
+        hypotheses = tokenizer.batch_decode(np.where(tokens < 0, pad, tokens), skip_special_tokens=True)
         hypotheses = [text.strip() for text in hypotheses]
-        references = self.validation["target"][:]
+        references = validation["target"][:]
         scores = corpus_scores(hypotheses, references, self.language)
         right, targets = counts.sum(axis=0)
         if self.is_world_process_zero():
-            rows = zip(self.validation["source"], references, hypotheses, strict=True)
+            rows = zip(validation["source"], references, hypotheses, strict=True)
             content = {
                 "step": self.state.global_step,
                 "scores": scores,
@@ -252,11 +255,11 @@ class TranslationTrainer(RecipeTrainer, Seq2SeqTrainer):
         return scores | {"token_accuracy": float(right / targets)}
 
     def _translations(self, step: int) -> Path:
-        return Path(self.args.output_dir) / TRANSLATIONS / f"step-{step}.json"
+        return output_folder(self.args) / TRANSLATIONS / f"step-{step}.json"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        card = Path(output_dir or self.args.output_dir) / CARD_NAME
+        card = (Path(output_dir) if output_dir else output_folder(self.args)) / CARD_NAME
         if self.args.should_save and card.is_file():
             path = self._translations(self.step_of_model)
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -266,11 +269,11 @@ class TranslationTrainer(RecipeTrainer, Seq2SeqTrainer):
         """Of training alone, at the log's median speed; `None` where nothing was logged."""
         try:
             speeds = [
-                line["steps_per_second"] for line in read_log(self.args.output_dir) if "steps_per_second" in line
+                line["steps_per_second"] for line in read_log(output_folder(self.args)) if "steps_per_second" in line
             ]
         except FileNotFoundError:
             return None
-        steps = math.ceil(len(self.train_dataset) / self.get_total_train_batch_size(self.args))
+        steps = math.ceil(len(cast(Dataset, self.train_dataset)) / self.get_total_train_batch_size(self.args))
         speeds = [speed for speed in speeds if speed]
         return steps / statistics.median(speeds) if speeds else None
 
@@ -283,8 +286,8 @@ def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset | None]:
         FileNotFoundError, ValueError: as [`read_pairs`], and for validation on what is trained on. Warns of columns
             that seem to be swapped or alike.
     """
-    columns = _columns(data)
-    files = find_files(data.train, "data.train")
+    columns, source = _columns(data), cast(str | list[str], data.train)
+    files = find_files(source, "data.train")
     held_out = find_files(data.validation, "data.validation") if data.validation else None
     if files and data.validation_split:
         raise ValueError(
@@ -293,13 +296,13 @@ def load_splits(data: DataRecipe) -> tuple[Dataset, Dataset | None]:
         )
     check_apart(data, files, held_out)
     options = {"config": data.config, "cache": data.cache}
-    train = read_pairs(data.train, columns, "data.train", split=data.split, **options)
+    train = read_pairs(source, columns, "data.train", split=data.split, **options)
     warn_of_likeness(train, "data.train")
     if not (data.validation or data.validation_split):
         return train, None
     name = "data.validation" if data.validation else "data.validation_split"
     split = data.validation_split or data.split
-    validation = read_pairs(data.validation or data.train, columns, name, split=split, **options)
+    validation = read_pairs(data.validation or source, columns, name, split=split, **options)
     validation = validation.take(min(len(validation), data.max_validation_sequences or len(validation)))
     warn_of_likeness(validation, name)
     warn_if_swapped(train, validation, ("data.train", name))
@@ -313,7 +316,8 @@ def _as_text(pair: dict[str, str]) -> str:
 
 
 def _columns(data: DataRecipe) -> PairColumns:
-    return PairColumns(data.source_column, data.target_column, ("data.source_column", "data.target_column"))
+    source, target = cast(str, data.source_column), cast(str, data.target_column)
+    return PairColumns(source, target, ("data.source_column", "data.target_column"))
 
 
 def pair_tokenizer(recipe: TrainingRecipe, config: PreTrainedConfig, train: Dataset) -> PreTrainedTokenizerBase:
@@ -335,7 +339,7 @@ def pair_tokenizer(recipe: TrainingRecipe, config: PreTrainedConfig, train: Data
                 "`model.overrides.decoder_vocab_size` be the same, or give `model.tokenizer`."
             )
         longest = getattr(config, "max_position_embeddings", None) or data.sequence_length
-        tokenizer = train_pair_tokenizer(train, config.vocab_size, longest)
+        tokenizer: PreTrainedTokenizerBase = train_pair_tokenizer(train, config.vocab_size, longest)
     else:
         tokenizer = load_tokenizer(model)
     set_languages(
