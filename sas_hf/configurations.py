@@ -7,6 +7,7 @@ leaves open is marked as ours.
 """
 
 import difflib
+from typing import Any
 
 from .modeling import SASEncoderConfig, SASGPTConfig, SASSeq2SeqConfig, SASViTConfig
 
@@ -71,7 +72,7 @@ TEXT_CLASSIFIERS = {
 # MNIST, CIFAR100 and ImageNet. Feed-forward widths and CIFAR100's patches are inferred: the paper gives 300K and 60M
 # parameters in all, and context lengths of 64 and 256. Classifiers are linear; in Table 7, whose first row is
 # Table 1's, ImageNet's has a hidden layer ("imagenet-60m-standard").
-IMAGE_CLASSIFIERS = {
+IMAGE_CLASSIFIERS: dict[str, dict[str, Any]] = {
     "mnist": {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -190,7 +191,7 @@ def _simulated(fields: dict, times: int, kernel_size: int) -> dict:
 
 
 def _text_classifier(task: str, kind: str) -> dict:
-    fields = TEXT_CLASSIFIERS[task] | {
+    fields: dict[str, Any] = TEXT_CLASSIFIERS[task] | {
         "attention_type": "mha" if kind in ("standard", "sas") else kind,
         "intermediate_size": TEXT_CLASSIFIERS[task]["hidden_size"],
         "num_attention_heads": 4,
@@ -209,7 +210,8 @@ def _text_classifier(task: str, kind: str) -> dict:
 
 
 def _image_classifier(task: str, kind: str) -> dict:
-    fields = IMAGE_CLASSIFIERS[task] | {"encoder_stride": IMAGE_CLASSIFIERS[task]["patch_size"]}
+    fields = IMAGE_CLASSIFIERS[task]
+    fields = fields | {"encoder_stride": fields["patch_size"]}
     if kind in ("standard", "sas"):
         fields["attention_type"] = "mha"
     if kind == "sas":  # ours: the SAS paper has no images
@@ -258,8 +260,11 @@ def _all_configs() -> dict[str, dict]:
 
 NAMED_CONFIGS = _all_configs()
 # By what a name begins with; all others are language models.
-_CLASSES = dict.fromkeys(TEXT_CLASSIFIERS, SASEncoderConfig) | dict.fromkeys(IMAGE_CLASSIFIERS, SASViTConfig)
-_CLASSES |= {"nmt": SASSeq2SeqConfig}
+_CLASSES: dict[str, type[SASEncoderConfig | SASViTConfig | SASSeq2SeqConfig]] = {
+    **dict.fromkeys(TEXT_CLASSIFIERS, SASEncoderConfig),
+    **dict.fromkeys(IMAGE_CLASSIFIERS, SASViTConfig),
+    "nmt": SASSeq2SeqConfig,
+}
 
 
 def named_config(name: str, **overrides) -> SASGPTConfig | SASEncoderConfig | SASSeq2SeqConfig | SASViTConfig:

@@ -1,5 +1,7 @@
 """The models: a SAS GPT of two layers for tokens; for vectors one layer of attention, read from one query."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -65,7 +67,7 @@ def config_of(task: Task, level: int, fields: dict) -> SASGPTConfig | SASEncoder
     Args:
         fields: of attention, and what else differs from the model that all variants share.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "hidden_size": HIDDEN_SIZE,
         "recompute_simulation": False,  # nothing is to be saved at this size, and the arithmetic stays what it is
     }
@@ -80,7 +82,7 @@ def config_of(task: Task, level: int, fields: dict) -> SASGPTConfig | SASEncoder
 
 def make_model(task: Task, level: int, config: SASGPTConfig | SASEncoderConfig) -> Reader | SASGPTForCausalLM:
     """A random one, to be trained."""
-    if task.vocab_size is not None:
+    if isinstance(config, SASGPTConfig):
         return SASGPTForCausalLM(config).train()
     shape = shape_of(task, level)
     widths = [shape[name][-1] if name in shape else 0 for name in ("sequence", "labels", "query")]

@@ -60,7 +60,7 @@ class Trained:
         """The median over the seeds."""
         return statistics.median(self.errors)
 
-    def over(self, base: "Trained") -> dict[str, float | None]:
+    def over(self, base: "Trained") -> dict[str, Any]:
         """The ratio of errors to another's, seed by seed: "ratio", "low", "high", "p_value", the last three `None` for
         one seed."""
         logs = [[math.log(error) for error in each.errors] for each in (base, self)]
@@ -270,7 +270,7 @@ def ratio_text(ratio: float) -> str:
     return f"{ratio:.{digits}f}" if ratio < 10_000 else ">9999"
 
 
-def _ratio_cells(test: dict[str, float | None]) -> list[str]:
+def _ratio_cells(test: dict[str, Any]) -> list[str]:
     interval = "-" if test["low"] is None else _between([test["low"], test["high"]], ratio_text)
     return [ratio_text(test["ratio"]), interval]
 

@@ -129,11 +129,11 @@ def _check(task: Task, levels, variants, seeds, rates, steps: int) -> None:
     if steps < 1:
         raise ValueError(f"`steps` is {steps}; it must be at least 1.")
     for level in levels if variants else ():
-        known = variants_of(task, level)
+        there = variants_of(task, level)
         for variant in variants:
-            if variant not in known:
+            if variant not in there:
                 raise ValueError(
-                    f"`variants` holds {variant!r}; {task.name} with {level} {task.level_name} has {', '.join(known)}."
+                    f"`variants` holds {variant!r}; {task.name} with {level} {task.level_name} has {', '.join(there)}."
                 )
 
 
@@ -160,8 +160,8 @@ def _train_all(
         for place, job in enumerate(jobs):
             if place == len(searches) and searches:
                 for level, variant in pairs:
-                    tried = {rate: figures[Job(level, variant, RATE_SEED, rate).key] for rate in rates}
-                    chosen[level, variant.name] = min(rates, key=lambda rate, tried=tried: _last_loss(tried[rate]))
+                    tried = {rate: _last_loss(figures[Job(level, variant, RATE_SEED, rate).key]) for rate in rates}
+                    chosen[level, variant.name] = min(rates, key=tried.__getitem__)
             if job.key in figures:
                 continue
             rate = chosen[job.level, job.variant.name] if job.rate is None else job.rate

@@ -62,14 +62,14 @@ class Task:
         wrong, with half a one added, so that no error is zero.
         """
         if self.vocab_size is None:
-            predicted, wanted = zip(*((output.logits, batch["labels"]) for output, batch in answered), strict=True)
-            predicted, wanted = torch.cat(predicted), torch.cat(wanted)
-            return (((predicted - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()).item()
-        wrong = answers = 0
+            pairs = [(output["logits"], batch["labels"]) for output, batch in answered]
+            predicted, vectors = (torch.cat(side) for side in zip(*pairs, strict=True))
+            return (((predicted - vectors) ** 2).sum() / ((vectors - vectors.mean(0)) ** 2).sum()).item()
+        wrong = answers = 0.0
         for output, batch in answered:
             wanted = batch["labels"][:, 1:]
-            asked = wanted != -100
-            wrong += ((output.logits[:, :-1].argmax(-1) != wanted) & asked).sum().item()
+            asked = wanted.ne(-100)
+            wrong += ((output["logits"][:, :-1].argmax(-1) != wanted) & asked).sum().item()
             answers += asked.sum().item()
         return (wrong + 0.5) / (answers + 1)
 

@@ -50,14 +50,15 @@ def form_fields(form: str, head_dim: int) -> dict[str, Any]:
     "values"; "id", the identity for the activation; "concat", an output projection for each group; several joined by
     "-"."""
     found: dict[str, Any] = {}
+    kinds: dict[str, dict[str, Any]] = {
+        "heads": {},
+        "features": {"simulated_head_dim": 2 * head_dim},
+        "values": {"simulate_value_features": True},
+        "id": {"simulation_act": "identity"},
+        "concat": {"head_aggregation": "concat"},
+    }
     for part in form.split("-"):
-        found |= {
-            "heads": {},
-            "features": {"simulated_head_dim": 2 * head_dim},
-            "values": {"simulate_value_features": True},
-            "id": {"simulation_act": "identity"},
-            "concat": {"head_aggregation": "concat"},
-        }[part]
+        found |= kinds[part]
     return found
 
 

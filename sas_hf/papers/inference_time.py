@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -41,7 +41,7 @@ def classifier_config(data_set: str, kind: str, heads: int) -> SASViTConfig | SA
     if kind == "sas":
         width = hidden_size // heads
         fields |= {"head_dim": width, "num_simulated_heads": 3 * heads, "simulated_head_dim": width * 3 // 2}
-    return named_config(f"{data_set}-{kind}", **fields)
+    return cast(SASViTConfig | SASEncoderConfig, named_config(f"{data_set}-{kind}", **fields))
 
 
 class Inference:
@@ -84,9 +84,8 @@ def printed_seconds(place: Place) -> dict[tuple[str, str, int], float]:
     table = place.table
     places = {data_set: table.columns.index(name) for data_set, name in DATA_SETS.items()}
     heads = table.columns.index("heads")
-    return {
-        (d, row.model, row.values[heads]): row.values[column] for row in table.rows for d, column in places.items()
-    }
+    rows = [(row.model, cast(list[Any], row.values)) for row in table.rows]
+    return {(d, model, values[heads]): values[column] for model, values in rows for d, column in places.items()}
 
 
 def inference_time(

@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..report.printed import PaperRow, PaperTable, printed
 from ..training.fields import build, read_fields, shipped_names
@@ -156,7 +156,7 @@ class Place:
 
     @property
     def grid(self) -> Grid:
-        return load_grid(self.at.grid, self.size)
+        return load_grid(cast(str, self.at.grid), self.size)
 
     @property
     def files(self) -> list[str]:

@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ def _over_width(place: Place, lengths, widths, heads, progress) -> dict[str, Any
     length, heads = lengths[0], 1
     if len(widths) < 2:
         raise ValueError(f"`widths` is {widths}; a slope needs two.")
-    slopes = {row.model: row.values[0] for row in place.table.rows}
+    slopes = {row.model: cast(float, row.values[0]) for row in place.table.rows}
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     comparisons, numbers, rows = [], {}, []
     for axes, way in zip(figure.subplots(1, 2), WAYS, strict=True):
@@ -187,7 +187,8 @@ def _heat_maps(place: Place, lengths, widths, heads, progress) -> dict[str, Any]
 
     figure = Figure(figsize=(1.6 + 2.2 * len(heads), 5.2), layout="constrained")
     panels = figure.subplots(2, len(heads), squeeze=False, sharex=True, sharey=True)
-    numbers, rows, comparisons = {}, [], []
+    rows, comparisons = [], []
+    numbers: dict[str, dict[str, Any]] = {}
     for line, way in zip(panels, WAYS, strict=True):
         numbers[way] = {}
         for axes, h in zip(line, heads, strict=True):
@@ -209,11 +210,11 @@ def _heat_maps(place: Place, lengths, widths, heads, progress) -> dict[str, Any]
     figure.colorbar(image, ax=panels, label="per cent more than efficient", shrink=0.8)
     for way in WAYS:
         for row in place.table.rows:
-            h, mean, most = row.values
+            h, printed_mean, printed_most = cast(list[float], row.values)
             if h in heads:
                 ours = numbers[way][str(h)]
-                comparisons.append(_per_cent(f"average, h = {h} ({row.dataset}), {way}", ours["mean"], mean))
-                comparisons.append(_per_cent(f"at most, h = {h} ({row.dataset}), {way}", ours["most"], most))
+                comparisons.append(_per_cent(f"average, h = {h} ({row.dataset}), {way}", ours["mean"], printed_mean))
+                comparisons.append(_per_cent(f"at most, h = {h} ({row.dataset}), {way}", ours["most"], printed_most))
     title = "Per cent more operations in standard than in efficient attention"
     return {
         "grids": [
@@ -248,8 +249,8 @@ def _surfaces(place: Place, lengths, widths, heads, progress) -> dict[str, Any]:
         found = {kind: _table(way, kind, lengths, widths, 1, progress) for kind in KINDS}
         numbers[way] = {kind: table.tolist() for kind, table in found.items()}
         top = max(table.max() for table in found.values()) / scale
-        for place, (kind, table) in enumerate(found.items()):
-            axes = figure.add_subplot(2, len(KINDS), line * len(KINDS) + place + 1, projection="3d")
+        for panel, (kind, table) in enumerate(found.items(), line * len(KINDS) + 1):
+            axes: Any = figure.add_subplot(2, len(KINDS), panel, projection="3d")
             axes.plot_surface(across, upwards, table / scale, cmap="viridis", vmin=0, vmax=top)
             axes.set_zlim(0, top)
             axes.set_title(f"{kind}, {way}, {unit}", fontsize=9)

@@ -129,7 +129,9 @@ def _overview(paper: str, results: dict[tuple[str, str], ItemResult]) -> Grid:
 def _main(result: ItemResult) -> Comparison | None:
     """The comparison that an item is about: that of SAS, or the last."""
     ours = [comparison for comparison in result.comparisons if comparison.what.startswith("sas ")]
-    return (ours or result.comparisons or [None])[0 if ours else -1]
+    if ours:
+        return ours[0]
+    return result.comparisons[-1] if result.comparisons else None
 
 
 def _counted(comparisons: Iterable[Comparison]) -> str:

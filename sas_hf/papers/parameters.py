@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -24,7 +24,8 @@ def parameters(
     Args:
         models: by name of the configuration, what the printed row must have.
     """
-    rows, comparisons, numbers, begun = [], [], {}, time.perf_counter()
+    rows, comparisons, begun = [], [], time.perf_counter()
+    numbers: dict[str, dict[str, int]] = {}
     for name, wanted in models.items():
         progress(f"counting {name}")
         config = named_config(name)
@@ -36,7 +37,7 @@ def parameters(
             printed = row.values[place.table.columns.index(column)]
             if printed is not None:
                 comparisons.append(Comparison(f"{name}, {column}", "", ours, printed, neutral=None))
-        first = numbers.setdefault(row.size, {"layer": layer, "whole": whole})
+        first = numbers.setdefault(cast(str, row.size), {"layer": layer, "whole": whole})
         more = 100 * (layer / first["layer"] - 1)
         shown = [str(value) for value in shape.values()]
         rows.append([name, row.model, *shown, f"{layer:,}", f"{whole:,}", f"{more:+.2f} %"])

@@ -5,6 +5,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def step_config(model: str, size: str) -> SASGPTConfig:
     if model not in MODELS:
         raise ValueError(f"`models` holds {model!r}; it must be some of {', '.join(MODELS)}.")
     kernel = {"simulation_kernel_size": 5} if model == "sas-k5" else {}
-    return named_config(f"{model.partition('-')[0]}-{size}", **kernel)
+    return cast(SASGPTConfig, named_config(f"{model.partition('-')[0]}-{size}", **kernel))
 
 
 class TrainingStep:
@@ -69,7 +70,8 @@ def make_jobs(
     jobs = {}
     for name, config in configs.items():
         with device:
-            model = SASGPTForCausalLM(config).to(memory.dtype)
+            # Transformers wraps `to`, and by that hides from mypy that it is a method.
+            model = SASGPTForCausalLM(config).to(memory.dtype)  # type: ignore[arg-type]
         for weight, place in zip(model.parameters(), _places(model), strict=False):
             weight.data = memory[place : place + weight.numel()].view_as(weight)
         jobs[name] = TrainingStep(model, ids)
@@ -129,12 +131,12 @@ def check_fits(size: str, needs: dict[str, Need], device: torch.device, dtype: s
     weights = number * max(need.parameters for need in needs.values())
     step = number * max(need.parameters + need.kept for need in needs.values())
     free = available_memory(device)
-    if weights + step > free:
-        total, weights, step, free = (number / 2**30 for number in (weights + step, weights, step, free))
+    if free is not None and weights + step > free:
+        total, of_weights, of_step, left = (number / 2**30 for number in (weights + step, weights, step, free))
         raise ValueError(
             f"`sizes` holds {size!r}: its models, one at a time and in {dtype}, need about {total:,.1f} GiB "
-            f"({weights:,.1f} of weights, {step:,.1f} of gradients and activations), and {free:,.1f} GiB are free on "
-            f"{device}."
+            f"({of_weights:,.1f} of weights, {of_step:,.1f} of gradients and activations), and {left:,.1f} GiB are "
+            f"free on {device}."
         )
 
 
@@ -174,30 +176,30 @@ def step_time(
         raise ValueError(f"`dtype` is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if not sizes or not models:
         raise ValueError("`sizes` and `models` must not be empty.")
-    device = _device(device)
+    used = _device(device)
     configs = {each: {model: step_config(model, each) for model in models} for each in sizes}
     longest = min(config.max_position_embeddings for of_size in configs.values() for config in of_size.values())
     if length > longest:
         raise ValueError(f"`length` is {length}; these models read at most {longest} tokens.")
 
-    kept = device.type == "cpu" and keep_freed_memory()
+    kept = used.type == "cpu" and keep_freed_memory()
     settings = {"dtype": dtype, "length": length, "batch": batch, "rounds": rounds}
-    results = open_measured(folder, settings | {"freed_memory_kept": kept}, device)
+    results = open_measured(folder, settings | {"freed_memory_kept": kept}, used)
     parts, needs = {}, {}
     for each, of_size in configs.items():
         progress(f"{each}: counting")
         needs[each] = {model: count_need(config, batch, length) for model, config in of_size.items()}
         work = {model: need.operations for model, need in needs[each].items()}
-        parts[each] = Part(work, partial(make_jobs, of_size, batch, length, device, dtype))
+        parts[each] = Part(work, partial(make_jobs, of_size, batch, length, used, dtype))
         if not is_measured(each, parts[each], results):
-            check_fits(each, needs[each], device, dtype)
-    figures = measure(parts, results, folder, rounds, device, progress)
+            check_fits(each, needs[each], used, dtype)
+    figures = measure(parts, results, folder, rounds, used, progress)
     for each, part in figures.items():
         for model, entry in part["models"].items():
             need, config = needs[each][model], configs[each][model]
             entry["parameters"], entry["operations"] = need.parameters, need.operations
             entry["heads"] = config.num_simulated_heads or config.num_attention_heads
-    return _result(place, command, figures, sizes, models, length, batch, rounds, device, dtype, kept)
+    return _result(place, command, figures, sizes, models, length, batch, rounds, used, dtype, kept)
 
 
 def _device(name: str | None) -> torch.device:
@@ -212,9 +214,8 @@ def _device(name: str | None) -> torch.device:
 def printed_times(place: Place) -> dict[tuple[str, str], float]:
     """What the paper prints, by size and model, in a unit that it does not name."""
     columns = [name.lower() for name in place.table.columns]
-    return {
-        (size, row.model.lower()): v for row in place.table.rows for size, v in zip(columns, row.values, strict=True)
-    }
+    rows = [(row.model.lower(), cast(list[float], row.values)) for row in place.table.rows]
+    return {(size, model): v for model, values in rows for size, v in zip(columns, values, strict=True)}
 
 
 def _paper_ratio(paper: dict, size: str, model: str, first: str) -> float | None:

@@ -1,7 +1,7 @@
 """What the measured items share: parts whose models take turns, kept as they are done, with the time left."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class Part:
         per: a time is divided by it, such as samples of a call.
     """
 
-    work: dict[str, float]
-    make: Callable[[], dict[str, Job]]
+    work: Mapping[str, float]
+    make: Callable[[], Mapping[str, Job]]
     per: int = 1
 
 
@@ -71,7 +71,8 @@ def measure(
     wanted = {name: part for name, part in parts.items() if not is_measured(name, part, results)}
     left = TimeLeft((rounds + 1) * sum(sum(part.work.values()) for part in wanted.values()))
     for name, part in wanted.items():
-        begun, before = time.perf_counter(), []
+        begun = time.perf_counter()
+        before: list[str] = []
         progress(f"{name}: making {len(part.work)} models")
 
         def now(model: str, turn: int, name=name, part=part, before=before) -> None:

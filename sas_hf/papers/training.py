@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
@@ -65,7 +65,7 @@ def plan_parts(
     """
     parts = []
     for each in place.parts:
-        folder = output if len(place.parts) == 1 else output / each.at.grid
+        folder = output if len(place.parts) == 1 else output / cast(str, each.at.grid)
         study = make_study(each, root, folder, data, seeds, needs_data)
         parts.append(Part(each, study, plan_runs(study, overrides_of(each, overrides), needs_data)))
     return parts
@@ -81,7 +81,7 @@ def make_study(
     chart: dict[str, Any] = {"figure": place.item.figure, "metric": next(iter(place.item.metrics))}
     if place.item.figure == "sweep":
         chart |= {"variable": place.numbers, "variable_label": place.item.number}
-    runs = root / place.size / "runs" / place.at.grid
+    runs = root / place.size / "runs" / cast(str, place.at.grid)
     return Study(output=str(output), runs=str(runs), **fields, **chart)
 
 
@@ -151,7 +151,7 @@ def counted(place: Place, runs: list[Run]) -> list[Comparison]:
             config = load_config(run.recipe.model, find_task(run.recipe.task).auto_class)
             ours = attention_parameters(meta_model(config))
             what = f"{run.variant}, {place.at.counted}"
-            found.append(Comparison(what, "", ours, row.values[column], neutral=None))
+            found.append(Comparison(what, "", ours, cast(float, row.values[column]), neutral=None))
     return found
 
 
@@ -161,7 +161,7 @@ def saved(place: Place, report: StudyReport) -> tuple[list[Comparison], list[str
     for data, label in _labels(place) if place.item.saved else ():
         for variant in place.variants:
             row = place.printed_row(variant, label)
-            printed = None if row is None else place.value(row, place.item.saved)
+            printed = None if row is None else place.value(row, cast(str, place.item.saved))
             tried = [arrival for arrival in report.arrivals if (arrival.data, arrival.variant) == (data, variant)]
             shares = [100 * arrival.share for arrival in tried if arrival.share is not None]
             if printed is None or not tried:
@@ -222,8 +222,8 @@ def power(comparisons: list[Comparison]) -> list[str]:
         known = [c for c in comparisons if c.unit == unit and c.low is not None and c.neutral is not None]
         if not known:
             continue
-        widths = sorted((c.high - c.low) / 2 for c in known)
-        printed = sorted(abs(c.printed - c.neutral) for c in known)
+        widths = sorted((cast(float, c.high) - cast(float, c.low)) / 2 for c in known)
+        printed = sorted(abs(c.printed - cast(float, c.neutral)) for c in known)
         notes.append(
             f"Power: with n = {known[0].n}, the 95 % intervals reach {widths[0]:.2g} to {widths[-1]:.2g} {unit} to "
             f"either side (median {widths[len(widths) // 2]:.2g}); the paper's differences are {printed[0]:.2g} to "
@@ -263,7 +263,7 @@ class Beside:
     def _values(self, variant: str, metric: str) -> dict[int, float]:
         return {run.seed: run.metrics[metric] for run in self.report.of(self.data, variant)}
 
-    def _difference(self, variant: str) -> tuple[dict[str, float | None], int] | None:
+    def _difference(self, variant: str) -> tuple[dict[str, Any], int] | None:
         """Of ours from what it is compared with, and of how many seeds; `None` of the first itself."""
         base = self._base(variant)
         if variant == base:

@@ -140,7 +140,7 @@ class NoRoomError(OSError):
     """A file cannot be written for want of room: says which and how much is free; its cause is what was raised."""
 
     def __str__(self) -> str:
-        return self.strerror
+        return self.strerror or ""
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def unwritable_cache(error: BaseException) -> str | None:
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     caches = {"HF_HUB_CACHE": Path(HF_HUB_CACHE), "HF_HOME": Path(HF_HOME)}
-    met = [Path(link.filename) for link in _chain(error) if isinstance(getattr(link, "filename", None), str)]
+    met = [Path(name) for link in _chain(error) if isinstance(name := getattr(link, "filename", None), str)]
     for name, folder in caches.items():
         if name in os.environ or name == "HF_HOME":
             try:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
@@ -75,7 +75,7 @@ class Grid:
         # As narrow as can be: the suites' ten or eleven columns have to be read on a terminal of 80.
         table = Table(title=escape(self.title), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for place in shown:
-            justify = "left" if place < self.text_columns else "right"
+            justify: JustifyMethod = "left" if place < self.text_columns else "right"
             table.add_column(escape(header[place]), justify=justify, overflow="fold")
         above = [""] * len(header)
         for row in self.rows:

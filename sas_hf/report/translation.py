@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def score_differences(
 
     metrics, draws = corpus_metrics(language), _draws(len(references))
     test = PairedTest([("first", first), ("second", second)], metrics, [references], test_type="bs", n_samples=SAMPLES)
-    tested = list(test()[1].values())[1:]  # behind the names of the systems, in the order of the metrics
+    tested: list[Any] = list(test()[1].values())[1:]  # behind the names of the systems, in the order of the metrics
     found = {}
     for (name, metric), (before, after) in zip(metrics.items(), tested, strict=True):
         spread = _resampled(metric, second, references, draws) - _resampled(metric, first, references, draws)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ class Job(Protocol):
 
 
 def take_turns(
-    jobs: dict[str, Job], rounds: int, now: Callable[[str, int], None], device: torch.device | None = None
+    jobs: Mapping[str, Job], rounds: int, now: Callable[[str, int], None], device: torch.device | None = None
 ) -> dict[str, list[float]]:
     """
     Time jobs round by round, each round in another order, after one for warming up.
@@ -31,7 +31,7 @@ def take_turns(
     Returns:
         by name, the seconds of every round.
     """
-    times = {name: [] for name in jobs}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
     names = list(jobs)
     for turn in range(rounds + 1):
         start = turn % len(names)

@@ -106,8 +106,8 @@ def rows_of_size(table: PaperTable, num_parameters: int) -> list[PaperRow]:
     """The rows whose printed size is within 25 % of `num_parameters`, those of the nearest size if there are two."""
 
     def distance(row: PaperRow) -> float:
-        return abs(math.log(num_parameters / row.parameters))
+        return math.inf if row.parameters is None else abs(math.log(num_parameters / row.parameters))
 
-    sized = [row for row in table.rows if row.size is not None and distance(row) <= math.log(SIZE_TOLERANCE)]
+    sized = [row for row in table.rows if distance(row) <= math.log(SIZE_TOLERANCE)]
     nearest = min(map(distance, sized), default=0)
     return [row for row in sized if distance(row) == nearest]
