@@ -41,7 +41,7 @@ class FormerPaths(MetaPathFinder, Loader):
         return None  # a usual one, which stands in until the module itself is there
 
     def exec_module(self, module: ModuleType) -> None:
-        name = module.__spec__.name
+        name = module.__name__
         sys.modules[name] = import_module(self.moved[name])
 
 
@@ -62,7 +62,7 @@ class AfterImport(MetaPathFinder):
         behind = sys.meta_path[sys.meta_path.index(self) + 1 :]  # whoever stands before was asked before
         found = (finder.find_spec(name, path, target) for finder in behind if hasattr(finder, "find_spec"))
         spec = next(filter(None, found), None)
-        if spec is not None:
+        if spec is not None and spec.loader is not None:
             spec.loader = LoaderWithSequel(spec.loader, self.then)
         return spec
 
@@ -80,6 +80,8 @@ class LoaderWithSequel(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         self.sequel()

@@ -2,7 +2,7 @@
 `evaluate_translation` beside it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -162,7 +162,7 @@ def evaluate(
     if not given & language:
         if output is not None and len(models) > 1:
             raise ValueError("`--output` is for one model; several go into a `--report`.")
-        options = {"limit": limit, "batch_size": parse_batch_size(batch_size)}
+        options: dict[str, Any] = {"limit": limit, "batch_size": parse_batch_size(batch_size)}
         options |= {"device": device, "dtype": dtype, "output": output}
     if texts:
         labels = split_names(label_column or "label")
@@ -190,10 +190,10 @@ def evaluate(
         found = [evaluation.evaluate_images(model, images, **options) for model in models]
         show_report(evaluation.Report(found), report)
         return
-    text, place = None, perplexity or masked_text
-    if place:
+    text, files = None, perplexity or masked_text
+    if files:
         text = evaluation.PerplexityText(
-            place[0] if len(place) == 1 else tuple(place),
+            files[0] if len(files) == 1 else tuple(files),
             context_lengths=None
             if context_lengths is None
             else tuple(parse_numbers(context_lengths, "--context-lengths", "512,1024")),

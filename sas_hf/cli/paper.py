@@ -32,7 +32,7 @@ def paper(
     """Make any table or figure of both papers, with our numbers beside the printed ones."""
     from ..papers.items import PAPERS, check_paper
 
-    if item is None:
+    if name is None or item is None:
         if name is not None:
             check_paper(name)
         given = {"--size": size != "cpu", "--data": data, "--seeds": seeds, "--output": output, "--dry-run": dry_run}

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from ..report.files import unwritable_cache, writing
 
 
 console = Console()
-USAGE_ERROR = typer.BadParameter.__base__  # of typer's own click
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own click, as is what it calls a context
 # How long a process waits with an error that the first one may have too.
 SECONDS_FOR_THE_FIRST = 10
 PaperSizes = Annotated[
@@ -32,7 +32,7 @@ PaperSizes = Annotated[
 class Commands(TyperGroup):
     """Tells what is wrong with a command's arguments in one line, with the value; exit status 2."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["given"] = list(args)
         for before, value in itertools.pairwise(["", *args]):
             option, equals, text = value.partition("=") if value.startswith("--") else (value, "", value)
@@ -42,7 +42,7 @@ class Commands(TyperGroup):
                 sys.exit(2)
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: typer.Context):
+    def invoke(self, ctx: Any):
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:
@@ -107,7 +107,7 @@ def missing_extra(error: BaseException) -> str:
     extras = [
         extra.strip('"')
         for needed, _, extra in (line.partition("; extra == ") for line in importlib.metadata.requires("sas_hf") or ())
-        if extra and re.match(r"[\w-]+", needed)[0].replace("_", "-").lower() == package
+        if extra and re.split(r"[^\w-]", needed, maxsplit=1)[0].replace("_", "-").lower() == package
     ]
     return f'; it comes with an extra: pip install "sas_hf[{extras[-1]}]"' if extras else ""
 

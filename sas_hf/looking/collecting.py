@@ -1,10 +1,11 @@
 """Attention weights of one forward pass, and beside those of simulated heads what their base heads would look at."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -120,7 +121,7 @@ def collect(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[Pla
             hook.remove()
 
 
-def _make_place(model, name, sides, attentions, simulated) -> Place:
+def _make_place(model, name: str, sides: Sequence[str], attentions, simulated) -> Place:
     kind = type(model).__name__
     if not attentions or any(not isinstance(weights, torch.Tensor) for weights in attentions):
         raise ValueError(
@@ -136,10 +137,10 @@ def _make_place(model, name, sides, attentions, simulated) -> Place:
     if not weights.isfinite().all():
         raise ValueError("Attention weights are not numbers (NaN or infinite): the weights are broken or overflow.")
     if id(attentions[0]) not in simulated:
-        return Place(name, *sides, weights)
+        return Place(name, sides[0], sides[1], weights)
     found = [simulated[id(layer)] for layer in attentions]
     base = torch.cat([weights for _, weights in found])
-    return Place(name, *sides, weights, base, [simulation_maps(layer) for layer, _ in found])
+    return Place(name, sides[0], sides[1], weights, base, [simulation_maps(layer) for layer, _ in found])
 
 
 @contextmanager
@@ -173,7 +174,7 @@ def base_weights(
     if key_value_states is None and key_position_embeddings is None:
         key_position_embeddings = position_embeddings
     query, key = layer.project_queries(hidden_states), layer.expand(*layer.project_state(source))[0]
-    heads = SimpleNamespace(num_key_value_groups=query.shape[2] // key.shape[2], training=False)
+    heads: Any = SimpleNamespace(num_key_value_groups=query.shape[2] // key.shape[2], training=False)
     query, key = _turned(query, position_embeddings), _turned(key, key_position_embeddings)
     weights = eager_attention_forward(heads, query, key, key, attention_mask, scaling=layer.scaling)[1]
     return weights.float().cpu()
@@ -201,7 +202,7 @@ def simulation_maps(layer: SASAttention) -> dict[tuple[str, str], torch.Tensor]:
 
 def _head_map(layer: nn.Module) -> torch.Tensor:
     """Of a convolution, `[heads out, heads in, κ]`."""
-    own = getattr(layer, "base_layer", layer)
+    own = cast(nn.Conv1d, getattr(layer, "base_layer", layer))
     (width,), places = own.kernel_size, torch.arange(own.in_channels)
     impulses = own.weight.new_zeros(own.in_channels, own.in_channels, width)
     impulses[places, places, width // 2] = 1.0
@@ -210,6 +211,6 @@ def _head_map(layer: nn.Module) -> torch.Tensor:
 
 def _feature_map(layer: nn.Module) -> torch.Tensor:
     """Of a linear map, `[features out, features in, 1]`."""
-    own = getattr(layer, "base_layer", layer)
+    own = cast(nn.Linear, getattr(layer, "base_layer", layer))
     impulses = torch.eye(own.in_features, dtype=own.bias.dtype, device=own.bias.device)
     return (layer(impulses) - layer(torch.zeros_like(impulses))).T[..., None]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import (
     AutoConfig,
@@ -86,32 +87,32 @@ def look(
             2^26 weights.
         FileNotFoundError: for a missing folder, or a missing image.
     """
-    pair = isinstance(inputs, Sequence) and not isinstance(inputs, str)
-    if pair and len(inputs) not in (1, 2):
-        raise ValueError(f"`inputs` are {len(inputs)}; give one text or image, or two texts.")
-    given = list(inputs) if pair else [inputs]
-    live = isinstance(model, PreTrainedModel)
-    if not live and not isinstance(model, str | Path):
+    given: list[Any] = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Sequence) else list(inputs)
+    if len(given) not in (1, 2):
+        raise ValueError(f"`inputs` are {len(given)}; give one text or image, or two texts.")
+    if not isinstance(model, PreTrainedModel | str | Path):
         raise ValueError(
             f"`model` is a {type(model).__name__}; give a folder, a Hub id or a model of Transformers (of peft's, "
             "what `merge_and_unload()` gives)."
         )
-    name = (model.name_or_path or type(model).__name__) if live else str(model)
-    if not live:
+    if not isinstance(model, PreTrainedModel):
+        name = str(model)
         model, own = _load(name)
         processor = processor or own
-    elif processor is None:
-        processor = load_processor(type(model), name, None) if model.name_or_path else None
+    else:
+        name = model.name_or_path or type(model).__name__
+        if processor is None and model.name_or_path:
+            processor = load_processor(type(model), name, None)
     modalities = _modalities(model)
     _check_inputs(model, modalities, given, target)
     if processor is None:
         what = "image processor" if modalities == ("image",) else "tokenizer"
         raise ValueError(f"There is no {what} with {name!r}; pass one as `processor`, or save it there.")
     if modalities == ("image",):
-        arguments, side = read_image(model, processor, given[0])
+        arguments, side = read_image(model, cast(BaseImageProcessor, processor), given[0])
         sides = {"source": side}
     else:
-        arguments, sides = read_texts(model, processor, given, target)
+        arguments, sides = read_texts(model, cast(PreTrainedTokenizerBase, processor), given, target)
     _check_size(model, max(len(side.labels) for side in sides.values()))
     places = collect(model, arguments)
     if modalities == ("image",):
@@ -143,8 +144,8 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseIma
 
 
 def _modalities(model: PreTrainedModel) -> tuple[str, ...]:
-    found = model.input_modalities
-    found = (found,) if isinstance(found, str) else tuple(found)
+    said = model.input_modalities
+    found = (said,) if isinstance(said, str) else tuple(said)
     if found not in (("text",), ("image",)) or model.main_input_name not in ("input_ids", "pixel_values"):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which reads {' and '.join(found)} ({model.main_input_name}); "

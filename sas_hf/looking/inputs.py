@@ -3,13 +3,14 @@
 import base64
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers.models import WordPiece
-from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.languages import begin_with_language, set_languages
 
@@ -92,11 +93,12 @@ def _check(model: PreTrainedModel, ids: list[int], name: str, vocabulary: int) -
 def _given(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: str) -> torch.Tensor:
     """What the decoder reads where it shall write this text `[1, T]`."""
     labels = tokenizer(text_target=target, return_tensors="pt")["input_ids"].to(model.device)
-    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+    read_for: Callable[..., torch.Tensor] | None = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if read_for is None:
         raise ValueError(
             f"`target` is given, but {type(model).__name__} does not say how its decoder reads one; leave it out."
         )
-    return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    return read_for(labels=labels)
 
 
 def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Mapping) -> torch.Tensor:
@@ -109,7 +111,7 @@ def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs:
     settings = copy.deepcopy(model.generation_config)
     settings.max_length, settings.max_new_tokens, settings.do_sample = LONGEST_OUTPUT, None, False
     begin_with_language(settings, tokenizer)
-    return model.generate(**inputs, generation_config=settings)[:, :-1]
+    return cast(GenerationMixin, model).generate(**inputs, generation_config=settings)[:, :-1]
 
 
 def _text_side(title: str, tokenizer: PreTrainedTokenizerBase, ids: list[int], target: bool = False) -> Side:
@@ -123,7 +125,7 @@ def _text_side(title: str, tokenizer: PreTrainedTokenizerBase, ids: list[int], t
 
 
 def _label(tokenizer: PreTrainedTokenizerBase, number: int, special: bool) -> str:
-    token = tokenizer.convert_ids_to_tokens(number)
+    token = cast(str | None, tokenizer.convert_ids_to_tokens(number))
     if token is None:
         return f"token {number}"
     text = token if special else tokenizer.convert_tokens_to_string([token])
@@ -189,10 +191,10 @@ def add_prefix(side: Side, tokens: int) -> None:
     Raises:
         ValueError: if there are not as many patches as the grid has.
     """
-    extra = tokens - len(side.labels)
+    extra, grid = tokens - len(side.labels), cast(tuple[int, int], side.grid)
     if not 0 <= extra <= 8:
         raise ValueError(
-            f"The image has {side.grid[0]} x {side.grid[1]} patches, but the model attends to {tokens} tokens; only "
+            f"The image has {grid[0]} x {grid[1]} patches, but the model attends to {tokens} tokens; only "
             "models that keep their patches through all layers can be shown."
         )
     names = PREFIXES[extra - 1] if 0 < extra <= 2 else [f"[prefix {number + 1}]" for number in range(extra)]

@@ -121,7 +121,7 @@ def export_program(
                 **chosen.runtime,
             )
             differences = compare(parts, program.runners)
-        worst = max(differences, key=differences.get)
+        worst = max(differences, key=differences.__getitem__)
         if not differences[worst] <= TOLERANCE:
             raise ValueError(
                 f"The program of {type(model).__name__} for {export_format} computes something else: {worst} differs "
@@ -291,10 +291,12 @@ def empty_cache(config: PreTrainedConfig, rows: int = 1) -> DynamicCache:
         filled = model(input_ids=torch.zeros(rows, 1, dtype=torch.long), use_cache=True).get(CACHE_NAME)
     cache = DynamicCache(config=config)
     for index, layer in enumerate(filled.layers):
-        cache.update(*(torch.zeros(*part.shape[:2], 0, part.shape[3]) for part in (layer.keys, layer.values)), index)
+        keys, values = (torch.zeros(*part.shape[:2], 0, part.shape[3]) for part in (layer.keys, layer.values))
+        cache.update(keys, values, index)
+        empty: Any = cache.layers[index]
         if hasattr(layer, "key_positions"):
-            cache.layers[index].__class__ = type(layer)
-            cache.layers[index].key_positions = torch.zeros(rows, 0, dtype=torch.long)
+            empty.__class__ = type(layer)
+            empty.key_positions = torch.zeros(rows, 0, dtype=torch.long)
     return cache
 
 
@@ -305,7 +307,7 @@ def compare(parts: Parts, programs: dict[str, Callable[..., ModelOutput]]) -> di
     leaves = importlib.import_module("transformers.exporters.utils").get_leaf_tensors
     differences: dict[str, float] = {}
     for case in COMPARED:
-        modules = {name: graph.module for name, graph in parts.graphs.items()}
+        modules: dict[str, Callable[..., ModelOutput]] = {name: graph.module for name, graph in parts.graphs.items()}
         # Caches grow as they are used: what they hold at each step is taken before the next.
         expected, found = ([leaves(output) for output in parts.use(run, *case)] for run in (modules, programs))
         for truth, answer in zip(expected, found, strict=True):
@@ -376,7 +378,8 @@ def _refusing(what: str) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        while error.__cause__ is not None:
-            error = error.__cause__
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ValueError(f"{what}: {type(error).__name__}: {reason}") from error
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = next((line.strip() for line in str(first).splitlines() if line.strip()), "no reason given")
+        raise ValueError(f"{what}: {type(first).__name__}: {reason}") from first

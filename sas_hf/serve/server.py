@@ -8,9 +8,10 @@ import functools
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import typer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cli.serve import Serve
 from transformers.generation import ContinuousBatchingConfig
 from transformers.utils.import_utils import is_serve_available
@@ -46,7 +47,7 @@ def serve(arguments: Sequence[str], program: str = "sas-hf serve", tell: Callabl
 def _server_class(tell: Callable[[str], object]) -> type[Serve]:
     class Server(Serve):
         # Its signature is the command's: flags, defaults and help texts.
-        @functools.wraps(Serve.__init__)
+        @functools.wraps(Serve.__init__)  # type: ignore[misc]  # mypy knows no decorated constructors
         def __init__(self, force_model: str | None = None, **flags):
             if not is_serve_available():
                 raise ImportError("`sas-hf serve` needs FastAPI, Uvicorn and openai: pip install 'sas_hf[serve]'")
@@ -68,11 +69,11 @@ def _server_class(tell: Callable[[str], object]) -> type[Serve]:
         def server(self, server) -> None:
             for loaded in self._model_manager.loaded_models.values():
                 if isinstance(loaded.model, SASGPTForCausalLM):
-                    self.prepare(loaded.model, loaded.processor)
+                    self.prepare(loaded.model, cast(PreTrainedTokenizerBase, loaded.processor))
             self._server = server
 
-        def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-            check_vocabulary(tokenizer, model.config.vocab_size, model.name_or_path)
+        def prepare(self, model: SASGPTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+            check_vocabulary(tokenizer, model.config.vocab_size, model.name_or_path or "")
             if tokenizer.chat_template is None:
                 tell(f"{model.name_or_path} has no chat template: of the routes for text only /v1/completions serves.")
             if self._generation_state._continuous_batching:
@@ -84,7 +85,7 @@ def _server_class(tell: Callable[[str], object]) -> type[Serve]:
     return Server
 
 
-def refuse_pool(model: PreTrainedModel, settings: ContinuousBatchingConfig | None) -> None:
+def refuse_pool(model: SASGPTForCausalLM, settings: ContinuousBatchingConfig | None) -> None:
     """Raise a `ValueError` where no pool of continuous batching can be made for the model, as at its first request.
 
     It is made and dropped: the server makes its own for the first request, whose sampling Transformers uses for all.

@@ -103,7 +103,7 @@ def refuse_writing(config: PreTrainedConfig, runner: str) -> None:
 def refuse_parallelism(config: PreTrainedConfig, parallel) -> None:
     """Raise a `ValueError` where vLLM would give each device a share of heads that are made of all heads."""
     size = parallel.tensor_parallel_size
-    apart = config.base_model_tp_plan.get("layers.*.self_attn.o_proj") == "rowwise"
+    apart = (config.base_model_tp_plan or {}).get("layers.*.self_attn.o_proj") == "rowwise"
     if size > 1 and not apart:
         raise ValueError(
             f"`tensor_parallel_size` is {size}, but this model's heads are made of one another (simulation, "

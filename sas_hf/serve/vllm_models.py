@@ -1,5 +1,7 @@
 """The SAS models as vLLM runs them, on its Transformers backend. vLLM imports this when it makes one."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -15,12 +17,18 @@ from ..modeling.key_store import STATE_ATTENTION
 from .vllm_states import StateAttention
 
 
+if TYPE_CHECKING:
+    Backend = Any  # what this is mixed into
+else:
+    Backend = object
+
+
 def can_hold_states(config: PreTrainedConfig) -> bool:
     """Whether keys and values are made of something else, which can be cached in their place."""
     return config.is_causal and (config.simulates or not config.projects_to_cached_heads)
 
 
-class SASLayers:
+class SASLayers(Backend):
     """Gives each layer what attends for it. (vLLM itself would take the width of MLA's heads before simulation.)"""
 
     def _create_attention_instances(self, prefix: str = "") -> None:

@@ -29,6 +29,7 @@ from ..modeling.attention import SASAttention
 from ..modeling.attention_functions import ALL_ATTENTION_FUNCTIONS, sdpa_attention_forward
 from ..modeling.key_store import STATE_ATTENTION, CachePlace, state_form
 from ..modeling.kinds import make_attention
+from ..modeling.positions import SASRotaryEmbedding
 
 
 def state_attention_forward(
@@ -37,7 +38,8 @@ def state_attention_forward(
     """The attention function `STATE_ATTENTION`: queries `[1, Ĥ, T, D̂]` and a state `[1, n, T, width]` of the tokens of
     all texts, one after the other, to `[T, Ĥ·D_v]`."""
     state = torch.cat([half[0].transpose(0, 1).flatten(1) for half in (first, second)], dim=-1)
-    return module.attn(query[0].transpose(0, 1).contiguous(), state), None
+    attend: StateAttention = module.attn  # type: ignore[assignment]  # which vLLM's model puts there
+    return attend(query[0].transpose(0, 1).contiguous(), state), None
 
 
 ALL_ATTENTION_FUNCTIONS[STATE_ATTENTION] = state_attention_forward
@@ -94,7 +96,7 @@ def state_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
     """`n` and width of both halves of a token's state."""
     with torch.device("meta"):
         state = make_attention(config, 0).project_state(torch.empty(1, 1, config.hidden_size))
-    return [tuple(half.shape[2:]) for half in state]
+    return [(half.shape[2], half.shape[3]) for half in state]
 
 
 @dataclass
@@ -162,7 +164,7 @@ class StateImpl(AttentionImpl):
 
 
 @cache
-def angles_of(rotary: nn.Module, dtype: torch.dtype, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def angles_of(rotary: SASRotaryEmbedding, dtype: torch.dtype, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin `[1, length, R]` of the positions from 0 on."""
     device = rotary.inv_freq.device
     return rotary(torch.empty(0, dtype=dtype, device=device), torch.arange(length, device=device)[None])
