@@ -16,7 +16,7 @@ OUT ?= runs/quickstart
 # On a CPU, glibc gives the memory of large tensors back after every step, unless told so: docs/cost.md.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
 
-.PHONY: demo test test-gpu test-lowest test-exporters lint docs clean test-vllm
+.PHONY: demo test test-gpu test-lowest test-exporters lint docs dist clean test-vllm
 
 demo: $(VENV)/ready
 	$(KEEP_MEMORY) $(VENV)/bin/python examples/quickstart.py --output "$(OUT)" $(if $(MODEL),--model "$(MODEL)") \
@@ -53,6 +53,16 @@ test-vllm: $(VLLM_VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# What a release uploads, built and checked in an environment of its own.
+DIST_VENV ?= .venv-dist
+dist:
+	$(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/pip install --quiet --disable-pip-version-check "build>=1.3" "twine>=6.2"
+	rm -rf dist
+	$(DIST_VENV)/bin/python -m build
+	$(DIST_VENV)/bin/twine check --strict dist/*
 
 # The documentation as a site, in build/site: open it by `python -m http.server -d build/site`, which search needs. The
 # variable silences what mkdocs-material tells of other programs.
@@ -81,4 +91,4 @@ $(VLLM_VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(VLLM_VENV) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(VLLM_VENV) $(DIST_VENV) runs build dist *.egg-info
