@@ -13,7 +13,7 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from sas_hf import SASGPTConfig, SASGPTForCausalLM
 from sas_hf.eval import SASHFLM, evaluate
-from sas_hf.eval.harness import bytes_per_sequence
+from sas_hf.eval.harness import CPU_BATCH_BYTES, bytes_per_sequence, default_budget
 from sas_hf.eval.task_loading import SHIPPED_TASKS, task_manager
 
 
@@ -102,6 +102,10 @@ def test_automatic_batches_keep_within_the_budget(budget, checkpoint, requests, 
         rows, length = shapes[0]
         assert (rows + 1) * bytes_per_sequence(model.config, length) > budget
         assert shapes[-2][0] > rows
+
+
+def test_batches_have_a_budget_where_free_memory_is_not_known():
+    assert default_budget(torch.device("mps")) == CPU_BATCH_BYTES * torch.get_num_threads()
 
 
 def test_automatic_is_the_default_and_takes_several(checkpoint, requests):

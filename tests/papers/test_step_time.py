@@ -150,6 +150,7 @@ def test_what_does_not_fit_is_refused_with_what_it_needs():
     with pytest.raises(ValueError, match="in bfloat16, need about 5,120.0 GiB"):
         check_fits("7b", needs, CPU, "bfloat16")
     check_fits("tiny", {"mha": Need(1000, 1, 1000)}, CPU, "float32")
+    check_fits("7b", needs, torch.device("mps"), "float32")  # where what is free is not known
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,17 @@ def test_data_that_are_not_given_are_unknown(tmp_path, roomy, monkeypatch):
     assert (line.steps, line.samples, line.seconds) == (100, 3200, 3200 * 0.5 + 100 * 0.25)
 
 
+def test_steps_that_time_decides_are_said_to_be_unknown_whatever_else_is(tmp_path, roomy, monkeypatch):
+    monkeypatch.setattr(estimates, "rehearse", lambda *_: estimates.Pace(0.5, 0.25, 10, 1, 3))
+    study = {"recipe": {"base": "translation", "data": {"train": None}, "training": {"max_steps": 10}}, "seeds": [0]}
+    study |= {"variants": {"a": {}, "b": {"training": {"learning_rate": 0.002}}}}
+    study |= {"matched": {"c": {"variant": "a", "to": "b", "by": "seconds"}}}
+    runs = plan_runs(load_study(write_study(tmp_path, **study)), needs_data=False)
+    line = next(line for line in estimate(runs).lines if line.variant == "c")
+    assert line.unknown[0].startswith("steps: until they can be timed")
+    assert "unknown: data.train is not given" in line.unknown
+
+
 def test_a_task_that_does_not_tell_its_batches_is_not_timed(tmp_path, roomy, monkeypatch):
     monkeypatch.setattr(type(find_task("language_modeling")), "random_batch", lambda *_: None)
     (line, _) = estimate(plan_runs(load_study(write_study(tmp_path)))).lines
