@@ -214,7 +214,7 @@ class SASAttentionConfig(PreTrainedConfig):
         width = int(whole * self.rope_parameters.get("partial_rotary_factor", 1.0))
         return width + width % 2
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         validate_attention_fields(self)
 

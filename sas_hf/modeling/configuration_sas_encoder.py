@@ -66,7 +66,7 @@ class SASEncoderConfig(SASTextConfig):
         """How tensor parallelism splits the base model; it depends on the attention kind."""
         return encoder_parallel_plan(self)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
         if self.is_causal:

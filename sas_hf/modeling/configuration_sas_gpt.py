@@ -107,7 +107,7 @@ class SASGPTConfig(SASAttentionConfig):
             return self.no_rope_layers[layer_idx] == 1
         return self.position_embedding_type == "rope"
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
         require_choice(self, "position_embedding_type", "rope", "learned")

@@ -163,7 +163,7 @@ class SASSeq2SeqConfig(SASTextConfig):
         plans = seq2seq_parallel_plans(self).items()
         return {f"{half}.{name}": style for half, plan in plans for name, style in plan.items()}
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
         if not self.decoder_layers or self.decoder_layers < 1:

@@ -98,7 +98,7 @@ class SASViTConfig(SASAttentionConfig):
         """Tokens of an image of `image_size`."""
         return self.num_prefix_tokens + self.grid_shape[0] * self.grid_shape[1]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         for name in ("image_size", "patch_size"):
             if min(height_and_width(getattr(self, name))) < 1:

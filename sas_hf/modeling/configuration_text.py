@@ -69,7 +69,7 @@ class SASTextConfig(SASAttentionConfig):
         # Also run by `@strict` afterwards; run here so that the error is a plain ValueError.
         self.validate_architecture()
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
         require_choice(self, "position_embedding_type", "learned", "sinusoidal", "rope")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -299,15 +299,17 @@ class SASGPTForCausalLM(SASGPTPreTrainedModel, GenerationMixin):
         )
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads its parameters
-    def prepare_inputs_for_generation(self, *args, **kwargs):
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         # Where another stands in its place, as peft's does, this is asked by it.
         return both_cache_names(inputs) if "prepare_inputs_for_generation" in vars(self) else inputs
 
-    def generate(self, *args, **kwargs):
-        if not self.config.is_causal:
-            raise ValueError("`generate` needs a causal model, but `is_causal` is False in this configuration.")
-        return super().generate(*args, **kwargs)
+    if not TYPE_CHECKING:  # for editors it has the signature of Transformers' own
+
+        def generate(self, *args, **kwargs):
+            if not self.config.is_causal:
+                raise ValueError("`generate` needs a causal model, but `is_causal` is False in this configuration.")
+            return super().generate(*args, **kwargs)
 
     def init_continuous_batching(
         self,
