@@ -134,7 +134,7 @@ def _check_place(field: str, place: str | Path) -> str:
 
 def _load_config(place: str, revision: str | None) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place, revision=revision)
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
         if Path(place).is_dir():
             raise
@@ -183,7 +183,8 @@ def _load_tokenizer(
                 f"There is no tokenizer in {(places or [''])[-1]!r}; pass one as `tokenizer`, or save it there with "
                 "`tokenizer.save_pretrained`."
             )
-        tokenizer = AutoTokenizer.from_pretrained(chosen, revision=revision if chosen == place else None)
+        of_place = revision if chosen == place else None
+        tokenizer = AutoTokenizer.from_pretrained(chosen, revision=of_place, trust_remote_code=False)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has neither `bos_token` nor `eos_token`; the evaluation begins a text without context "

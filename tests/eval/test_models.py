@@ -1,5 +1,6 @@
 """What can be evaluated: any causal model, adapters, several at once; and what cannot, told before it is loaded."""
 
+import contextlib
 import json
 import shutil
 
@@ -31,6 +32,21 @@ from sas_hf.eval.models import inspect_model
 
 # What peft asks Transformers for.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_checkpoint_is_not_run_and_not_offered(file, checkpoint, tmp_path, monkeypatch):
+    """Without being told, Transformers asks at a terminal whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    folder = shutil.copytree(checkpoint, tmp_path / "with-code")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\nclass Own: pass\n")
+    named = {"config.json": {"AutoConfig": "own.Own"}, "tokenizer_config.json": {"AutoTokenizer": ["own.Own", None]}}
+    unknown = {"config.json": {"model_type": "own"}, "tokenizer_config.json": {"tokenizer_class": "OwnTokenizer"}}
+    settings = json.loads((folder / file).read_text()) | {"auto_map": named[file]} | unknown[file]
+    (folder / file).write_text(json.dumps(settings))
+    with contextlib.suppress(ValueError):
+        inspect_model(folder)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
