@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
@@ -93,7 +93,7 @@ def _bars(
     figure = Figure(figsize=(max(5, (0.7 + 0.15 * total) * len(benchmarks) + 1), 4))
     axes = figure.add_subplot()
     width = min(0.84 / total, 0.3)
-    over = {"zorder": 3, "clip_on": False}  # the axis, so that a score of 0 is seen
+    over: dict[str, Any] = {"zorder": 3, "clip_on": False}  # the axis, so that a score of 0 is seen
 
     def draw_bars(number: int, values: dict[str, float], **style) -> None:
         places = [
@@ -117,9 +117,9 @@ def _bars(
         draw_bars(len(scores) + number, values, label=label, **style)
     for place, name in enumerate(benchmarks):
         if name in chance:
-            ends, label = (place - 0.46, place + 0.46), "chance" if name == next(iter(chance)) else None
+            ends, once = (place - 0.46, place + 0.46), "chance" if name == next(iter(chance)) else None
             axes.plot(
-                ends, [100 * chance[name]] * 2, color="black", linestyle=":", linewidth=1.2, zorder=4, label=label
+                ends, [100 * chance[name]] * 2, color="black", linestyle=":", linewidth=1.2, zorder=4, label=once
             )
     axes.set_xticks(range(len(benchmarks)), benchmarks)
     axes.set_xlim(-0.6, max(len(benchmarks) - 0.4, 1.6))
@@ -172,8 +172,8 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
             steps, values, errors = zip(*points, strict=True)
             axes.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=label)
         label_axes(axes, "step", "", title=name)
-    steps = sorted({step for lines in panels.values() for points in lines.values() for step, *_ in points})
-    figure.axes[0].xaxis.set_major_locator(FixedLocator(steps) if len(steps) < 6 else MaxNLocator(6, integer=True))
+    ticks = sorted({step for lines in panels.values() for points in lines.values() for step, *_ in points})
+    figure.axes[0].xaxis.set_major_locator(FixedLocator(ticks) if len(ticks) < 6 else MaxNLocator(6, integer=True))
     figure.axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     legend_below(figure, *figure.axes)
     return figure

@@ -166,7 +166,7 @@ class Report:
             rows.append([label, *cells, _percent(suite.average)])
         chance = self.chance(name)
         if any(value is not None for value in chance.values()):
-            cells = ["" if chance[c] is None else f"{100 * chance[c]:.2f}" for c in columns]
+            cells = ["" if (value := chance[c]) is None else f"{100 * value:.2f}" for c in columns]
             known = [value for value in chance.values() if value is not None]
             rows.append(
                 ["chance", *cells, f"{100 * sum(known) / len(known):.2f}" if len(known) == len(columns) else ""]

@@ -20,6 +20,7 @@ from .checkpoints import (
     read_object,
     read_settings,
     refuse_existing,
+    required_file,
     save_model,
 )
 
@@ -72,8 +73,8 @@ def merge_adapter(
     settings = read_settings(base, base_revision)
     if settings.get("quantization_config"):
         raise ValueError(f"{base} is quantised; name the model that it was made from as the adapter's base.")
-    trained = read_object(optional_file(adapter, ADAPTER_CONFIG_NAME, revision))
-    model_class = CLASSES.get(trained.get("task_type")) or saved_class(base, base_revision)
+    trained = read_object(required_file(adapter, ADAPTER_CONFIG_NAME, revision))
+    model_class = CLASSES.get(trained.get("task_type") or "") or saved_class(base, base_revision)
 
     with new_folder(output) as folder:
         progress(f"Loading {adapter} and {base}")

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 from pathlib import Path
+from typing import Any
 
 from .files import write_atomically
 
@@ -23,7 +24,7 @@ def label_axes(axes, across: str, upwards: str, title: str = "") -> None:
 
 def legend_below(figure, *axes) -> None:
     """What the lines of these panels are, below the figure (of the layout "constrained"), where they cover no data."""
-    named = {}
+    named: dict[str, Any] = {}
     for panel in axes:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
