@@ -58,7 +58,7 @@ lint: $(VENV)/ready
 # What a release uploads, built and checked in an environment of its own.
 DIST_VENV ?= .venv-dist
 dist:
-	$(PYTHON) -m venv $(DIST_VENV)
+	"$(PYTHON)" -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/pip install --quiet --disable-pip-version-check "build>=1.3" "twine>=6.2"
 	rm -rf dist
 	$(DIST_VENV)/bin/python -m build
