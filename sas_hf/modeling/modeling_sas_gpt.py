@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -126,7 +126,7 @@ def without_cache_in_training(forward: Callable) -> Callable:
     return wrapped
 
 
-def _is_here(layer: nn.Module) -> bool:
+def _is_here(layer: nn.Module) -> TypeGuard[SASGPTDecoderLayer]:
     """Whether it is a layer, compiled or wrapped perhaps, and no stand-in for one of another pipeline stage."""
     return hasattr(layer, "self_attn")
 
