@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import list_repo_files
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
@@ -28,12 +27,12 @@ from transformers.utils import (
     has_file,
 )
 
+from ..hub.belongings import source_files
 from ..hub.checkpoints import CARD_NAME, REPORT_NAME, load_model, optional_file, read_settings
 from .family import ConversionError, SourceFamily
 from .live import pooler_arguments, refuse_own_head
 
 
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TOKENIZER_PARTS = {  # of which tokenizer.json and tokenizer_config.json hold all
     "added_tokens.json",
     "chat_template.json",
@@ -289,13 +288,6 @@ def unknown_fields(source: str | Path, revision: str | None, config: PreTrainedC
     }
 
 
-def find_licences(source: str | Path, revision: str | None) -> list[Path]:
-    """Files with the terms that the source may be used under."""
-    names = [name for name in source_files(source, revision) or () for form in LICENCES if Path(name).match(form)]
-    files = (optional_file(source, name, revision) for name in dict.fromkeys(names) if "/" not in name)
-    return [file for file in files if file is not None]
-
-
 def files_left_out(source: str | Path, revision: str | None, output: Path) -> list[str] | None:
     """What of a source's files and folders has no counterpart in `output`; `None` where the Hub cannot be asked.
 
@@ -315,14 +307,3 @@ def files_left_out(source: str | Path, revision: str | None, output: Path) -> li
     own = {"*.py" if name.endswith(".py") else name for name in own}  # code, which is never carried, counts as one
     shards = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
     return sorted(name for name in own - carried if not shards.match(name) and not name.startswith("."))
-
-
-def source_files(source: str | Path, revision: str | None) -> list[str] | None:
-    """Names of a checkpoint's files, those of folders with a slash; `None` where the Hub cannot be asked."""
-    folder = Path(source)
-    if folder.is_dir():
-        return [path.name + ("/" if path.is_dir() else "") for path in sorted(folder.iterdir())]
-    try:
-        return list_repo_files(str(source), revision=revision)
-    except Exception:  # of whichever HTTP library: the list is only told, and its absence too
-        return None

@@ -9,13 +9,14 @@ import torch
 import transformers
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..hub.belongings import find_licences
 from ..hub.checkpoints import load_model, save_model
 from ..hub.sentence_modules import copy_sentence_modules
 from ..modeling.sharing import auto_class_name
 from .family import ConversionError
 from .fidelity import Fidelity, Sample, compare_models, outputs_in_float32, outputs_in_own_dtype
 from .live import pooler_arguments
-from .sources import find_licences, read_stored_weights
+from .sources import read_stored_weights
 
 
 @dataclass

@@ -345,10 +345,13 @@ def _task_result(name: str, task: Task, report: dict) -> TaskResult:
 
 
 def _chance(task: Task, rows: list[dict]) -> dict:
-    """Of multiple choice, the share of right answers of who guesses."""
-    if task.OUTPUT_TYPE != "multiple_choice" or not rows:
+    """Of multiple choice with one right answer, the share of right answers of who guesses."""
+    plain = task.OUTPUT_TYPE == "multiple_choice" and getattr(task.config, "process_results", None) is None
+    if not plain or not rows or not {"acc", "acc_norm"} & task.aggregation().keys():
         return {}
-    return {"chance": sum(1 / len(row["arguments"]) for row in rows) / len(rows)}
+    # For mutual information each choice is scored without the question, too.
+    per_choice = 2 if "acc_mutual_info" in task.aggregation() else 1
+    return {"chance": sum(per_choice / len(row["arguments"]) for row in rows) / len(rows)}
 
 
 def _differences(name: str, split: str, fewshot_split: str | None, shots: int) -> list[str]:

@@ -150,12 +150,12 @@ class Report:
 
     def chance(self, suite: str) -> dict[str, float | None]:
         """By column of the suite, the accuracy of who guesses, where it is known."""
-        return {
-            label: chance_of(result.tasks[task] for task in column.tasks)
-            for result in self.results
-            if suite in result.suites
-            for label, column in result.suites[suite].columns.items()
-        }
+        found: dict[str, float | None] = {}
+        for result in self.results:
+            for label, column in result.suites[suite].columns.items() if suite in result.suites else ():
+                chance = chance_of(result.tasks[task] for task in column.tasks)
+                found[label] = found.get(label) if chance is None else chance
+        return found
 
     def _suite(self, name: str) -> Grid:
         having = [(label, result.suites[name]) for label, result in self._labelled() if name in result.suites]

@@ -84,9 +84,9 @@ def check_place(source: str | Path, revision: str | None = None) -> None:
 
 @functools.cache  # answers, not errors
 def _ask_the_hub(name: str) -> None:
-    if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
-        return
     try:
+        if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
+            return
         model_info(name, timeout=SECONDS_TO_ASK)
         return
     except GatedRepoError:  # what is asked next tells how to get in
@@ -329,6 +329,13 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
     from peft import PeftModel
     from peft.utils import load_peft_weights
 
+    start = read_object(required_file(place, ADAPTER_CONFIG_NAME, revision)).get("init_lora_weights")
+    if str(start).startswith("pissa_niter"):
+        raise ValueError(
+            f"{place} began by a decomposition that is drawn anew each time (`init_lora_weights` {start!r}), and so "
+            "does not belong to the base any more; save it as LoRA, by peft's "
+            "`path_initial_model_for_weight_conversion`."
+        )
     try:
         weights = load_peft_weights(place, device="cpu", revision=revision)
     except (SafetensorError, UnpicklingError, EOFError) as error:

@@ -97,6 +97,13 @@ def test_a_mistyped_folder_is_told_from_its_neighbours(llama_folder, tmp_path):
     assert f"sourse does not exist; there is {llama_folder}." in run.stderr
 
 
+@pytest.mark.parametrize("name", ["owner/nam/", "a/b@main", "C:\\models\\x"])
+def test_what_is_no_name_of_the_hub_is_no_folder_here(name):
+    run = sas_hf("info", name if "/" in name else f"./{name}")
+    assert run.returncode == 1 and ("is no folder here" in run.stderr or "does not exist" in run.stderr)
+    assert "Traceback" not in run.stderr
+
+
 def test_a_log_has_no_bars_and_no_colours(llama_folder, tmp_path):
     run = sas_hf("convert", llama_folder, tmp_path / "sas")
     assert run.returncode == 0 and "Comparing" in run.stdout

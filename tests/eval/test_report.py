@@ -136,6 +136,8 @@ def test_what_guessing_would_give_stands_in_tables_and_pictures(checkpoint, benc
     (row,) = [line for line in report.markdown().splitlines() if line.startswith("| chance |")]
     assert "33.33" in row and row.count("50.00") == 2
     assert "what people want, feel or do next" in report.markdown()
+    before = made_up("old", [[0.0, 1.0], [1.0, 0.0]])  # of a version that did not know it
+    assert Report([result, before]).chance("sas_table1")["ARC-E"] == report.chance("sas_table1")["ARC-E"]
     axes = _suite_bars(report, "sas_table1").axes[0]
     levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
     assert len(levels) == 8 and levels[3] == pytest.approx(50.0)  # seven columns and their average

@@ -87,6 +87,49 @@ def test_a_head_comes_with_the_adapter_or_not_at_all(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_head_may_have_other_labels_than_the_base(tmp_path):
+    base = save_base(BertModel(BertConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
+    (base / "LICENSE").write_text("Terms.")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    options = LoraConfig(target_modules=["query"], task_type=TaskType.SEQ_CLS, init_lora_weights=False)
+    adapted = get_peft_model(model, options).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
+    assert merged.config.num_labels == 3
+    assert (tmp_path / "merged" / "LICENSE").read_text() == "Terms."
+    assert "license: apache-2.0" in (tmp_path / "merged" / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("side", ["lm_head", "embed_tokens"])
+def test_one_side_of_tied_weights_is_not_merged(side, tmp_path):
+    """peft adds the difference to the weight that both sides are."""
+    config = LlamaConfig(num_attention_heads=4, tie_word_embeddings=True, **SMALL)
+    base = save_base(LlamaForCausalLM(config), tmp_path / "base")
+    save_adapter(AutoModelForCausalLM, base, tmp_path / "adapter", target_modules=[side], task_type=TaskType.CAUSAL_LM)
+    with pytest.raises(ValueError, match="give other numbers once they are merged"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_peft_cannot_do_is_said_in_a_line(tmp_path):
+    base = save_base(LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
+    save_adapter(AutoModelForCausalLM, base, tmp_path / "adapter", target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    for wrong, told in (
+        ({"lora_alpha": None}, "peft cannot merge .*adapter: TypeError"),
+        ({"init_lora_weights": "pissa_niter_4"}, "is drawn anew each time"),
+    ):
+        file.write_text(json.dumps(settings | wrong))
+        with pytest.raises(ValueError, match=told):
+            merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_cannot_be_merged_is_refused_before_anything_is_written(tmp_path):
     base = save_base(LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
     with pytest.raises(ValueError, match="holds a model and no adapter"):
