@@ -68,8 +68,10 @@ dist:
 # variable silences what mkdocs-material tells of other programs.
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+	@echo "build/site: open it by  $(VENV)/bin/python -m http.server --directory build/site"
 
 $(VENV)/ready: pyproject.toml
+	@echo "Installing into $(VENV), which takes some minutes"
 	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"

@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 
 
 ROOT = reference.ROOT
-BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
 
 def on_config(config):

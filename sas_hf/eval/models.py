@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..hub.checkpoints import check_place, find_commit, optional_file, read_adapter
+from ..hub.checkpoints import check_place, find_commit, nearest_folder, optional_file, read_adapter
 from .harness import check_vocabulary, require_causal
 
 
@@ -126,7 +126,9 @@ def _check_place(field: str, place: str | Path) -> str:
     if folder.is_dir():
         return str(folder.resolve())
     try:
-        check_place(folder)
+        if isinstance(place, Path):  # and so no id of the Hub
+            raise FileNotFoundError(f"{place} does not exist{nearest_folder(folder)}.")
+        check_place(place)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"`{field}`: {error}") from error
     return str(place)

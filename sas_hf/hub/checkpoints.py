@@ -77,7 +77,7 @@ def check_place(source: str | Path, revision: str | None = None) -> None:
     # What cannot be a Hub id ("name" or "owner/name") is a path.
     is_path = folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2
     if folder.exists() or is_path:
-        told = "is not a folder" if folder.exists() else f"does not exist{_nearest(folder)}"
+        told = "is not a folder" if folder.exists() else f"does not exist{nearest_folder(folder)}"
         raise FileNotFoundError(f"{folder} {told}.")
     _ask_the_hub(str(source))
 
@@ -100,11 +100,11 @@ def _ask_the_hub(name: str) -> None:
     except Exception as error:  # of whichever HTTP library
         reason = f"it cannot be reached ({error}), and the cache has nothing of it"
     raise FileNotFoundError(
-        f"{name} is no folder here, nor a checkpoint that the Hub gives: {reason}{_nearest(Path(name))}."
+        f"{name} is no folder here, nor a checkpoint that the Hub gives: {reason}{nearest_folder(Path(name))}."
     ) from None
 
 
-def _nearest(folder: Path) -> str:
+def nearest_folder(folder: Path) -> str:
     """Of a mistyped path, which folder beside it may have been meant."""
     if not folder.parent.is_dir():
         return ""

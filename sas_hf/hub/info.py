@@ -22,7 +22,7 @@ from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
-from .checkpoints import read_settings
+from .checkpoints import nearest_folder, read_settings
 
 
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more
@@ -74,7 +74,12 @@ def find_config(name: str) -> Config:
         FileNotFoundError: for a folder or Hub id that has no configuration.
     """
     if not _is_place(name):
-        return named_config(name)
+        try:
+            return named_config(name)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} There is no folder of that name here either{nearest_folder(Path(name))}."
+            ) from error
     model_type = read_settings(name).get("model_type")
     if model_type not in COUNTED:
         raise ValueError(f"{name} has `model_type` {model_type!r}; only SAS models are described.")

@@ -77,7 +77,10 @@ class TrainingLog(TrainerCallback):
         self._first_step, self._first_time = state.global_step, time.perf_counter()
         self._logged_step, self._trained, self._training_since = state.global_step, 0.0, time.perf_counter()
         self._numbers: dict[str, str] = {}
-        if self.console.is_interactive:
+        if not self.console.is_interactive:
+            size = "" if self._tokens_per_step is None else f" of {self._tokens_per_step:,} tokens"
+            self.console.print(f"Training from step {state.global_step:,} to {state.max_steps:,}{size}", style="cyan")
+        else:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -85,6 +85,8 @@ def _train(recipe: TrainingRecipe, arguments: TrainingArguments, folder: Path) -
     log = TrainingLog(folder, task.tokens_per_sequence(recipe), from_loss)
     benchmarks = None
     with _begun(folder, recipe, arguments.should_save):
+        if arguments.process_index == 0:
+            log.console.print("Loading model and data", style="cyan")
         with writing(Path(recipe.data.cache or datasets.config.HF_DATASETS_CACHE)):
             trainer = task.make_trainer(recipe, arguments, [log])
         give_freed_memory_back()

@@ -83,7 +83,7 @@ def test_several_models_in_one_call(checkpoint, gpt2, data):
 
 
 def test_all_models_are_looked_over_first(checkpoint, data, never_loaded):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="`model`: nowhere does not exist"):
         evaluate([checkpoint, "./nowhere"], "arc_easy", data=data)
 
 
