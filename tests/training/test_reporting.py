@@ -94,7 +94,8 @@ def test_a_line_per_log_and_evaluation(whole):
 
 def test_plain_lines_where_nobody_watches(whole):
     _, printed, _ = whole
-    assert printed.count("\n") == 7 and "\x1b" not in printed
+    assert printed.count("\n") == 8 and "\x1b" not in printed
+    assert printed.startswith("Training from step 0 to 9 of 192 tokens\n")
     assert "step 8/9: loss " in printed and "tokens/s " in printed and " left" in printed
     assert "step 9/9: validation loss " in printed
 
