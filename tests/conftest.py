@@ -77,3 +77,14 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from browser import Browser, find_browser  # few tests need one
+
+    binary = find_browser()
+    if binary is None:
+        pytest.skip("no Chromium here: install one (Debian: apt-get install chromium), or name its file in CHROMIUM")
+    with Browser(binary) as started:
+        yield started

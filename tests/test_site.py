@@ -15,7 +15,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
 
 
 ROOT = Path(__file__).parents[1]
@@ -129,15 +128,6 @@ def address(site):
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown(), thread.join(), server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    binary = find_browser()
-    if binary is None:
-        pytest.skip("no Chromium here: install one (Debian: apt-get install chromium), or name its file in CHROMIUM")
-    with Browser(binary) as started:
-        yield started
 
 
 # What lies beyond the right edge, and in no box that scrolls.

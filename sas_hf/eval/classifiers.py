@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..hub.checkpoints import AutoClass, classes_made_by, load_model, read_settings
 from .arguments import refuse_named_configuration
+from .harness import to_device
 from .results import Metric
 
 
@@ -24,6 +25,26 @@ def require_head(name: str | Path, auto_class: AutoClass, what: str, remedy: str
     model_type = read_settings(name).get("model_type")
     if not any(config_class.model_type == model_type for config_class in classes_made_by(auto_class)):
         raise ValueError(f"{name} has `model_type` {model_type!r}, which has no {what}; {remedy}.")
+
+
+def find_scored(
+    model: str | Path | PreTrainedModel,
+    auto_class: AutoClass,
+    suffix: str,
+    what: str,
+    dtype: str | torch.dtype | None,
+    device: str | None,
+) -> tuple[PreTrainedModel, str]:
+    """
+    The model to be scored, a live one as it is, and where it came from.
+
+    Args:
+        auto_class, suffix, what: as in [`load_with_head`].
+        device: of a checkpoint; `None`: the default one.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model, model.name_or_path or ""
+    return to_device(load_with_head(model, auto_class, suffix, what, dtype), device), str(model)
 
 
 def load_with_head(

@@ -145,11 +145,10 @@ def evaluate(
     )
     results = []
     with contextlib.ExitStack() as locks:
-        for subject in subjects:
-            if cache is None:
-                break
-            answers = answers_of(cache, str(subject.source), subject.adapter)
-            locks.enter_context(locked(answers, f"`cache` is {str(cache)!r} for {subject.name}"))
+        if cache is not None:
+            for subject in subjects:
+                answers = answers_of(cache, str(subject.source), subject.adapter)
+                locks.enter_context(locked(answers, f"`cache` is {str(cache)!r} for {subject.name}"))
         for subject in subjects:
             result = _evaluate_one(subject, load, names, data, columns, limit, num_fewshot, perplexity, documents)
             if result is None:

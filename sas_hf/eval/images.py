@@ -20,8 +20,7 @@ from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import labels_by_number, load_with_head, mean_score, require_head, require_numbers
-from .harness import to_device
+from .classifiers import find_scored, labels_by_number, mean_score, require_head, require_numbers
 from .models import left_as_found
 from .results import EvaluationResult, TaskResult, digest, one_task_result
 
@@ -86,11 +85,8 @@ def evaluate_images(
     if (count := number_of_samples(limit, available)) < available:
         rows = rows.shuffle(seed=0).select(range(count))
 
-    if isinstance(model, PreTrainedModel):
-        scored, origin = model, model.name_or_path or ""
-    else:
-        of_head = (AutoModelForImageClassification, "ForImageClassification", "image classifier")
-        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
+    of_head = (AutoModelForImageClassification, "ForImageClassification", "image classifier")
+    scored, origin = find_scored(model, *of_head, dtype, device)
     if not isinstance(image_processor, BaseImageProcessor):
         image_processor = _load_processor(str(image_processor or origin))
     classes = torch.tensor(_class_numbers(scored.config, rows))

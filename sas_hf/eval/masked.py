@@ -13,8 +13,7 @@ from ..data.tokenized_text import longest_text
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import load_with_head, require_head, require_numbers
-from .harness import to_device
+from .classifiers import find_scored, require_head, require_numbers
 from .models import left_as_found
 from .perplexity import PerplexityText, read_documents
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
@@ -77,11 +76,8 @@ def evaluate_masked(
         remedy = "score a causal language model with `--perplexity`"
         require_head(name, AutoModelForMaskedLM, "masked language model", remedy)
     documents = read_documents(text)
-    if isinstance(model, PreTrainedModel):
-        scored, origin = model, model.name_or_path or ""
-    else:
-        of_head = (AutoModelForMaskedLM, "ForMaskedLM", "masked language model")
-        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
+    of_head = (AutoModelForMaskedLM, "ForMaskedLM", "masked language model")
+    scored, origin = find_scored(model, *of_head, dtype, device)
     tokenizer = find_tokenizer(tokenizer, origin, scored)
     if tokenizer.mask_token_id is None:
         raise ValueError("The tokenizer has no mask token; pass the one that the model was trained with.")

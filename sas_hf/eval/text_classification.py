@@ -27,8 +27,7 @@ from ..report.files import one_at_a_time
 from ..report.measures import jackknife_error, macro_f1, micro_f1, pearson, spearman
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import labels_by_number, load_with_head, mean_score, require_head, require_numbers
-from .harness import to_device
+from .classifiers import find_scored, labels_by_number, mean_score, require_head, require_numbers
 from .models import left_as_found
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 
@@ -99,11 +98,8 @@ def evaluate_texts(
         random.Random(0).shuffle(order)
         rows = rows.select(order[:count])
 
-    if isinstance(model, PreTrainedModel):
-        scored, origin = model, model.name_or_path or ""
-    else:
-        of_head = (AutoModelForSequenceClassification, "ForSequenceClassification", "text classifier")
-        scored, origin = to_device(load_with_head(name, *of_head, dtype), device), name
+    of_head = (AutoModelForSequenceClassification, "ForSequenceClassification", "text classifier")
+    scored, origin = find_scored(model, *of_head, dtype, device)
     tokenizer = find_tokenizer(tokenizer, origin, scored)
     labels = model_labels(scored.config, rows)
     numbers = number_labels(rows, labels)

@@ -21,12 +21,12 @@ from ..data.text_pairs import PairColumns, encode_side, read_pairs
 from ..hub.checkpoints import (
     check_vocabulary,
     classes_made_by,
-    load_adapter,
     load_model,
     load_tokenizer,
     read_adapter,
     read_settings,
 )
+from ..hub.merge import merge
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from ..report.translation import corpus_metrics, measured_scores
@@ -202,7 +202,7 @@ def _load_translator(name: str, dtype: str | torch.dtype | None) -> PreTrainedMo
     options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
     model = load_model(AutoModelForSeq2SeqLM, place, revision, **options)[0]
     if adapter is not None:
-        model = load_adapter(model, name).merge_and_unload()
+        model = merge(model, name, None)
     return model.eval()
 
 

@@ -34,7 +34,8 @@ PIPELINE_TAGS = {  # the Hub's tasks; masked images, multiple choice and text to
     "AutoModelForImageClassification": "image-classification",
 }
 TAGS = ["sas", "sas_hf"]
-CARRIED = ("license", "license_name", "license_link", "language", "base_model", "base_model_relation")
+TERMS = ("license", "license_name", "license_link", "language")
+CARRIED = (*TERMS, "base_model", "base_model_relation")
 LOADING, FIDELITY = "How to load", "Fidelity"
 
 

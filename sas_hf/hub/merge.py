@@ -14,7 +14,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, FEATURE_EXTRACTOR_NAME, GENE
 
 from ..report.files import one_at_a_time
 from .belongings import find_licences
-from .card import read_card
+from .card import TERMS, read_card
 from .checkpoints import (
     CARD_NAME,
     classes_made_by,
@@ -44,7 +44,6 @@ CLASSES = {
     "FEATURE_EXTRACTION": AutoModel,
 }
 LAST_OF_HEADS = ("classifier.weight", "score.weight", "out_proj.weight", "qa_outputs.weight")
-TERMS = ("license", "license_name", "license_link", "language")
 
 
 @one_at_a_time("output")
@@ -87,7 +86,7 @@ def merge_adapter(
         raise ValueError(f"{base} is quantised; name the model that it was made from as the adapter's base.")
     trained = read_object(required_file(adapter, ADAPTER_CONFIG_NAME, revision))
     model_class = _class_of(trained, base, base_revision)
-    modules, licences = find_sentence_modules(base, base_revision), find_licences(base, base_revision)
+    find_sentence_modules(base, base_revision)  # says what is wrong with them before anything is loaded
     card = _card(model_class, str(adapter), str(base), read_card(base, base_revision))
 
     with new_folder(output) as folder:
@@ -106,9 +105,8 @@ def merge_adapter(
         for name in (PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME):  # of images and sound, as they are
             if not (folder / name).exists() and (file := optional_file(base, name, base_revision)) is not None:
                 shutil.copyfile(file, folder / name)
-        if modules:
-            copy_sentence_modules(base, base_revision, folder)
-        for file in licences:
+        copy_sentence_modules(base, base_revision, folder)
+        for file in find_licences(base, base_revision):
             shutil.copyfile(file, folder / file.name)
         card.save(folder / CARD_NAME)
 

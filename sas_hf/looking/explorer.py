@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..hub.checkpoints import load_adapter, load_model, load_processor, read_adapter
-from ..hub.merge import saved_class
+from ..hub.checkpoints import load_model, load_processor, read_adapter
+from ..hub.merge import merge, saved_class
 from ..modeling.attention import SASAttention
 from ..report.files import write_atomically
 from .collecting import Place, collect
@@ -136,10 +136,7 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseIma
     model = load_model(model_class, place, revision, config=config, use_safetensors=None)[0]
     processor = load_processor(type(model), name, None) or load_processor(type(model), place, revision)
     if adapter is not None:
-        adapted = load_adapter(model, name)
-        if adapted.active_peft_config.is_prompt_learning:
-            raise ValueError(f"{name} puts tokens of its own before the input, which a page could not name.")
-        model = adapted.merge_and_unload()
+        model = merge(model, name, None)
     return model.eval(), processor
 
 

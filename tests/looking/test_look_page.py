@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-from browser import Browser, find_browser
 from helpers import gpt, seq2seq, train_tokenizer, vit
 from PIL import Image
 
@@ -18,15 +17,6 @@ from sas_hf.looking.inputs import Side
 TEXT = "The import statement finds a module, then it binds a name in the local scope."
 SIZES = {"vocab_size": 400, "max_position_embeddings": 128}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    binary = find_browser()
-    if binary is None:
-        pytest.skip("no Chromium here: install one (Debian: apt-get install chromium), or name its file in CHROMIUM")
-    with Browser(binary) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
