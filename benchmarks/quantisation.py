@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import sas_hf  # noqa: F401  registers the architecture
-from sas_hf.modeling.quantisation import FloatSimulationMixin
+from sas_hf.modeling.quantisation import QuantisableMixin
 
 
 def torchao(bits: int) -> Callable:
@@ -117,12 +117,12 @@ def measure(folder: str, name: str, windows: torch.Tensor, calibration: list[str
 @contextmanager
 def simulation_too():
     """Lets quantisers take the simulation as they take other linear maps."""
-    kept = FloatSimulationMixin._keep_in_fp32_modules
-    FloatSimulationMixin._keep_in_fp32_modules = []
+    kept = QuantisableMixin._keep_in_fp32_modules
+    QuantisableMixin._keep_in_fp32_modules = []
     try:
         yield
     finally:
-        FloatSimulationMixin._keep_in_fp32_modules = kept
+        QuantisableMixin._keep_in_fp32_modules = kept
 
 
 def print_table(figures: dict) -> None:

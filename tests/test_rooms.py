@@ -23,7 +23,7 @@ MAY_KNOW = {
     "data": SMALL | {"modeling", "report"},
     "hub": LOW,
     "conversion": LOW,
-    "serve": LOW,
+    "serve": LOW | {"companions"},
     "looking": LOW,
     "eval": LOW,
     "training": LOW | {"conversion", "eval"},

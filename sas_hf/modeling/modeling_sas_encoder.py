@@ -33,7 +33,7 @@ from .encoder_stack import SASEncoderStack
 from .kinds import initialize_attention
 from .layers import SASEncoderLayer
 from .losses import choice_loss, classification_loss
-from .quantisation import FloatSimulationMixin
+from .quantisation import QuantisableMixin
 from .registration import register
 from .sharing import CodeTravelsMixin
 
@@ -50,7 +50,7 @@ class SASEncoderPooler(nn.Module):
         return self.activation(self.dense(pooled))
 
 
-class SASEncoderPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
+class SASEncoderPreTrainedModel(CodeTravelsMixin, QuantisableMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS encoder and its heads."""
 
     config: SASEncoderConfig

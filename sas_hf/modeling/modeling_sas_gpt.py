@@ -49,7 +49,7 @@ from .layers import SASMLP, make_norm
 from .losses import classification_loss
 from .older_transformers import slice_logits_to_keep
 from .positions import SASRotaryEmbedding
-from .quantisation import FloatSimulationMixin
+from .quantisation import QuantisableMixin
 from .registration import register
 from .sequence import check_positions, layer_inputs
 from .sharing import CodeTravelsMixin, came_with_its_checkpoint
@@ -88,7 +88,7 @@ class SASGPTDecoderLayer(GradientCheckpointingLayer):
         return attended + self.dropout(self.mlp(self.post_attention_layernorm(mlp_input)))
 
 
-class SASGPTPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
+class SASGPTPreTrainedModel(CodeTravelsMixin, QuantisableMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS GPT and its heads."""
 
     config: SASGPTConfig

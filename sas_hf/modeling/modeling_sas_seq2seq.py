@@ -33,13 +33,13 @@ from .layers import SASDecoderLayer, SASEncoderLayer, final_norm
 from .older_transformers import slice_logits_to_keep
 from .parallel_plans import seq2seq_parallel_plans
 from .positions import SASRotaryEmbedding
-from .quantisation import FloatSimulationMixin
+from .quantisation import QuantisableMixin
 from .registration import register
 from .sequence import check_positions, layer_inputs, row_positions
 from .sharing import CodeTravelsMixin
 
 
-class SASSeq2SeqPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
+class SASSeq2SeqPreTrainedModel(CodeTravelsMixin, QuantisableMixin, PreTrainedModel):
     """Loading, saving, initialisation and tied embeddings shared by the SAS encoder–decoder and its head."""
 
     config: SASSeq2SeqConfig

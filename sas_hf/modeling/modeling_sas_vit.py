@@ -23,7 +23,7 @@ from .attention import SASAttention
 from .configuration_sas_vit import SASViTConfig
 from .kinds import as_boolean, initialize_attention, make_attention, with_boolean_masks
 from .losses import classification_loss
-from .quantisation import FloatSimulationMixin
+from .quantisation import QuantisableMixin
 from .registration import register
 from .sharing import CodeTravelsMixin
 
@@ -189,7 +189,7 @@ def pool_tokens(
     return (patches * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-class SASViTPreTrainedModel(CodeTravelsMixin, FloatSimulationMixin, PreTrainedModel):
+class SASViTPreTrainedModel(CodeTravelsMixin, QuantisableMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by the SAS ViT and its heads."""
 
     config: SASViTConfig

@@ -1,15 +1,15 @@
-"""What quantisers shall leave alone: the simulation, which is small and sits where errors count most."""
+"""Under quantisers: the simulation is left alone, as it is small and sits where errors count most."""
 
 import torch
 
 from .annotations import ModelMixin
 
 
-class FloatSimulationMixin(ModelMixin):
-    """Transformers' quantisers keep the simulation's weights as they are, in the dtype that the model is loaded in.
+class QuantisableMixin(ModelMixin):
+    """Quantisers keep the simulation's weights in the dtype that the model is loaded in, and what they made stays so.
 
-    They ask a model which of its modules want float32, and let these be whatever else they are told. Here float32 is
-    not meant: a simulation in another dtype than its heads could not be computed.
+    Transformers' ask a model which of its modules want float32, and let these be whatever else they are told. Here
+    float32 is not meant: a simulation in another dtype than its heads could not be computed.
     """
 
     _keep_in_fp32_modules = [r".*\.[qkv]_simulation"]
@@ -17,7 +17,7 @@ class FloatSimulationMixin(ModelMixin):
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """As in Transformers, but without the simulation."""
         plan = super()._get_dtype_plan(dtype)
-        return {name: kept for name, kept in plan.items() if name not in FloatSimulationMixin._keep_in_fp32_modules}
+        return {name: kept for name, kept in plan.items() if name not in QuantisableMixin._keep_in_fp32_modules}
 
     def train(self, mode: bool = True):
         """As in PyTorch, which loading calls too; bitsandbytes' 4-bit maps are told to stay as they were quantised.

@@ -8,6 +8,8 @@ costs, is in docs/serving.md.
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..companions import MODEL_TYPES
+
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +22,6 @@ SERVED = {
     "SASEncoderForMaskedLM": "SASEncoderEmbeddings",
     "SASEncoderForSequenceClassification": "SASEncoderClassifier",
 }
-MODEL_TYPES = ("sas_gpt", "sas_encoder", "sas_seq2seq", "sas_vit")
 
 
 def register() -> None:
