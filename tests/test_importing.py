@@ -31,6 +31,7 @@ def run(script: str, *arguments) -> str:
 
 IN_PROCESS = """
 import json, runpy, sys
+sys.stderr = sys.stdout
 try:
     runpy.run_module("sas_hf", run_name="__main__", alter_sys=True)
 except SystemExit as end:
@@ -56,6 +57,31 @@ def test_help_and_usage_import_nothing_heavy(arguments, status, told):
     shown = run(IN_PROCESS, *arguments)
     ended, imported = json.loads(shown.splitlines()[-1])
     assert ended == status and told in shown
+    assert HEAVY.isdisjoint(imported), HEAVY.intersection(imported)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "PATH", "out"),
+        ("restore", "PATH", "out"),
+        ("fold", "PATH", "out"),
+        ("export", "PATH", "out"),
+        ("merge", "PATH", "out"),
+        ("info", "PATH"),
+        ("look", "PATH", "text", "-o", "page.html"),
+        ("serve", "PATH", "--port", "0"),
+        ("eval", "PATH", "--tasks", "arc_easy"),
+        ("eval", "owner/name", "PATH", "--tasks", "arc_easy"),
+        ("eval", "owner/name", "--adapter", "PATH", "--tasks", "arc_easy"),
+        ("eval", "owner/name", "--tokenizer", "PATH", "--tasks", "arc_easy"),
+    ],
+)
+def test_a_mistyped_path_is_refused_before_anything_heavy_is_imported(arguments, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    shown = run(IN_PROCESS, *(tmp_path / "chekpoint" if name == "PATH" else name for name in arguments))
+    ended, imported = json.loads(shown.splitlines()[-1])
+    assert ended == 1 and f"chekpoint does not exist; there is {tmp_path / 'checkpoint'}." in shown
     assert HEAVY.isdisjoint(imported), HEAVY.intersection(imported)
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 TextToVerify = Annotated[
@@ -24,7 +24,10 @@ ImagesToVerify = Annotated[
 def convert(
     source: Annotated[
         str,
-        typer.Argument(help="Checkpoint folder or Hub id: Llama, GPT-2, Qwen3, BERT, RoBERTa, BART, Marian, ViT, ..."),
+        typer.Argument(
+            callback=check_places,
+            help="Checkpoint folder or Hub id: Llama, GPT-2, Qwen3, BERT, RoBERTa, BART, Marian, ViT, ...",
+        ),
     ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     num_simulated_heads: Annotated[

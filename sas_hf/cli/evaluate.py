@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..report.files import one_at_a_time
-from .shared import PaperSizes, console, explain_errors, parse_numbers, show_report, split_names
+from .shared import PaperSizes, check_places, console, explain_errors, parse_numbers, show_report, split_names
 
 
 @explain_errors
@@ -17,6 +17,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
+            callback=check_places,
             help="Checkpoint folders, Hub ids or peft adapters of causal language models or translators, or "
             "classifiers of images or texts, or masked language models.",
         ),
@@ -93,8 +94,10 @@ def evaluate(
     batch_size: Annotated[str, typer.Option(help="A number, or auto: from the memory at hand; 64 images.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... By default the accelerator, if any.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... By default the checkpoint's.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id. By default the model's own.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="peft adapter to put on MODEL.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(callback=check_places, help="Folder or Hub id. By default the model's own.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(callback=check_places, help="peft adapter to put on MODEL.")] = None,
     add_bos_token: Annotated[
         bool | None, typer.Option(help="Begin texts with the tokenizer's bos. By default as the tokenizer does.")
     ] = None,

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 @explain_errors
 def export(
-    model: Annotated[str, typer.Argument(help="SAS checkpoint folder or Hub id.")],
+    model: Annotated[str, typer.Argument(callback=check_places, help="SAS checkpoint folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="New folder; must not exist.")],
     format: Annotated[
         str | None, typer.Option(help="Write a program: onnx, openvino, executorch or torch (torch.export).")

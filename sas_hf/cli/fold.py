@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from .convert import TextToVerify, conversion_table, text_in
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 @explain_errors
 def fold(
-    model: Annotated[str, typer.Argument(help="SAS decoder with a linear simulation, or none: folder or Hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(callback=check_places, help="SAS decoder with a linear simulation, or none: folder or Hub id."),
+    ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Saved dtype. By default the model's.")] = None,

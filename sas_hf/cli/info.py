@@ -6,14 +6,17 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .shared import console, explain_errors
+from .shared import check_places, console, explain_errors
 
 
 @explain_errors
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(help="Name of a configuration, or checkpoint folder or Hub id: SAS, or what can be converted."),
+        typer.Argument(
+            callback=check_places,
+            help="Name of a configuration, or checkpoint folder or Hub id: SAS, or what can be converted.",
+        ),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens. By default the model's.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the cache.")] = "bfloat16",

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 @explain_errors
 def look(
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder, Hub id or peft adapter: a SAS model, or one of Transformers.")
+        str,
+        typer.Argument(
+            callback=check_places,
+            help="Checkpoint folder, Hub id or peft adapter: a SAS model, or one of Transformers.",
+        ),
     ],
     inputs: Annotated[
         list[str],

@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 @explain_errors
 def merge(
-    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a peft adapter, of a SAS or any other model.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(callback=check_places, help="Folder or Hub id of a peft adapter, of a SAS or any other model."),
+    ],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.")] = None,
 ) -> None:

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from .convert import ImagesToVerify, TextToVerify, conversion_table, text_in
-from .shared import console, explain_errors, show_progress
+from .shared import check_places, console, explain_errors, show_progress
 
 
 @explain_errors
 def restore(
-    checkpoint: Annotated[str, typer.Argument(help="Converted checkpoint folder or Hub id.")],
+    checkpoint: Annotated[str, typer.Argument(callback=check_places, help="Converted checkpoint folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="New checkpoint folder; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
     text: TextToVerify = None,

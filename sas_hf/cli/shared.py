@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from ..hub.places import is_folder
 from ..report.files import unwritable_cache, writing
 
 
@@ -80,11 +81,9 @@ def explain_errors(command: Callable) -> Callable:
             with writing():
                 return command(*args, **kwargs)
         except Exception as error:
-            from huggingface_hub.errors import StrictDataclassError
-
             cache = unwritable_cache(error)
-            known = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError)
-            if cache is None and not isinstance(error, known):
+            known = (ValueError, OSError, ImportError, FloatingPointError)
+            if cache is None and not isinstance(error, known) and not _is_of_a_field(error):
                 raise
             if not first:
                 time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
@@ -97,6 +96,27 @@ def explain_errors(command: Callable) -> Callable:
             sys.exit(130)
 
     return wrapped
+
+
+def _is_of_a_field(error: Exception) -> bool:
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, StrictDataclassError)
+
+
+@explain_errors
+def check_places(parameter: typer.CallbackParam, value: Any):
+    """
+    The callback of every argument and option that names checkpoints: a path where none can be is refused before torch
+    and Transformers are imported, which takes seconds. The Hub is not asked yet.
+    """
+    for place in [value] if isinstance(value, str) else value or ():
+        try:
+            is_folder(os.path.expanduser(place))
+        except FileNotFoundError as error:
+            option = parameter.opts[0]
+            raise FileNotFoundError(f"`{option}`: {error}" if option.startswith("-") else str(error)) from error
+    return value
 
 
 def missing_extra(error: BaseException) -> str:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..hub.checkpoints import check_place, find_commit, nearest_folder, optional_file, read_adapter
+from ..hub.checkpoints import find_commit, optional_file, read_adapter
+from ..hub.places import check_place, nearest_folder
 from .harness import check_vocabulary, require_causal
 
 

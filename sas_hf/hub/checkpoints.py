@@ -1,7 +1,5 @@
 """Checkpoints: looked at before anything is loaded, read without running their code, written whole or not at all."""
 
-import difflib
-import functools
 import json
 import shutil
 import tempfile
@@ -13,15 +11,6 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import constants, model_info
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
@@ -44,6 +33,7 @@ from transformers.utils import (
 )
 
 from ..report.files import writing
+from .places import check_place
 
 
 if TYPE_CHECKING:
@@ -54,63 +44,6 @@ REPORT_NAME = "fidelity.json"
 CARD_NAME = "README.md"
 AutoClass = type[_BaseAutoModelClass]
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-SECONDS_TO_ASK = 10  # the Hub whether it has a repository
-
-
-def check_place(source: str | Path, revision: str | None = None) -> None:
-    """Decide at once whether `source` is a folder here or a repository of the Hub.
-
-    The Hub's client asks for each file six times, with pauses, before it says that it cannot have it; here it is
-    asked once for the repository, unless something of it is in the cache.
-
-    Raises:
-        FileNotFoundError: if it is neither; with the folder whose name is nearest.
-        ValueError: for a revision of a folder, which has none.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(
-                f"`revision` ({revision!r}) is of a repository on the Hub, but {folder} is a folder here."
-            )
-        return
-    # What cannot be a Hub id ("name" or "owner/name") is a path.
-    is_path = folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2
-    if folder.exists() or is_path:
-        told = "is not a folder" if folder.exists() else f"does not exist{nearest_folder(folder)}"
-        raise FileNotFoundError(f"{folder} {told}.")
-    _ask_the_hub(str(source))
-
-
-@functools.cache  # answers, not errors
-def _ask_the_hub(name: str) -> None:
-    try:
-        if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).is_dir():
-            return
-        model_info(name, timeout=SECONDS_TO_ASK)
-        return
-    except GatedRepoError:  # what is asked next tells how to get in
-        return
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, HFValidationError) else "it has none of that name"
-    except OfflineModeIsEnabled:
-        reason = "HF_HUB_OFFLINE is set, and the cache has nothing of it"
-    except HfHubHTTPError:  # a mirror, say, that answers other questions
-        return
-    except Exception as error:  # of whichever HTTP library
-        reason = f"it cannot be reached ({error}), and the cache has nothing of it"
-    raise FileNotFoundError(
-        f"{name} is no folder here, nor a checkpoint that the Hub gives: {reason}{nearest_folder(Path(name))}."
-    ) from None
-
-
-def nearest_folder(folder: Path) -> str:
-    """Of a mistyped path, which folder beside it may have been meant."""
-    if not folder.parent.is_dir():
-        return ""
-    names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    found = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.75)
-    return f"; there is {folder.with_name(found[0])}" if found else ""
 
 
 def classes_made_by(auto_class: AutoClass) -> Mapping[type[PreTrainedConfig], type[PreTrainedModel]]:

@@ -22,7 +22,8 @@ from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
-from .checkpoints import nearest_folder, read_settings
+from .checkpoints import read_settings
+from .places import nearest_folder
 
 
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more

@@ -237,10 +237,12 @@ def check_writable(folder: Path, what: str) -> Path:
 
 def unwritable_cache(error: BaseException) -> str | None:
     """What to say where an error comes from a cache of Hugging Face that cannot be written; `None` for others."""
+    met = [Path(name) for link in _chain(error) if isinstance(name := getattr(link, "filename", None), str)]
+    if not met:
+        return None
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     caches = {"HF_HUB_CACHE": Path(HF_HUB_CACHE), "HF_HOME": Path(HF_HOME)}
-    met = [Path(name) for link in _chain(error) if isinstance(name := getattr(link, "filename", None), str)]
     for name, folder in caches.items():
         if name in os.environ or name == "HF_HOME":
             try:
