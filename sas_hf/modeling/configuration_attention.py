@@ -4,11 +4,13 @@ They are declared, resolved and checked here, once; an architecture's configurat
 """
 
 import difflib
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict as strict_dataclass
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 from .sharing import forget_travelling_code
@@ -44,6 +46,26 @@ _EXTRA_KEYWORDS = {
 
 class AtMost(int):
     """A default of a rank, which holds as far as there are as many heads and features; a given rank never is one."""
+
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
+def strict(config_class: type[Config]) -> type[Config]:
+    """huggingface_hub's decorator, but a value of a wrong type is a `ValueError` in our words, as every other is."""
+    config_class = strict_dataclass(config_class)
+    checked = config_class.__setattr__
+
+    def __setattr__(self, name: str, value: object) -> None:
+        try:
+            checked(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            kind = config_class.__dataclass_fields__[name].type
+            wanted = getattr(kind, "__name__", str(kind)).replace(" | ", " or ")
+            raise ValueError(f"`{name}` is {value!r}; it must be of type {wanted}.") from error
+
+    config_class.__setattr__ = __setattr__  # type: ignore[method-assign]  # mypy knows no such thing
+    return config_class
 
 
 @strict
@@ -288,7 +310,13 @@ def resolve_attention_fields(config: PreTrainedConfig) -> None:
 def validate_attention_fields(config: PreTrainedConfig) -> None:
     """Raise a `ValueError` that names field, value and remedy for an impossible combination of attention fields."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    _require_positive(config, "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")
+    require_positive(config, "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise ValueError(
+            f"`rope_parameters['rope_type']` is {rope_type!r}; it must be one of "
+            f"{', '.join(map(repr, sorted({'default', *ROPE_INIT_FUNCTIONS})))}."
+        )
 
     for name in WINDOWS:
         value = getattr(config, name, None)
@@ -338,7 +366,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
         )
     if config.attention_type == "mla":
         value_width = config.qk_nope_head_dim + config.v_head_dim
-        _require_positive(config, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        require_positive(config, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
         _require_rank(config, "q_lora_rank", config.hidden_size, heads * config.query_head_dim)
         _require_rank(config, "kv_lora_rank", config.hidden_size, heads * value_width)
     if config.attention_type == "tpa":
@@ -377,7 +405,7 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`simulation_act` is {config.simulation_act!r}; it must be 'relu' (the paper's), 'identity' (the linear "
             f"ablation) or another activation that Transformers knows."
         )
-    if config.query_pre_attn_scalar <= 0:
+    if not config.query_pre_attn_scalar > 0:  # nor NaN
         raise ValueError(
             f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive: scores are divided by its "
             "square root."
@@ -401,7 +429,8 @@ def require_choice(config: PreTrainedConfig, name: str, *choices: str | None) ->
         raise ValueError(f"`{name}` is {getattr(config, name)!r}; it must be one of {', '.join(map(repr, choices))}.")
 
 
-def _require_positive(config: PreTrainedConfig, *names: str) -> None:
+def require_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Raise a `ValueError` unless each of the fields is 1 or more."""
     for name in names:
         value = getattr(config, name)
         if value is None or value < 1:
@@ -409,7 +438,7 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
 
 
 def _require_rank(config: PreTrainedConfig, name: str, rows: int, columns: int) -> None:
-    _require_positive(config, name)
+    require_positive(config, name)
     rank = getattr(config, name)
     if rank > min(rows, columns):
         raise ValueError(

@@ -1,9 +1,8 @@
 """Configuration of the SAS encoder: BERT's fields, the backbone choices of other encoders, and attention's own."""
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
-from .configuration_attention import require_choice
+from .configuration_attention import require_choice, strict
 from .configuration_text import SASTextConfig
 from .parallel_plans import TensorParallelPlan, encoder_parallel_plan
 

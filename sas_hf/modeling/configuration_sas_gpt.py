@@ -1,10 +1,9 @@
 """Configuration of the SAS GPT: Llama's fields, the backbone choices of other decoders, and the attention's own."""
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
-from .configuration_attention import SASAttentionConfig, require_choice
+from .configuration_attention import SASAttentionConfig, require_choice, require_positive, strict
 from .parallel_plans import PIPELINE_PARALLEL_PLAN, TensorParallelPlan, tensor_parallel_plan
 
 
@@ -110,6 +109,7 @@ class SASGPTConfig(SASAttentionConfig):
     def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
+        require_positive(self, "vocab_size", "intermediate_size", "max_position_embeddings")
         require_choice(self, "position_embedding_type", "rope", "learned")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_attention import (
     SASAttentionConfig,
+    require_positive,
     resolve_attention_fields,
+    strict,
     validate_attention_fields,
 )
 from .configuration_text import SASTextConfig
@@ -166,8 +166,7 @@ class SASSeq2SeqConfig(SASTextConfig):
     def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
-        if not self.decoder_layers or self.decoder_layers < 1:
-            raise ValueError(f"`decoder_layers` is {self.decoder_layers}; it must be a positive integer.")
+        require_positive(self, "decoder_layers", "decoder_intermediate_size", "decoder_vocab_size")
         if not self.is_encoder_decoder:
             raise ValueError("`is_encoder_decoder` is False, but this is an encoder–decoder; leave it out.")
         if hasattr(self, "is_causal"):

@@ -2,10 +2,9 @@
 
 from typing import cast
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
-from .configuration_attention import SASAttentionConfig, require_choice
+from .configuration_attention import SASAttentionConfig, require_choice, strict
 
 
 @strict

@@ -1,9 +1,8 @@
 """What the configurations of encoders and encoder–decoders share: the backbone that attention stands in."""
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 
-from .configuration_attention import SASAttentionConfig, require_choice
+from .configuration_attention import SASAttentionConfig, require_choice, require_positive, strict
 
 
 ROPE_KEYWORDS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
@@ -72,6 +71,7 @@ class SASTextConfig(SASAttentionConfig):
     def validate_architecture(self) -> None:
         """Raise a `ValueError` for what cannot be built."""
         super().validate_architecture()
+        require_positive(self, "vocab_size", "intermediate_size", "max_position_embeddings")
         require_choice(self, "position_embedding_type", "learned", "sinusoidal", "rope")
         require_choice(self, "norm_type", "layer_norm", "rms_norm")
         require_choice(self, "norm_position", "post_residual", "pre", "post")

@@ -94,6 +94,27 @@ def test_refusals_name_value_and_remedy():
         SASGPTConfig(**GPT_BASE, **SAS, rope_parameters=ROPE | {"partial_rotary_factor": 2.0})
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"simulation_act": 5}, "`simulation_act` is 5; it must be of type str"),
+        ({"num_simulated_heads": "36"}, "`num_simulated_heads` is '36'; it must be of type int or None"),
+        ({"simulated_head_dim": 1.5}, "`simulated_head_dim` is 1.5; it must be of type int or None"),
+        ({"recompute_simulation": 1}, "`recompute_simulation` is 1; it must be of type bool"),
+        ({"query_pre_attn_scalar": "x"}, "`query_pre_attn_scalar` is 'x'; it must be of type int or float or None"),
+        ({"query_pre_attn_scalar": float("nan")}, "`query_pre_attn_scalar` .nan. must be positive"),
+        ({"vocab_size": 0}, "`vocab_size` is 0; it must be a positive integer"),
+        ({"rope_parameters": ROPE | {"rope_type": "nope"}}, "is 'nope'; it must be one of 'default', 'dynamic'"),
+    ],
+)
+def test_values_of_a_wrong_type_or_size_are_refused_in_our_words(fields, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        SASGPTConfig(**GPT_BASE | fields)
+    SASGPTConfig(**GPT_BASE).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        SASGPTConfig.from_pretrained(tmp_path, **fields)
+
+
 def test_foreign_keywords_are_kept_as_by_the_base_class():
     config = gpt_config("sas", my_own_note="kept", id2label={0: "no", 1: "yes"}, output_hidden_states=True)
     assert config.my_own_note == "kept" and config.num_labels == 2 and config.output_hidden_states
