@@ -4,9 +4,13 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from .shared import check_places, console, explain_errors
+
+
+CONVERTIBLE = "sas-hf convert takes it"
 
 
 @explain_errors
@@ -23,16 +27,28 @@ def info(
 ) -> None:
     """Show what a model costs: parameters, cache and operations; of a Llama, say, before and after a conversion.
 
-    Without MODEL, all named configurations.
+    Of an adapter, or of what cannot be converted, what it is and why. Without MODEL, all named configurations.
     """
     from ..configurations import NAMED_CONFIGS, named_config
+    from ..conversion import ConversionError
     from ..hub.dtypes import parse_dtype
-    from ..hub.info import describe
+    from ..hub.info import describe, describe_adapter
 
     if context is not None and model is None:
         raise ValueError(f"`--context` is {context}, but no MODEL is named; the table is of each model's own context.")
     cache_dtype = parse_dtype(dtype)
-    configs = {name: named_config(name) for name in NAMED_CONFIGS} if model is None else configs_of(model)
+    # Only what is counted in full has a context.
+    if model is not None and context is None and (adapter := describe_adapter(model)) is not None:
+        refused = f"no, adapters alone: `sas-hf merge {model} OUT` makes a whole model first"
+        console.print(short_table(model, adapter | {CONVERTIBLE: refused}))
+        return
+    try:
+        configs = {name: named_config(name) for name in NAMED_CONFIGS} if model is None else configs_of(model)
+    except ConversionError as error:
+        if model is None or context is not None or (found := foreign(model)) is None:
+            raise
+        console.print(short_table(model, found | {CONVERTIBLE: f"no: {error}"}))
+        return
     rows = {name: (config, describe(config, context, cache_dtype)) for name, config in configs.items()}
     console.print(info_table(rows, dtype) if model is None else info_details(model, rows, dtype))
 
@@ -43,6 +59,25 @@ def configs_of(model: str) -> dict:
     from ..hub.info import find_config, is_described
 
     return {"value": find_config(model)} if is_described(model) else before_and_after(model)
+
+
+def foreign(model: str) -> dict[str, str] | None:
+    """What a model is that cannot be converted; `None` if Transformers cannot build it."""
+    from ..hub.info import describe_foreign
+
+    try:
+        return describe_foreign(model)
+    except Exception:  # of any class of Transformers; then the refusal says more
+        return None
+
+
+def short_table(name: str, figures: dict[str, str]) -> Table:
+    table = Table(title=name, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for figure, value in figures.items():
+        table.add_row(figure, escape(value))
+    return table
 
 
 def info_table(rows: dict, dtype: str) -> Table:

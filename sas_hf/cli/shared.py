@@ -82,9 +82,11 @@ def explain_errors(command: Callable) -> Callable:
                 return command(*args, **kwargs)
         except Exception as error:
             cache = unwritable_cache(error)
-            known = (ValueError, OSError, ImportError, FloatingPointError)
-            if cache is None and not isinstance(error, known) and not _is_of_a_field(error):
-                raise
+            if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+                reason = _reason_of_a_field(error)
+                if reason is None and cache is None:
+                    raise
+                error = reason or error
             if not first:
                 time.sleep(SECONDS_FOR_THE_FIRST)  # then it did not fail, and this is the reason
             show_error(f"{type(error).__name__}: {cache or error}{missing_extra(error)}")
@@ -98,10 +100,12 @@ def explain_errors(command: Callable) -> Callable:
     return wrapped
 
 
-def _is_of_a_field(error: Exception) -> bool:
+def _reason_of_a_field(error: Exception) -> Exception | None:
+    """What a configuration of Transformers says is wrong with it; `None` for other errors."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return isinstance(error, StrictDataclassError)
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    return cause if isinstance(cause, Exception) else None
 
 
 @explain_errors

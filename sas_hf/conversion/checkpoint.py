@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 from ..data.text import python_reference
 from ..hub.card import conversion_card, read_card
@@ -43,6 +44,15 @@ from .sources import (
 from .written import Verification, check_rounding, verify_written, write_checkpoint
 
 
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 TOKENS_PER_FEATURE = 32  # of the hidden states, that a lossy conversion is fitted on
 SIMULATION_FIELDS = (
     "num_simulated_heads",
@@ -266,14 +276,24 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     Raises:
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
         ConversionError: if the architecture is not supported.
+        ValueError: for a size that is 0 or less.
     """
     settings = read_settings(source, revision)
     if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
         find_family(str(settings["model_type"]))
+        _check_sizes(settings)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     family = find_family(config.model_type)
     named_architectures(config, family)
     return config, family
+
+
+def _check_sizes(settings: dict) -> None:
+    """Raise a `ValueError` for sizes that none can be, by which Transformers would divide."""
+    own_names = CONFIG_MAPPING[settings["model_type"]].attribute_map
+    for name in (*SIZES, *(own_names[size] for size in SIZES if size in own_names)):
+        if isinstance(value := settings.get(name), int) and value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be a positive integer. Mend the source's {CONFIG_NAME}.")
 
 
 def before_and_after(source: str | Path) -> dict[str, PreTrainedConfig]:

@@ -56,7 +56,8 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such folder or checkpoint, or no configuration in it.
-        ValueError: for a revision of a folder, which has none.
+        ValueError: for a revision of a folder, which has none; for a configuration that is none, or says in no words
+            what it is of.
     """
     check_place(source, revision)
     folder = Path(source)
@@ -68,14 +69,24 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
             )
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; it is not a checkpoint folder.")
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        file = Path(cast(str, cached_file(source, CONFIG_NAME, revision=revision)))
     except OSError as error:
         if folder.is_dir():
             raise
         raise FileNotFoundError(
             f"{source} is no folder here, nor a checkpoint that the Hub gives: {str(error).splitlines()[0]}"
         ) from error
+    settings = read_object(file)
+    model_type, classes = settings.get("model_type"), settings.get("architectures")
+    if not isinstance(model_type, str | None):
+        raise ValueError(f"`model_type` in {file} is {model_type!r}; it must be one name, such as 'llama'.")
+    if not isinstance(classes, str | None) and not (isinstance(classes, list) and all(map(_is_text, classes))):
+        raise ValueError(f"`architectures` in {file} is {classes!r}; it must be a list of names of classes.")
     return settings
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def optional_file(source: str | Path, name: str, revision: str | None = None) -> Path | None:
@@ -279,9 +290,12 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
         _require_grown_embeddings(weights, model, place)
         model.resize_token_embeddings(rows, mean_resizing=False)  # what the new rows hold comes from the adapter
     try:
-        adapted = PeftModel.from_pretrained(model, place, revision=revision)
-        # The same weights again, for what `from_pretrained` tells in a warning at most.
-        loading = adapted.load_adapter(place, adapted.active_adapter, revision=revision)
+        with warnings.catch_warnings():
+            # peft asks Transformers by a former name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, place, revision=revision)
+            # The same weights again, for what `from_pretrained` tells in a warning at most.
+            loading = adapted.load_adapter(place, adapted.active_adapter, revision=revision)
     except KeyError as error:  # of a module that is to be replaced as a whole
         raise ValueError(f"{place} lacks weights of its adapter: {error.args[0]}.") from error
     except RuntimeError as error:
@@ -289,8 +303,11 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
         raise ValueError(f"{place} does not fit {model.config.name_or_path}: {reason}") from error
     if adapted.active_peft_config.is_prompt_learning:
         return adapted  # peft loads its prompts strictly, apart from what it reports
-    if loading.missing_keys:
-        absent = ", ".join(sorted(loading.missing_keys)[:5])
+    # What layers share, as VBLoRA's vectors, is in the files once.
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    there = {id(parameter) for name, parameter in parameters.items() if name not in loading.missing_keys}
+    if missing := [name for name in loading.missing_keys if id(parameters.get(name)) not in there]:
+        absent = ", ".join(sorted(missing)[:5])
         raise ValueError(f"{place} lacks weights of its adapter: {absent}.")
     # Of a module that is replaced as a whole peft may write a second copy, under its name in memory.
     copies = [f"{name.removesuffix('.weight')}.modules_to_save.weight" for name in weights]
@@ -305,7 +322,9 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
 
 def embedding_rows(weights: dict[str, torch.Tensor], model: PreTrainedModel) -> int | None:
     """How many tokens the embedding has that an adapter for this model brings along, `None` if it brings none."""
-    found = weights.get(_adapter_name(model, model.get_input_embeddings()))
+    name = _adapter_name(model, model.get_input_embeddings())
+    adapted = f"{name.removesuffix('weight')}base_layer.weight"  # of embeddings that are adapted themselves
+    found = weights.get(name, weights.get(adapted))
     return None if found is None else len(found)
 
 

@@ -1,12 +1,15 @@
 """What a configuration costs: parameters, cached numbers and floating-point operations, without allocating memory."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
@@ -14,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from .. import modeling
 from ..configurations import NAMED_CONFIGS, named_config
@@ -22,10 +26,12 @@ from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
-from .checkpoints import read_settings
+from .checkpoints import optional_file, read_adapter, read_object, read_settings, required_file
+from .merge import saved_class
 from .places import nearest_folder
 
 
+SAFETENSORS_WEIGHTS_NAME = "adapter_model.safetensors"  # of peft
 LONGEST = 10**8  # tokens; torch cannot measure a mask of many more
 Config = SASEncoderConfig | SASGPTConfig | SASSeq2SeqConfig | SASViTConfig
 # Whose parameters are counted, by `model_type`.
@@ -74,7 +80,7 @@ def find_config(name: str) -> Config:
         ValueError: for an unknown name, or a checkpoint of another architecture.
         FileNotFoundError: for a folder or Hub id that has no configuration.
     """
-    if not _is_place(name):
+    if not is_place(name):
         try:
             return named_config(name)
         except ValueError as error:
@@ -87,13 +93,45 @@ def find_config(name: str) -> Config:
     return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
+def describe_adapter(place: str) -> dict[str, str] | None:
+    """What the peft adapter in that folder or at that Hub id is, in words by figure; `None` for a whole model.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`~sas_hf.hub.checkpoints.read_adapter`].
+    """
+    if not is_place(place) or (named := read_adapter(place)) is None:
+        return None
+    trained = read_object(required_file(place, ADAPTER_CONFIG_NAME))
+    figures = {"adapter": str(trained.get("peft_type")), "base": named[0]}
+    if trained.get("r"):
+        figures["rank"] = str(trained["r"])
+    if (file := optional_file(place, SAFETENSORS_WEIGHTS_NAME)) is not None:
+        with safe_open(file, framework="pt") as tensors:
+            sizes = [math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())]
+        figures["parameters of the adapter"] = f"{sum(sizes):,}"
+    return figures
+
+
+def describe_foreign(place: str) -> dict[str, str]:
+    """What a checkpoint of any architecture of Transformers is, in words by figure; no weights are read.
+
+    Raises:
+        ValueError: if Transformers does not know it. Other errors are of configurations that it cannot build.
+    """
+    model_class, config = saved_class(place), AutoConfig.from_pretrained(place, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config) if model_class is AutoModel else model_class._from_config(config)
+    return {"model": type(model).__name__, "parameters": f"{model.num_parameters():,}"}
+
+
 def is_described(name: str) -> bool:
     """Whether [`find_config`] gives it a configuration, or tells what is wrong with the name; it does not of a
     checkpoint of another architecture."""
-    return not _is_place(name) or read_settings(name).get("model_type") in COUNTED
+    return not is_place(name) or read_settings(name).get("model_type") in COUNTED
 
 
-def _is_place(name: str) -> bool:
+def is_place(name: str) -> bool:
+    """Whether it names a folder or a repository of the Hub, no configuration of ours."""
     return name not in NAMED_CONFIGS and (Path(name).exists() or "/" in name)
 
 

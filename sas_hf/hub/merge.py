@@ -193,7 +193,7 @@ def _first_output(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> to
     return next((value.float() for value in output.values() if isinstance(value, torch.Tensor)), None)
 
 
-def saved_class(source: str | Path, revision: str | None = None) -> type:
+def saved_class(source: str | Path, revision: str | None = None) -> Any:
     """The class that a checkpoint was saved with (AutoModel, where it names none); no weights are read.
 
     Raises:

@@ -221,7 +221,7 @@ def damage_emptied(folder):
         (damage_truncated_shard, ConversionError, "model-00002-of-0000.*is damaged or truncated"),
         (damage_index, ConversionError, "model.safetensors.index.json is damaged"),
         (damage_index_entries, ConversionError, "model.safetensors.index.json is damaged.*weight_map"),
-        (damage_config, OSError, "config.json.*not a valid JSON"),
+        (damage_config, ValueError, "config.json is no JSON"),
         (damage_shape, ConversionError, r"mlp.down_proj.weight as \[60, 44\].*\[60, 45\].*belong together"),
         (damage_architecture, ConversionError, "model_type.*bloom.*gpt2, gpt_neox, helium, llama"),
         (damage_head, ConversionError, "LlamaForSpeech"),

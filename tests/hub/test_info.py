@@ -1,14 +1,26 @@
 """`sas-hf info`: named configurations and checkpoints, counted without allocating them."""
 
+import json
 import resource
 
 import pytest
 import torch
 from helpers import gpt, sas_hf
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from typer.testing import CliRunner
 
 from sas_hf import SASSeq2SeqForConditionalGeneration, named_config
+from sas_hf.cli import app
 from sas_hf.conversion import convert_model
 from sas_hf.conversion.checkpoint import before_and_after
 from sas_hf.hub.info import describe, find_config
@@ -43,8 +55,66 @@ def test_a_source_is_described_before_and_after_its_conversion(tmp_path):
     run = sas_hf("info", tmp_path / "llama", "--context", "32")
     assert run.returncode == 0, run.stderr
     assert "as it is" in run.stdout and "4 (2 kv) of 8" in run.stdout and "4 (2 kv) -> 12 of 8 -> 12" in run.stdout
-    T5Config().save_pretrained(tmp_path / "t5")
-    assert "`model_type` 't5' cannot be converted" in sas_hf("info", tmp_path / "t5").stderr
+
+
+def explained(folder) -> str:
+    """What the command says of a folder, on one line."""
+    run = CliRunner().invoke(app, ["info", str(folder)])
+    assert run.exit_code == 0, run.output
+    return " ".join(run.output.replace("│", " ").split())
+
+
+def test_what_cannot_be_converted_is_counted_and_the_reason_told(tmp_path):
+    small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    models = {
+        "`model_type` 't5' cannot be converted": T5ForConditionalGeneration(
+            T5Config(vocab_size=30, d_model=16, d_ff=8)
+        ),
+        "has no SAS counterpart": BertForPreTraining(BertConfig(num_attention_heads=4, **small)),
+        "convert the model it was made from": LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **small)),
+    }
+    for reason, model in models.items():
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        if isinstance(model, LlamaForCausalLM):
+            settings = json.loads((folder / "config.json").read_text())
+            settings["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+            (folder / "config.json").write_text(json.dumps(settings))
+        told = explained(folder)
+        assert folder.name in told and f"{model.num_parameters():,}" in told and reason in told
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+def test_an_adapter_is_described(tmp_path):
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=30, hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    told = explained(tmp_path / "adapter")
+    assert "LORA" in told and f"{adapted.get_nb_trainable_parameters()[0]:,}" in told and "sas-hf merge" in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"num_attention_heads": 0}, "`num_attention_heads` is 0; it must be a positive integer"),
+        ({"num_attention_heads": 5}, "The hidden size (32) is not a multiple of the number of attention heads (5)"),
+        ({"num_attention_heads": "four"}, "'num_attention_heads' expected int, got str (value: 'four')"),
+        ({"vocab_size": 0}, "`vocab_size` is 0; it must be a positive integer"),
+        ({"rope_parameters": {"rope_type": "nope", "rope_theta": 1e4}}, "'nope'; it must be one of 'default'"),
+        ({"model_type": ["llama"]}, "`model_type` in FILE is ['llama']; it must be one name"),
+        ({"architectures": [3]}, "`architectures` in FILE is [3]; it must be a list of names"),
+        ([1], "FILE holds no JSON object"),
+    ],
+)
+def test_a_broken_configuration_is_told_in_a_line(fields, told, tmp_path):
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, architectures=["LlamaForCausalLM"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict() | fields if isinstance(fields, dict) else fields))
+    run = CliRunner().invoke(app, ["info", str(tmp_path)])
+    assert run.exit_code == 1 and len(run.stderr.splitlines()) == 1
+    assert told.replace("FILE", str(file)) in run.stderr
 
 
 def test_all_names_are_listed():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from helpers import gpt, train_tokenizer
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from helpers import gpt, sas_hf, train_tokenizer
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, VBLoRAConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -113,6 +113,36 @@ def test_one_side_of_tied_weights_is_not_merged(side, tmp_path):
     with pytest.raises(ValueError, match="give other numbers once they are merged"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_vectors_that_all_layers_share_are_no_missing_weights(tmp_path):
+    base = save_base(LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
+    options = VBLoRAConfig(r=4, num_vectors=16, vector_length=8, topk=2, target_modules=["q_proj"])
+    options.init_logits_std = options.init_vector_bank_bound = 1.0
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), options).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not torch.allclose(AutoModelForCausalLM.from_pretrained(base)(ids()).logits, merged(ids()).logits)
+    torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_embeddings_that_grew_and_are_adapted_themselves(tmp_path):
+    base = save_base(LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SMALL)), tmp_path / "base")
+    for name, head in {"whole": ["lm_head"], "without": None}.items():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(304)
+        options = LoraConfig(target_modules=["embed_tokens"], modules_to_save=head, init_lora_weights=False)
+        adapted = get_peft_model(model, options).eval()
+        adapted.save_pretrained(tmp_path / name)
+        if head:
+            run = sas_hf("merge", tmp_path / name, tmp_path / "merged")
+            assert run.returncode == 0 and "Warning" not in run.stderr, run.stderr
+            merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+            torch.testing.assert_close(merged(ids() + 4).logits, adapted(ids() + 4).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="holds embeddings for added tokens, but lacks their rows of the output"):
+        merge_adapter(tmp_path / "without", tmp_path / "nothing")
 
 
 def test_what_peft_cannot_do_is_said_in_a_line(tmp_path):
