@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from sacrebleu.metrics import BLEU, CHRF
 from toy_translation import LENGTH, toy_bart, toy_pairs, toy_tokenizer, write_lines
 from transformers import (
@@ -215,3 +216,15 @@ def test_what_is_longer_than_the_model_is_cut_off_and_said(place, tmp_path):
         f"3 sources longer than the model's {LENGTH} positions" in note for note in result.tasks["translation"].notes
     )
     assert Path(path).is_file()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_adapters_of_one_side_of_tied_weights_are_refused(place, tmp_path):
+    """In merge's words: what they are together would be scored wrongly."""
+    model = toy_bart().from_pretrained(place / "new")
+    assert model.config.tie_word_embeddings
+    get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="give other numbers once they are merged.*one side of weights that are tied"):
+        evaluate_translation(str(tmp_path), place / "pairs.jsonl", **COLUMNS)

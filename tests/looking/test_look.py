@@ -158,6 +158,20 @@ def test_adapters_count(tmp_path, tokenizer, folder):
         assert same == ("residual" in key[1]), key
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_adapters_of_one_side_of_tied_weights_are_refused(tmp_path, folder):
+    """In merge's words: what they are together would be looked at wrongly."""
+    from peft import LoraConfig, get_peft_model
+
+    model = sas_hf.SASGPTForCausalLM.from_pretrained(folder)
+    assert model.config.tie_word_embeddings
+    get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="give other numbers once they are merged.*one side of weights that are tied"):
+        sas_hf.look(tmp_path, TEXT)
+
+
 def test_encoder_decoder(tokenizer):
     model = seq2seq("places", **SIZES, **TOKENS)
     found = sas_hf.look(model, "The import statement", target="names a module", processor=tokenizer)
