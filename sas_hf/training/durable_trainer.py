@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -141,8 +141,11 @@ class DurableTrainer(Trainer):
                     raise KeyboardInterrupt("Interrupted at once; earlier checkpoints are whole.")
                 self._interrupted = True
                 os.write(2, b"\nCtrl-C: ending after the step at hand, with a checkpoint; once more: at once.\n")
-            else:
+            elif self.told_to_end is None:
                 self.told_to_end = told
+                with suppress(OSError):  # a terminal that is closed
+                    told_name = signal.Signals(told).name
+                    os.write(2, f"\n{told_name}: ending after the step at hand, with a checkpoint.\n".encode())
             self.accelerator.set_trigger()
 
         # Not those that nohup or a shell's background ignores, nor what is handled outside of Python.

@@ -60,7 +60,8 @@ def test_told_to_end_it_saves_first(told, whole, tmp_path):
     if signal.getsignal(getattr(signal, told)) is signal.SIG_IGN:
         pytest.skip(f"{told} is ignored here, as under nohup, and a run heeds that")
     folder = tmp_path / "run"
-    assert start(folder, told).returncode == 0
+    ended = start(folder, told)
+    assert ended.returncode == 0 and f"{told}: ending after the step at hand, with a checkpoint." in ended.stderr
     assert checkpoints(folder) == ["checkpoint-4", "checkpoint-7"]  # the step at hand was the seventh
     assert_resumes(folder, whole)
 
