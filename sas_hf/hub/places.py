@@ -36,6 +36,8 @@ def is_folder(source: str | Path) -> bool:
         return True
     # What cannot be a Hub id ("name" or "owner/name") is a path.
     is_path = folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError(f"{folder} is a link to {folder.readlink()}, which does not exist.")
     if folder.exists() or is_path:
         told = "is not a folder" if folder.exists() else f"does not exist{nearest_folder(folder)}"
         raise FileNotFoundError(f"{folder} {told}.")
@@ -65,8 +67,13 @@ def _ask_the_hub(name: str) -> None:
         reason = str(error).splitlines()[0] if isinstance(error, HFValidationError) else "it has none of that name"
     except OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set, and the cache has nothing of it"
-    except HfHubHTTPError:  # a mirror, say, that answers other questions
-        return
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500:  # a mirror, say, that answers other questions
+            return
+        reason = f"{constants.ENDPOINT} answers with an error of its own ({status}); try again later"
+    except ValueError:
+        reason = f"{constants.ENDPOINT} (HF_ENDPOINT) answers no JSON, as a page to log in at does; it is no Hub"
     except Exception as error:  # of whichever HTTP library
         reason = f"it cannot be reached ({error}), and the cache has nothing of it"
     raise FileNotFoundError(

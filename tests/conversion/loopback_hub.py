@@ -57,9 +57,9 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def loopback_hub(root: Path) -> Iterator[str]:
+def loopback_hub(root: Path, answers: type[LoopbackHub] = LoopbackHub) -> Iterator[str]:
     """The address of a Hub of the repositories in `root`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (LoopbackHub,), {"root": root}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (answers,), {"root": root}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from helpers import sas_hf
-from loopback_hub import loopback_hub
+from loopback_hub import LoopbackHub, loopback_hub
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 
@@ -90,6 +90,33 @@ def test_a_hub_that_is_away_is_asked_once(tmp_path, monkeypatch):
     assert run.returncode == 1
     assert "runs/quikstart is no folder here, nor a checkpoint that the Hub gives: it cannot be reached" in run.stderr
     assert "there is runs/quickstart." in run.stderr and "Retry" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(500, "answers with an error of its own (500); try again later"), (200, "answers no JSON")]
+)
+def test_what_answers_there_is_no_hub(status, told, tmp_path, monkeypatch):
+    class Broken(LoopbackHub):
+        def do_GET(self):
+            self.answer(status, b"<html>Welcome</html>", Content_Type="text/html")
+
+        do_HEAD = do_GET
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with loopback_hub(tmp_path, Broken) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        run = sas_hf("info", "team/llama")
+    assert run.returncode == 1 and "Retry" not in run.stderr
+    assert "team/llama is no folder here, nor a checkpoint that the Hub gives: " + address in run.stderr
+    assert told in run.stderr
+
+
+def test_a_link_to_nowhere_is_called_so(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    run = sas_hf("info", tmp_path / "link")
+    assert run.returncode == 1 and f"link is a link to {tmp_path / 'moved'}, which does not exist." in run.stderr
 
 
 def test_a_mistyped_folder_is_told_from_its_neighbours(llama_folder, tmp_path):
