@@ -159,7 +159,7 @@ def test_adapters_count(tmp_path, tokenizer, folder):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft to Transformers
-@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model .*tie_word_embeddings=True:UserWarning")
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 def test_adapters_of_one_side_of_tied_weights_are_refused(tmp_path, folder):
     """In merge's words: what they are together would be looked at wrongly."""
