@@ -7,7 +7,7 @@ from typing import Any, cast
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from ..report.figures import label_axes, legend_below, save_figure
+from ..report.figures import CHANCE, bar_style, label_axes, legend_below, line_style, save_figure
 from .results import EvaluationResult, Metric, chance_of, perplexities
 
 
@@ -90,7 +90,7 @@ def _bars(
     printed = printed or {}
     benchmarks = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
     total = len(scores) + len(printed)
-    figure = Figure(figsize=(max(5, (0.7 + 0.15 * total) * len(benchmarks) + 1), 4))
+    figure = Figure(figsize=(max(5, (0.7 + 0.15 * total) * len(benchmarks) + 1), 4), layout="constrained")
     axes = figure.add_subplot()
     width = min(0.84 / total, 0.3)
     over: dict[str, Any] = {"zorder": 3, "clip_on": False}  # the axis, so that a score of 0 is seen
@@ -104,29 +104,19 @@ def _bars(
     for number, (label, by_name) in enumerate(scores.items()):
         errors = [100 * _error(by_name[name]) for name in benchmarks if name in by_name]
         values = {name: 100 * score.value for name, score in by_name.items()}
-        colour = f"C{number % 10}"
-        # With an edge, which is there where a score is 0.
-        draw_bars(number, values, yerr=errors, capsize=2, label=label, color=colour, edgecolor=colour, linewidth=1.2)
+        draw_bars(number, values, yerr=errors, capsize=2, label=label, **bar_style(number))
     for number, (label, values) in enumerate(printed.items()):
-        style = {
-            "fill": False,
-            "edgecolor": "0.35",
-            "linewidth": 0.8,
-            "hatch": ("", "////", "....", "xxxx")[number % 4],
-        }
-        draw_bars(len(scores) + number, values, label=label, **style)
+        draw_bars(len(scores) + number, values, label=label, **bar_style(number, filled=False))
     for place, name in enumerate(benchmarks):
         if name in chance:
             ends, once = (place - 0.46, place + 0.46), "chance" if name == next(iter(chance)) else None
-            axes.plot(
-                ends, [100 * chance[name]] * 2, color="black", linestyle=":", linewidth=1.2, zorder=4, label=once
-            )
+            axes.plot(ends, [100 * chance[name]] * 2, label=once, **CHANCE)
     axes.set_xticks(range(len(benchmarks)), benchmarks)
     axes.set_xlim(-0.6, max(len(benchmarks) - 0.4, 1.6))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(title)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=2)
+    legend_below(figure, axes)
     return figure
 
 
@@ -138,13 +128,14 @@ def _error(score: Metric) -> float:
 def _perplexity_curves(report) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for label, result in zip(report.labels, report.results, strict=True):
+    for number, (label, result) in enumerate(zip(report.labels, report.results, strict=True)):
         tasks = sorted(perplexities(result).items())
         if tasks:
             scores = [task.metrics["perplexity"] for _, task in tasks]
             errors = [_error(score) for score in scores]
             lengths = [length for length, _ in tasks]
-            axes.errorbar(lengths, [score.value for score in scores], errors, marker="o", capsize=3, label=label)
+            values = [score.value for score in scores]
+            axes.errorbar(lengths, values, errors, capsize=3, label=label, **line_style(number))
     axes.set_xscale("log", base=2)
     lengths = sorted({length for result in report.results for length in perplexities(result)})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
@@ -162,6 +153,8 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
             for name, score in _headline_numbers(result).items():
                 points = panels.setdefault(name, {}).setdefault(Path(place).resolve().name or place, [])
                 points.append((cast(int, result.step), score.value, _error(score)))
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    styles = {label: line_style(number) for number, label in enumerate(labels)}
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(3.6 * across, 2.8 * down), layout="constrained")
@@ -170,7 +163,7 @@ def _training_curves(series: dict[str, list[EvaluationResult]]) -> Figure:
         shared = axes = figure.add_subplot(down, across, number, sharex=shared)
         for label, points in lines.items():
             steps, values, errors = zip(*points, strict=True)
-            axes.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=label)
+            axes.errorbar(steps, values, errors, capsize=2, label=label, **styles[label])
         label_axes(axes, "step", "", title=name)
     ticks = sorted({step for lines in panels.values() for points in lines.values() for step, *_ in points})
     figure.axes[0].xaxis.set_major_locator(FixedLocator(ticks) if len(ticks) < 6 else MaxNLocator(6, integer=True))

@@ -1,8 +1,10 @@
 """The page of all items (docs/papers.md), made of the declarations and of the results that the package keeps."""
 
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ..report.tables import Grid
 from .comparison import AGREEMENTS, RESULT_NAME, Comparison, ItemResult, read_result
 from .items import PAPERS, find_place, item_names, load_item
 from .run import has_run
+from .training import drawn_again
 
 
 RESULTS = files(__package__) / "results"
@@ -186,12 +189,33 @@ def keep(folder: Path, figures: Path) -> list[str]:
         result = read_result(path)
         name = f"{result.paper}-{result.item}"
         shutil.copyfile(path, Path(str(RESULTS)) / f"{name}.json")
-        figures.mkdir(parents=True, exist_ok=True)
-        for picture in PICTURES:
-            if (drawn := path.with_name(f"{picture}.png")).is_file():
-                shutil.copyfile(drawn, figures / f"{name}-{picture}.png")
+        _take_pictures(path.parent, figures, name)
         taken.append(name)
     return taken
+
+
+def draw(figures: Path) -> list[str]:
+    """
+    Draw the pictures of trained items again, from the results that the package keeps.
+
+    Returns:
+        what was drawn.
+    """
+    drawn = []
+    for (paper, name), result in kept_results().items():
+        if load_item(paper, name).kind == "training":
+            with tempfile.TemporaryDirectory() as folder:
+                replace(result, figure=drawn_again(result), drawn=[]).save(Path(folder))
+                _take_pictures(Path(folder), figures, f"{paper}-{name}")
+            drawn.append(f"{paper}-{name}")
+    return drawn
+
+
+def _take_pictures(folder: Path, figures: Path, name: str) -> None:
+    figures.mkdir(parents=True, exist_ok=True)
+    for picture in PICTURES:
+        if (drawn := folder / f"{picture}.png").is_file():
+            shutil.copyfile(drawn, figures / f"{name}-{picture}.png")
 
 
 if __name__ == "__main__":
@@ -199,8 +223,11 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser(description="Write docs/papers.md.")
     parser.add_argument("--keep", type=Path, help="folder of items whose results and pictures are taken first")
+    parser.add_argument("--draw", action="store_true", help="draw the pictures of what was trained again")
     arguments = parser.parse_args()
     docs = Path("docs")
     if arguments.keep is not None:
         print("taken:", ", ".join(keep(arguments.keep, docs / "figures" / "papers")))
+    if arguments.draw:
+        print("drawn:", ", ".join(draw(docs / "figures" / "papers")))
     write_page(docs / "papers.md")

@@ -10,13 +10,13 @@ from ..report.printed import PaperRow
 from ..report.tables import PAPER, Grid
 from ..training.benchmarks import PREFIX
 from ..training.models import load_config
-from ..training.study import Run, Study, check_runs, plan_runs, run_study
-from ..training.study_report import StudyReport
+from ..training.study import Run, Study, check_runs, plan_runs, report_of, run_study
+from ..training.study_report import StudyReport, kept_runs
 from ..training.study_results import mean_and_deviation, paired_test
 from ..training.tasks import find_task
 from .comparison import Comparison, ItemResult, meanings, result_at
 from .items import Grid as Declared
-from .items import Place, study_fields
+from .items import Place, find_place, study_fields
 from .parameters import attention_parameters, meta_model
 
 
@@ -131,6 +131,21 @@ def result_of(
         notes=[*dict.fromkeys(notes), *power(comparisons)],
         figure=_drawn(reports),
     )
+
+
+def drawn_again(result: ItemResult):
+    """The figure of a trained item, from what its result keeps."""
+    place = find_place(result.paper, result.item, result.size)
+    parts = plan_parts(place, Path(), Path(), None, None, [], needs_data=False)
+    contents = result.numbers["parts"] if len(parts) > 1 else {parts[0].place.at.grid: result.numbers}
+    reports = []
+    for part in parts:
+        content, recipe = contents[part.place.at.grid], part.runs[0].recipe
+        runs, possible = kept_runs(content), find_task(recipe.task).possible_metrics(recipe)
+        metrics = {metric.name: metric for metric in possible if metric.name in runs[0].metrics}
+        metric = metrics[content["metric"]]
+        reports.append(report_of(part.study, part.runs, runs, list(metrics.values()), metric, vars(part.study)))
+    return _drawn(reports)
 
 
 def _why(grid: Declared, data: Path | None, overrides: list[str] | tuple[str, ...]) -> str | None:

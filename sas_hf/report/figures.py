@@ -14,6 +14,33 @@ def require_matplotlib() -> None:
         raise ImportError("Plots need matplotlib, which is not installed: pip install sas_hf[eval] or sas_hf[train]")
 
 
+# A line where who guesses would be, above what it is beside.
+CHANCE: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.2, "zorder": 4}
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "||||", "oooo", "----")
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """
+    Of the line that has this number among several, from 0: colour, dashes and mark, no two of 60 alike.
+
+    Dashes change from line to line and the emptier lie above, so that of two lines in one place both are seen.
+    """
+    dashes = number % len(DASHES)
+    style = {"color": f"C{number % 10}", "linestyle": DASHES[dashes], "zorder": 2 + dashes / len(DASHES)}
+    return style | {"marker": MARKERS[number % len(MARKERS)], "markersize": 3}
+
+
+def bar_style(number: int, filled: bool = True) -> dict[str, Any]:
+    """Likewise of a bar: colour and hatch, no two of 80 alike, or of eight that are not filled; and an edge, which is
+    there where the value is 0, too."""
+    if not filled:
+        return {"fill": False, "edgecolor": "0.35", "linewidth": 0.8, "hatch": HATCHES[number % len(HATCHES)]}
+    colour, hatch = f"C{number % 10}", HATCHES[number // 10 % len(HATCHES)]
+    return {"color": colour, "edgecolor": "black" if hatch else colour, "linewidth": 1.2, "hatch": hatch}
+
+
 def label_axes(axes, across: str, upwards: str, title: str = "") -> None:
     """Labels of a panel, without the frame's upper and right lines."""
     axes.set_xlabel(across)

@@ -387,7 +387,7 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
         raise FileExistsError(f"`runs` is {study.runs!r}, a file; name a folder.")
     check_writable(runs[0].folder, f"`runs` is {study.runs or study.output!r}")
     check_runs(study, runs)
-    task, finished = find_task(runs[0].recipe.task), []
+    finished = []
     metrics, metric = study_metrics(study, runs)
     for run in runs:
         if run.is_open:
@@ -417,20 +417,28 @@ def _run_all(study: Study, runs: list[Run], declared: dict[str, Any], progress: 
             continue
         results = train(run.recipe)
         finished.append(FinishedRun.read(run.variant, run.data, run.seed, run.folder, results, metrics))
-    report = StudyReport(
-        finished,
-        declared,
-        study.figure,
-        _variables(study),
-        metrics=metrics,
-        metric=metric,
-        across="steps" if task.tokens_per_sequence(runs[0].recipe) is None else "tokens",
-        rates=_choices(runs, metric),
-        matches=list(matches.values()),
-    )
+    rates = _choices(runs, metric)
+    report = report_of(study, runs, finished, metrics, metric, declared, rates, list(matches.values()))
     if PartialState().is_main_process:
         report.save(folder)
     return report
+
+
+def report_of(
+    study: Study,
+    runs: list[Run],
+    finished: Sequence[FinishedRun],
+    metrics: Sequence[Metric],
+    metric: Metric,
+    declared: dict[str, Any] | None = None,
+    rates: Sequence[RateChoice] = (),
+    matches: Sequence[Match] = (),
+) -> StudyReport:
+    """What runs say together that have ended; the arguments are those of [`StudyReport`]."""
+    recipe = runs[0].recipe
+    across = "steps" if find_task(recipe.task).tokens_per_sequence(recipe) is None else "tokens"
+    variables = _variables(study)
+    return StudyReport(finished, declared, study.figure, variables, metrics, metric, across, rates, matches)
 
 
 def _choices(runs: list[Run], metric: Metric) -> list[RateChoice]:

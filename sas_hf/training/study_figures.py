@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from ..report.figures import label_axes, legend_below, require_matplotlib
+from ..report.figures import CHANCE, bar_style, label_axes, legend_below, line_style, require_matplotlib
 from .study_results import mean_and_deviation
 
 
@@ -59,27 +59,22 @@ def _draw_curves(report, axes, data: str, scales: dict[str, float]) -> None:
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
         points = [mean_and_deviation([curve[place] for curve in curves]) for place in shared]
         places = [place / scale for place in shared]
-        (line,) = axes.plot(places, [mean for mean, _ in points], marker="o", markersize=3, label=variant)
+        style = line_style(report.variants.index(variant))
+        axes.plot(places, [mean for mean, _ in points], label=variant, **style)
         if len(curves) > 1:
             low, high = ([mean + sign * (deviation or 0) for mean, deviation in points] for sign in (-1, 1))
-            axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _bars(report, axes, data: str) -> None:
     for place, variant in enumerate(report.variants):
         mean, deviation = report.final(data, variant)
-        axes.bar(place, mean, 0.7, yerr=deviation, capsize=3)
-    # Of all panels. Where differences are small beside the values, the axis does not begin at 0, and says so.
-    values = [run.metrics[report.metric.name] for run in report.runs]
-    reach = max(values) - min(values) or abs(max(values)) or 1.0
-    low, high = min(values) - reach, max(values) + reach / 2
-    if low < 0 <= min(values):
-        low = 0.0
-    axes.set_ylim(low, high)
+        axes.bar(place, mean, 0.7, yerr=deviation, capsize=3, **bar_style(place))
+    if (chance := report.chance(data)) is not None:
+        axes.axhline(chance, label="chance", **CHANCE)
     axes.set_xticks(range(len(report.variants)), report.variants, rotation=30, ha="right")
-    note = "" if low <= 0 <= high else "(the axis does not begin at 0)"
-    label_axes(axes, note, f"final {report.metric.label}", data)
-    if low < 0 < high:
+    label_axes(axes, "", f"final {report.metric.label}", data)
+    if axes.get_ylim()[0] < 0:
         axes.axhline(0, color="black", linewidth=0.8)
 
 

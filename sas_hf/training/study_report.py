@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..report.figures import save_figure
@@ -111,6 +111,11 @@ class StudyReport:
     def final(self, data: str, variant: str) -> tuple[float, float | None]:
         """Mean and deviation of the study's metric."""
         return mean_and_deviation([run.metrics[self.metric.name] for run in self.of(data, variant)])
+
+    def chance(self, data: str) -> float | None:
+        """What who guesses has of the study's metric."""
+        known = {run.chance.get(self.metric.name) for run in self.runs if run.data == data}
+        return known.pop() if len(known) == 1 else None
 
     def grids(self, whole: bool = False) -> list[Grid]:
         """
@@ -324,6 +329,18 @@ class StudyReport:
         )
         header = ["variant", "seeds", "step", "range", "share", "range"]
         return Grid(_titled(f"Steps to the final {label} of {first}", data), header, rows, caption)
+
+
+def kept_runs(content: dict) -> list[FinishedRun]:
+    """The runs of what [`StudyReport.content`] gave."""
+    known = [each.name for each in fields(FinishedRun)]
+    runs = []
+    for kept in content["runs"]:
+        metrics = {name: value for name, value in kept.items() if name not in (*known, "curve")}
+        curves = {content["metric"]: kept["curve"]} | kept["curves"]
+        given = {name: kept[name] for name in known if name in kept}
+        runs.append(FinishedRun(**given | {"metrics": metrics, "curves": curves}))
+    return runs
 
 
 def _compared(first: list[float], second: list[float]) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from scipy.optimize import brentq
 from scipy.stats import nct, norm, t, ttest_rel
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME
 
 from .reporting import logged_seconds, read_log
 from .tasks import Metric
@@ -30,6 +32,7 @@ class FinishedRun:
         curves: by name, tokens (steps where they are not known) and value of each evaluation.
         steps: by name, those of the curve's evaluations; where it is not there, the curve is over steps itself.
         seconds: of training and its evaluations, in all the processes that it took; `None` where the log has none.
+        chance: by name, what who guesses has of a metric, where that is known.
     """
 
     variant: str
@@ -41,6 +44,7 @@ class FinishedRun:
     curves: dict[str, list[tuple[int, float]]]
     steps: dict[str, list[int]] = field(default_factory=dict)
     seconds: float | None = None
+    chance: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -69,7 +73,8 @@ class FinishedRun:
             steps[metric.name] = [line["step"] for line, _ in evaluated]
         speed = statistics.median(speeds) if speeds else None
         parameters, seconds = count_parameters(folder), logged_seconds(folder)
-        return cls(variant, data, seed, found, parameters, speed, curves, steps, seconds)
+        chance = guessed(folder, metrics)
+        return cls(variant, data, seed, found, parameters, speed, curves, steps, seconds, chance)
 
     def by_step(self, metric: str) -> list[tuple[int, float]]:
         """The curve of a metric over steps; empty where it was not evaluated on the way."""
@@ -183,6 +188,16 @@ def count_parameters(folder: Path) -> int:
         with safe_open(path, "pt") as weights:
             total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total
+
+
+def guessed(folder: Path, metrics: Sequence[Metric]) -> dict[str, float]:
+    """By name, what who guesses has of the metrics of a folder's classifier; of an adapter, whose classes its base
+    knows, nothing."""
+    chances = {metric.name: metric.chance for metric in metrics if metric.chance is not None}
+    if not chances or not (folder / CONFIG_NAME).is_file():
+        return {}
+    classes = AutoConfig.from_pretrained(folder).num_labels
+    return {name: chance(classes) for name, chance in chances.items()}
 
 
 def step_reaching(curve: Sequence[tuple[float, float]], value: float, higher_is_better: bool = False) -> float | None:

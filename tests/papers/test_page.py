@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from made_results import result
 
 from sas_hf.papers.comparison import AGREEMENTS
 from sas_hf.papers.items import PAPERS, item_names, load_item
-from sas_hf.papers.page import keep, kept_results, page, write_page
+from sas_hf.papers.page import keep, kept_result, kept_results, page, write_page
+from sas_hf.papers.training import drawn_again
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -19,6 +21,19 @@ def test_the_page_is_that_of_the_declarations_and_results():
 def test_every_picture_of_the_page_is_there_and_no_other():
     shown = {f"{r.paper}-{r.item}-{name}.png" for r in kept_results().values() for name in r.pictures}
     assert {path.name for path in (DOCS / "figures" / "papers").iterdir()} == shown
+
+
+def test_the_bars_of_what_was_trained_are_drawn_again():
+    """From what is kept, each data set in its own panel with its own line of chance, from 0."""
+    films, products = drawn_again(kept_result("better", "table2")).axes
+    for axes, data, chance in ((films, "films", 0.5), (products, "products", 0.2)):
+        summaries = [part["summaries"] for part in kept_result("better", "table2").numbers["parts"].values()]
+        means = [each["accuracy"][0] for part in summaries for each in part if each["data"] == data]
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(means)
+        assert [list(line.get_ydata()) for line in axes.lines if line.get_label() == "chance"] == [[chance, chance]]
+        assert axes.get_ylim()[0] == 0
+    (sweep,) = drawn_again(kept_result("sas", "figure1")).axes
+    assert sweep.get_xlabel() == "attention heads" and list(sweep.lines[0].get_xdata()) == [1, 2, 4, 8, 16, 32]
 
 
 def test_every_item_and_every_agreement_is_on_it():

@@ -235,6 +235,7 @@ def test_a_study_of_images_compares_their_accuracy(squares, tmp_path):
     for run in report.runs:
         results = json.loads((tmp_path / "study" / run.variant / f"seed-{run.seed}" / "all_results.json").read_text())
         assert run.metrics["accuracy"] == results["eval_accuracy"] and "perplexity" not in results
+        assert run.chance == {"accuracy": 0.25, "top5_accuracy": 1.0}
         assert [step for step, _ in run.curves["accuracy"]] == [2, 4]
         accuracies[run.variant].append(results["eval_accuracy"])
     results, differences, *_ = report.grids()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from scipy import stats
 from sas_hf.training.recipe import recipe_names
 from sas_hf.training.study import load_study, plan_runs, run_study, study_names
 from sas_hf.training.study_power import study_power
-from sas_hf.training.study_report import StudyReport
+from sas_hf.training.study_report import StudyReport, kept_runs
 from sas_hf.training.study_results import (
     FinishedRun,
     count_parameters,
@@ -373,7 +374,7 @@ def test_figures(figure, tmp_path):
         assert len(panels[0].collections) == 3  # the bands
     elif figure == "bars":
         assert [bar.get_height() for bar in panels[1].patches] == pytest.approx([3.1, 3.6, 3.2])
-        assert "does not begin at 0" in panels[0].get_xlabel() and panels[0].get_ylim()[0] > 0
+        assert panels[0].get_ylim()[0] == 0
     else:
         assert list(panels[1].lines[0].get_xdata()) == [1, 2, 4]
         assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "4"]
@@ -398,10 +399,26 @@ def test_a_sweep_takes_the_numbers_that_it_is_given(tmp_path):
         StudyReport(runs, figure="sweep", variables={"sas": 8})
 
 
-def test_bars_stand_on_0_where_differences_are_large():
-    runs = [finished(variant, 0, loss) for variant, loss in (("mha", 0.5), ("sas", 0.2))]
-    (panel,) = StudyReport(runs, figure="bars").draw().axes
-    assert panel.get_ylim()[0] == 0 and panel.get_xlabel() == ""
+def test_bars_have_a_line_where_who_guesses_would_be():
+    runs = [replace(finished(variant, 0, 3.0, "short"), chance={"loss": 4.5}) for variant in ("mha", "sas")]
+    unknown = [finished(variant, 0, 3.0, "long") for variant in ("mha", "sas")]
+    known, other = (panel.lines for panel in StudyReport(runs + unknown, figure="bars").draw().axes)
+    lines = [line for line in known if line.get_label() == "chance"]
+    assert [list(line.get_ydata()) for line in lines] == [[4.5, 4.5]]
+    assert not [line for line in other if line.get_label() == "chance"]
+
+
+def test_no_two_of_thirty_curves_look_alike():
+    runs = [finished(f"variant-{number}", 0, 3.0 + number) for number in range(30)]
+    lines = StudyReport(runs).draw().axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}) == 30
+
+
+def test_runs_come_back_from_what_a_report_keeps():
+    """So that its figure can be drawn again."""
+    runs = [replace(finished(variant, seed, 3.0 + seed), chance={"loss": 4.5}) for variant in "ab" for seed in (0, 1)]
+    content = json.loads(json.dumps(StudyReport(runs).content()))
+    assert json.loads(json.dumps(StudyReport(kept_runs(content)).content())) == content
 
 
 def test_how_long_a_study_still_takes(tmp_path):

@@ -551,7 +551,7 @@ def test_studies_compare_what_the_labels_are_measured_by(files, tmp_path):
     assert report.draw().axes[0].get_ylabel() == "macro F1"
     for run in report.runs:
         saved = json.loads((tmp_path / "classes" / run.variant / f"seed-{run.seed}" / "all_results.json").read_text())
-        assert run.metrics["f1"] == saved["eval_f1"]
+        assert run.metrics["f1"] == saved["eval_f1"] and run.chance == {"accuracy": 1 / 3}
     grid = run_study(study(rated, "ratings")).grids()[0]
     assert grid.header[1:4] == ["Pearson's r", "Spearman's rank correlation", "mean squared error"]
     with pytest.raises(ValueError, match="`f1` is no `metric` of the task text_classification; known are pearson"):

@@ -11,6 +11,11 @@ from ..models import check_overrides, config_loader
 from ..recipe_fields import ModelRecipe, TrainingRecipe
 
 
+def chance(classes: int) -> float:
+    """The accuracy of who guesses."""
+    return 1 / classes
+
+
 def check_classifier_recipe(recipe: TrainingRecipe) -> None:
     """Raise a ValueError for fields that no classifier is trained with."""
     training, conversion = recipe.training, recipe.model.conversion

@@ -25,7 +25,7 @@ from ..adapters import prepare_parameters
 from ..base import starting_model
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, ModelRecipe, TrainingRecipe
-from .classification import check_classifier_recipe, check_head_trains, classifier_config
+from .classification import chance, check_classifier_recipe, check_head_trains, classifier_config
 from .task import LOSS, Metric, Samples, Task
 
 
@@ -33,8 +33,8 @@ class ImageClassification(Task):
     name = "image_classification"
     auto_class = AutoModelForImageClassification
     metrics = (
-        Metric("accuracy", "validation accuracy", higher_is_better=True),
-        Metric("top5_accuracy", "top-5 accuracy", higher_is_better=True),
+        Metric("accuracy", "validation accuracy", higher_is_better=True, chance=chance),
+        Metric("top5_accuracy", "top-5 accuracy", higher_is_better=True, chance=lambda n: min(1.0, 5 / n)),
         LOSS,
     )
     reads = ("data.validation_split", "data.split", "data.class_names", "data.augment")

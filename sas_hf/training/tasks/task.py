@@ -35,6 +35,7 @@ class Metric:
         digits: behind the point, in tables.
         from_loss: computes it from the loss, where it is another form of that, as perplexity is; then the Trainer does
             not know it, and results hold it by its bare name.
+        chance: of so many classes, what who guesses has.
         prefix: of the name in logs and results; none where it is not the Trainer that evaluates it.
     """
 
@@ -43,6 +44,7 @@ class Metric:
     higher_is_better: bool = False
     digits: int = 4
     from_loss: Callable[[float], float] | None = None
+    chance: Callable[[int], float] | None = None
     prefix: str = "eval_"
 
     def of(self, numbers: dict[str, float]) -> float | None:

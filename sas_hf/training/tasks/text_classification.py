@@ -42,14 +42,14 @@ from ..held_out import check_apart, compare_with_training, digests
 from ..models import check_tokenizer, load_tokenizer, take_special_tokens
 from ..optimizer import RecipeTrainer
 from ..recipe_fields import DataRecipe, TrainingRecipe
-from .classification import check_classifier_recipe, check_head_trains, classifier_config
+from .classification import chance, check_classifier_recipe, check_head_trains, classifier_config
 from .task import LOSS, Metric, Samples, Task, evenly, random_tokens
 
 
 # By what the labels are; studies compare by the first.
 METRICS = {
     CLASSES: (
-        Metric("accuracy", "validation accuracy", higher_is_better=True),
+        Metric("accuracy", "validation accuracy", higher_is_better=True, chance=chance),
         Metric("f1", "macro F1", higher_is_better=True),
         LOSS,
     ),
