@@ -25,6 +25,8 @@ METHOD = (
     "by Student's t on logarithms, without correction for several comparisons"
 )
 PLAIN, REAL = "black", "0.55"
+CHANCE: dict[str, Any] = {"color": "0.7", "linewidth": 1.2}
+SOLVED = CHANCE | {"linestyle": ":"}
 COLOURS = {1: "tab:blue", 2: "tab:orange", 4: "tab:red", 8: "tab:purple"}  # of simulation, by its heads before
 # Marks and names of what is no line.
 RIVALS = {
@@ -201,6 +203,7 @@ class CapacityResult:
         panels = figure.subplots(1, len(self.levels), sharey=True, squeeze=False)[0]
         for axes, level in zip(panels, self.levels, strict=True):
             self._draw_level(axes, level)
+            axes.label_outer(remove_inner_ticks=False)
         forms = {each.variant.form for each in self.trained}
         marks = [Line2D([], [], color=PLAIN, marker="o", label="real heads")]
         marks += [
@@ -211,7 +214,10 @@ class CapacityResult:
             if form in forms:
                 colour = REAL if form in RIVALS else "0.2"
                 marks.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=told))
-        figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        marks.append(Line2D([], [], label="who reads nothing", **CHANCE))
+        marks.append(Line2D([], [], label="counts as solved below", **SOLVED))
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(3, 1 + len(self.levels))}
+        figure.legend(handles=marks, fontsize=7, frameon=False, handlelength=3.2, **place)
         return figure
 
     def _draw_level(self, axes, level: int) -> None:
@@ -224,8 +230,8 @@ class CapacityResult:
                 left = form in RIVALS
                 side = -0.08 * (place + 1) if left else 0.08 * (place + 1 - len(RIVALS))
                 _line(axes, [each], REAL if left else COLOURS[each.variant.base], marker, 2**side)
-        axes.axhline(100 * self.task.chance(level), color="0.8", linewidth=1)
-        axes.axhline(100 * self.task.solved, color="0.8", linewidth=1, linestyle=":")
+        axes.axhline(100 * self.task.chance(level), **CHANCE)
+        axes.axhline(100 * self.task.solved, **SOLVED)
         heads = sorted({each.variant.heads for each in found.values()})
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

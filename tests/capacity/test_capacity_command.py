@@ -222,13 +222,32 @@ def test_tables_fit_a_terminal_and_a_picture_is_drawn(name):
     lines = [text.get_text() for text in legend.get_texts()]
     bases = sorted({each.variant.base for each in trained if each.variant.form == "heads"})
     assert lines[: 1 + len(bases)] == ["real heads", *(f"simulated from {base}" for base in bases)]
-    assert len(lines) == 1 + len(bases) + len({each.variant.form for each in trained} - {"mha", "heads"})
+    assert len(lines) == 1 + len(bases) + len({each.variant.form for each in trained} - {"mha", "heads"}) + 2
+    levels = {"who reads nothing": task.chance(level), "counts as solved below": task.solved}
+    handles = dict(zip(lines, legend.legend_handles, strict=True))
+    for told, error in levels.items():
+        (line,) = [each for each in figure.axes[0].lines if set(each.get_ydata()) == {100 * error}]
+        assert (handles[told].get_linestyle(), handles[told].get_color()) == (line.get_linestyle(), line.get_color())
     drawn = [dict(zip(*container.lines[0].get_data(), strict=True)) for container in figure.axes[0].containers]
     found = {each.variant.name: 100 * each.error for each in trained}
     middle = task.heads(level)
     assert drawn[0] == {each.variant.heads: 100 * each.error for each in trained if each.variant.form == "mha"}
     assert {middle: found[f"mha-{middle}"], 2 * middle: found[f"sas-{middle}to{2 * middle}"]} in drawn
     assert sum(map(len, drawn)) == len(trained) + len(bases)  # every line of simulation begins at its base
+
+
+def test_levels_share_their_axis_and_its_name():
+    made = {"device": "a", "cores": 2, "threads": 1, "torch": "2", "transformers": "5", "date": "today"}
+    task = TASKS["fetch"]
+    trained = [
+        Trained(level, variant, Cost(1, 1), 0.003, {0: {"error": 0.1, "diverged": False}})
+        for level in task.levels
+        for variant in variants_of(task, level).values()
+    ]
+    first, *others = CapacityResult(task, "sas-hf capacity", 5, [0.003], 1.0, made, trained).draw().axes
+    assert others and first.get_shared_y_axes().joined(first, *others)
+    shown = [axes for axes in (first, *others) if axes.get_ylabel()]
+    assert shown == [first]
 
 
 def test_time_left_counts_what_a_kind_took():
