@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling.positions import SASRotaryEmbedding
+from ..modeling.simulation import FeatureSimulation, HeadSimulation, is_linear, simulation_activation
 from .bart import BART, MBART
 from .bert import BERT
 from .deit import DEIT
@@ -177,8 +178,11 @@ def convert(
 
 
 def _materialise(model: PreTrainedModel, like: PreTrainedModel) -> None:
-    """Give what is still on the meta device memory: simulation weights, to be set, and rotary buffers, computed."""
+    """Give what is still on the meta device memory: simulation weights, to be set, its activations, which may have
+    numbers of their own, and rotary buffers, computed."""
     for module in model.modules():
+        if isinstance(module, (HeadSimulation, FeatureSimulation)):
+            module.act = simulation_activation(model.config.simulation_act).to(like.device, like.dtype)
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 empty = torch.empty_like(parameter, device=like.device, dtype=like.dtype)
@@ -264,6 +268,13 @@ def check_options(options: ConversionOptions, config: PreTrainedConfig) -> None:
     if options.simulation_act != ConversionOptions.simulation_act and not config.simulates:
         raise ValueError(
             f"`simulation_act` is {options.simulation_act!r}, of the simulation, but there is none; leave it out."
+        )
+    copies = heads not in (None, config.num_attention_heads) and options.perturbation != 0
+    if copies and is_linear(config.simulation_act) and kernel == config.num_key_value_heads == 1:
+        raise ValueError(
+            f"`simulation_act` is {options.simulation_act!r}, and there is one key/value head: the copies of a head "
+            "would differ by a number alone, have parallel gradients and stay copies. Use "
+            "`simulation_kernel_size=3`, or another activation."
         )
     if options.seed != ConversionOptions.seed and not config.simulates:
         raise ValueError(f"`seed` ({options.seed}) is of the simulation's start, but there is none; leave it out.")

@@ -26,6 +26,7 @@ from ..modeling import SASGPTConfig
 from ..modeling.attention import SASAttention
 from ..modeling.positions import SASRotaryEmbedding
 from ..modeling.sharing import config_class_of
+from ..modeling.simulation import is_linear
 from ..report.files import one_at_a_time
 from .checkpoint import check_output, comparison_report
 from .convert import NO_SIMULATION, sas_config
@@ -276,7 +277,7 @@ def check_linear(sas_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
             f"`qk_norm` is {config.qk_norm!r}: queries and keys are normed before they are simulated, which is not "
             "linear."
         )
-    if config.simulates and act != "identity":
+    if config.simulates and not is_linear(act):
         raise ConversionError(
             f"`simulation_act` is {act!r}, so the simulation is not linear and no product of matrices computes it. "
             "Serve the model by its own code (`sas-hf serve`, vLLM with sas_hf, `sas-hf export`); only one trained "

@@ -20,6 +20,11 @@ def simulation_activation(name: str) -> nn.Module:
     return nn.Identity() if name == "identity" else ACT2FN[name]
 
 
+def is_linear(name: str) -> bool:
+    """Whether a simulation with this activation is one linear map; Transformers calls the identity "linear"."""
+    return name in ("identity", "linear")
+
+
 # The layers keep the constructors of `nn.Conv1d` and `nn.Linear`, by which peft and quantisers make others like them.
 
 

@@ -14,9 +14,11 @@ from transformers import (
     LlamaForTokenClassification,
     LlamaModel,
 )
+from transformers.activations import ACT2FN
 
 from sas_hf.conversion import ConversionError, ConversionOptions, compare_models, convert_model, gradient_differences
 from sas_hf.conversion.start import GRID, balanced_deviations
+from sas_hf.modeling.simulation import FeatureSimulation, HeadSimulation
 
 
 OPTIONS = {
@@ -27,7 +29,7 @@ OPTIONS = {
     "values' features only": ConversionOptions(
         num_simulated_heads=0, simulated_head_dim=0, simulate_value_features=True
     ),
-    "linear": ConversionOptions(simulation_act="identity"),
+    "linear": ConversionOptions(simulation_act="identity", simulation_kernel_size=3),
     "beyond the paper": ConversionOptions(simulate_value_features=True, head_aggregation="concat"),
 }
 
@@ -58,6 +60,18 @@ def test_every_option_is_exact_in_float64(name):
     expected, _ = source.layers[0].self_attn(hidden_states, rotary)
     actual, _ = converted.layers[0].self_attn(hidden_states, rotary)
     assert (actual - expected).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("act", ["prelu", "xielu"])
+def test_an_activation_with_numbers_of_its_own_starts_as_transformers_makes_it(act):
+    source = tiny_llama("gqa")
+    converted = convert_model(source, ConversionOptions(simulation_act=act))
+    assert compare_models(source, converted, windows()).is_exact
+    activations = [part.act for part in converted.modules() if isinstance(part, (HeadSimulation, FeatureSimulation))]
+    assert len(activations) == 3 * (3 + 2)  # heads of queries, keys and values, features of queries and keys
+    for found in activations:
+        for name, tensor in ACT2FN[act].state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor.float()), name
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,23 @@ def test_copies_do_not_even_learn_parallel_things(awkward_llama):
             first, second = gradient.unflatten(0, (-1, layer.self_attn.num_heads))[:2]
             cosines = torch.nn.functional.cosine_similarity(first, second, dim=-1)
             assert cosines.abs().min() < 0.99
+
+
+def test_copies_that_could_only_differ_by_a_number_are_refused():
+    """A linear simulation mixes the only value head with nothing: the copies' gradients are parallel."""
+    source = tiny_llama("mqa")
+    for act in ("identity", "linear"):
+        with pytest.raises(ValueError, match=f"`simulation_act` is '{act}'.*one key/value head.*stay.*_size=3"):
+            convert_model(source, ConversionOptions(simulation_act=act))
+    batch = torch.randint(300, (4, 60))
+    linear = convert_model(source, ConversionOptions(simulation_act="identity", simulation_kernel_size=3))
+    linear(input_ids=batch, labels=batch).loss.backward()
+    for layer in linear.model.layers:
+        gradient = layer.self_attn.q_simulation.heads.expansion.weight.grad.flatten(1)
+        first, second = gradient.unflatten(0, (-1, layer.self_attn.num_heads))[:2]
+        assert torch.nn.functional.cosine_similarity(first, second, dim=-1).abs().max() < 0.99
+    for heads in (0, source.config.num_attention_heads):  # no copies
+        convert_model(source, ConversionOptions(num_simulated_heads=heads, simulation_act="identity"))
 
 
 def test_without_perturbation_copies_are_dead():

@@ -64,6 +64,7 @@ LINEAR = {  # variant and overrides → class, heads, key/value heads, features
     "efficient, simulated": (("efficient_sas", {}), LlamaForCausalLM, 16, 16, 12),
     "values' features": (("values_only", {}), LlamaForCausalLM, 4, 2, 8),
     "beyond the paper": (("beyond_paper", {}), LlamaForCausalLM, 16, 16, 12),
+    "under its other name": (("head_only", {"simulation_act": "linear"}), LlamaForCausalLM, 16, 16, 8),
     "gpt2": (("learned", {"num_simulated_heads": 4, "simulation_kernel_size": 3}), GPT2LMHeadModel, 4, 4, 8),
     "gpt_neox": (("mha", NEOX | {"num_simulated_heads": 4}), GPTNeoXForCausalLM, 4, 4, 8),
 }
