@@ -161,4 +161,5 @@ def head_text(config) -> str:
     text += f" of {config.query_head_dim}"
     text += f" -> {config.simulated_head_dim}" if config.simulated_head_dim else ""
     text += " (values', too)" if config.simulate_value_features else ""
-    return text + (", W^O for each group" if config.head_aggregation == "concat" else "")
+    text += ", W^O for each group" if config.head_aggregation == "concat" else ""
+    return text + (f", {config.simulation_act}" if config.simulates and config.simulation_act != "relu" else "")

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 import torch
-from helpers import gpt, sas_hf
+from helpers import gpt, gpt_config, sas_hf
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from sas_hf import SASSeq2SeqForConditionalGeneration, named_config
 from sas_hf.cli import app
+from sas_hf.cli.info import head_text
 from sas_hf.conversion import convert_model
 from sas_hf.conversion.checkpoint import before_and_after
 from sas_hf.hub.info import describe, find_config
@@ -115,6 +116,19 @@ def test_a_broken_configuration_is_told_in_a_line(fields, told, tmp_path):
     run = CliRunner().invoke(app, ["info", str(tmp_path)])
     assert run.exit_code == 1 and len(run.stderr.splitlines()) == 1
     assert told.replace("FILE", str(file)) in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ("sas", "4 -> 12 of 8 -> 12"),
+        ("linear", "4 -> 12 of 8 -> 12, identity"),
+        ("beyond_paper", "4 (2 kv) -> 12 of 8 -> 12 (values', too), W^O for each group"),
+        ("mha", "4 of 8"),
+    ],
+)
+def test_what_is_simulated_and_how_is_told(variant, told):
+    assert head_text(gpt_config(variant)) == told
 
 
 def test_all_names_are_listed():
