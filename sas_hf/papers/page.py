@@ -32,15 +32,15 @@ command:
 
 At `--size cpu` models are small and other data stand in for the paper's; every heading names them, and our numbers are
 never printed under the name of data that they were not made on. `--size paper` is declared completely, with the
-paper's models; data come from the Hub or from a folder of yours, and training is distributed as any recipe's
-([distributed.md](distributed.md)). Trainings are shared: Table 3 and Table 7 train MHA once. Differences are paired by
+paper's models; data come from the Hub or from a folder of yours, and training is [distributed](distributed.md) as any
+recipe's. Trainings are shared: Table 3 and Table 7 train MHA once. Differences are paired by
 seed, with 95 % intervals by Student's t and no correction for several comparisons.
 """
 
 NEXT = """## What to do next
 
-- Declare a comparison of your own: [studies.md](studies.md).
-- A table or figure that is missing: [CONTRIBUTING.md](../CONTRIBUTING.md#a-table-or-figure-of-a-paper).
+- [Declare a comparison](studies.md) of your own.
+- [Add a table or figure](../CONTRIBUTING.md#a-table-or-figure-of-a-paper) that is missing.
 """
 
 
