@@ -198,12 +198,16 @@ class CapacityResult:
         heads that they have."""
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
+        from matplotlib.ticker import FuncFormatter, LogLocator
 
         figure = Figure(figsize=(1.2 + 3.9 * len(self.levels), 4.6), layout="constrained")
         panels = figure.subplots(1, len(self.levels), sharey=True, squeeze=False)[0]
         for axes, level in zip(panels, self.levels, strict=True):
             self._draw_level(axes, level)
             axes.label_outer(remove_inner_ticks=False)
+        low, high = panels[0].get_ylim()
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         forms = {each.variant.form for each in self.trained}
         marks = [Line2D([], [], color=PLAIN, marker="o", label="real heads")]
         marks += [
