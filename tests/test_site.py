@@ -64,6 +64,12 @@ def test_the_reference_lists_every_public_name():
     assert len(places) == len(set(places))
 
 
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_a_links_words_say_what_is_behind_it(page):
+    """On the site nobody knows files."""
+    assert not re.findall(r"\[[\w/]+\.md\]\(", (ROOT / page).read_text())
+
+
 def test_every_page_of_the_documentation_has_a_place_and_says_what_to_do_next():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in sorted((ROOT / "docs").glob("*.md")):
