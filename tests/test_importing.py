@@ -85,6 +85,13 @@ def test_a_mistyped_path_is_refused_before_anything_heavy_is_imported(arguments,
     assert HEAVY.isdisjoint(imported), HEAVY.intersection(imported)
 
 
+def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    gpt().save_pretrained(tmp_path / "mine")
+    shown = run(IN_PROCESS, "info", "~/mine")
+    assert json.loads(shown.splitlines()[-1])[0] == 0, shown
+
+
 def test_the_package_alone_imports_nothing_heavy():
     imported = run("import sas_hf, sys; print(*sys.modules)").split()
     assert "sas_hf" in imported and HEAVY.isdisjoint(imported)

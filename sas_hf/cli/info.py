@@ -72,7 +72,7 @@ def foreign(model: str) -> dict[str, str] | None:
 
 
 def short_table(name: str, figures: dict[str, str]) -> Table:
-    table = Table(title=name, show_header=False)
+    table = Table(title=escape(name), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for figure, value in figures.items():
@@ -104,7 +104,7 @@ def info_table(rows: dict, dtype: str) -> Table:
 
 def info_details(name: str, columns: dict, dtype: str) -> Table:
     """One model with every figure, or one before and after: configuration and [`describe`] by title."""
-    table = Table(title=name)
+    table = Table(title=escape(name))
     table.add_column("figure")
     figures: dict[str, dict[str, str]] = {}
     for title, (config, costs) in columns.items():

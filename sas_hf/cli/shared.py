@@ -112,11 +112,15 @@ def _reason_of_a_field(error: Exception) -> Exception | None:
 def check_places(parameter: typer.CallbackParam, value: Any):
     """
     The callback of every argument and option that names checkpoints: a path where none can be is refused before torch
-    and Transformers are imported, which takes seconds. The Hub is not asked yet.
+    and Transformers are imported, which takes seconds. The Hub is not asked yet. A `~` that the shell left alone, as
+    in `--tokenizer=~/mine`, is the home folder.
     """
-    for place in [value] if isinstance(value, str) else value or ():
+    if isinstance(value, list):
+        return [check_places(parameter, place) for place in value]
+    if value is not None:
+        value = os.path.expanduser(value)
         try:
-            is_folder(os.path.expanduser(place))
+            is_folder(value)
         except FileNotFoundError as error:
             option = parameter.opts[0]
             raise FileNotFoundError(f"`{option}`: {error}" if option.startswith("-") else str(error)) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from ..data.text import python_reference
@@ -18,6 +18,7 @@ from ..hub.checkpoints import (
     REPORT_NAME,
     check_vocabulary,
     find_commit,
+    load_config,
     load_processor,
     new_folder,
     read_settings,
@@ -282,7 +283,7 @@ def find_source(source: str | Path, revision: str | None = None) -> tuple[PreTra
     if "model_type" in settings:  # before Transformers asks whether it may run an unknown type's code
         find_family(str(settings["model_type"]))
         _check_sizes(settings)
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    config = load_config(source, revision)
     family = find_family(config.model_type)
     named_architectures(config, family)
     return config, family

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.checkpoints import AutoClass, classes_made_by, load_model, read_settings
+from ..hub.checkpoints import AutoClass, classes_made_by, load_config, load_model, read_settings
 from .arguments import refuse_named_configuration
 from .harness import to_device
 from .results import Metric
@@ -57,7 +57,7 @@ def load_with_head(
         suffix: of the classes that have it, such as "ForImageClassification".
         what: it is, such as "image classifier".
     """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = load_config(name)
     saved = config.architectures or []
     if saved and not any(suffix in architecture for architecture in saved):
         raise ValueError(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..hub.checkpoints import find_commit, optional_file, read_adapter
+from ..hub.checkpoints import find_commit, load_config, optional_file, read_adapter
 from ..hub.places import check_place, nearest_folder
 from .harness import check_vocabulary, require_causal
 
@@ -137,7 +137,7 @@ def _check_place(field: str, place: str | Path) -> str:
 
 def _load_config(place: str, revision: str | None) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        return load_config(place, revision)
     except OSError as error:
         if Path(place).is_dir():
             raise

@@ -3,11 +3,10 @@
 import copy
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
     GenerationMixin,
@@ -21,6 +20,7 @@ from ..data.text_pairs import PairColumns, encode_side, read_pairs
 from ..hub.checkpoints import (
     check_vocabulary,
     classes_made_by,
+    load_config,
     load_model,
     load_tokenizer,
     read_adapter,
@@ -198,8 +198,8 @@ def _require_translator(name: str) -> None:
 def _load_translator(name: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
     adapter = read_adapter(name)
     place, revision = adapter or (name, None)
-    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-    options = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
+    config = load_config(place, revision)
+    options: dict[str, Any] = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
     model = load_model(AutoModelForSeq2SeqLM, place, revision, **options)[0]
     if adapter is not None:
         model = merge(model, name, None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BaseImageProcessor,
     GenerationConfig,
@@ -85,6 +86,22 @@ def read_settings(source: str | Path, revision: str | None = None) -> dict:
     return settings
 
 
+def load_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The checkpoint's configuration; none of its code is run.
+
+    Raises:
+        ValueError: if Transformers cannot make one of what it says; it meets a value of a wrong type in any error.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (AttributeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Transformers cannot make a configuration of {Path(source) / CONFIG_NAME} ({type(error).__name__}: "
+            f"{reason}); mend it."
+        ) from error
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -155,7 +172,7 @@ def read_adapter(source: str | Path, revision: str | None = None) -> tuple[str, 
         return None
     settings = read_object(file)
     base = settings.get("base_model_name_or_path")
-    if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
+    if not isinstance(base, str) or not base or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise FileNotFoundError(
             f"`base_model_name_or_path` in {file} is {base!r}, where no model is; if it has moved (the `base` of a "
             "run moves with its folder), write there where it is now."
@@ -270,7 +287,7 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
     Raises:
         ValueError: if weights of the adapter are damaged, missing, misshapen, not finite, or not the model's.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     start = read_object(required_file(place, ADAPTER_CONFIG_NAME, revision)).get("init_lora_weights")
@@ -306,7 +323,11 @@ def load_adapter(model: PreTrainedModel, place: str, revision: str | None = None
     # What layers share, as VBLoRA's vectors, is in the files once.
     parameters = dict(adapted.named_parameters(remove_duplicate=False))
     there = {id(parameter) for name, parameter in parameters.items() if name not in loading.missing_keys}
-    if missing := [name for name in loading.missing_keys if id(parameters.get(name)) not in there]:
+    missing = [name for name in loading.missing_keys if id(parameters.get(name)) not in there]
+    # Biases of the base that were trained, too, peft saves and does not miss.
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing += [name for name in saved.keys() - weights.keys() if name.endswith(".bias")]
+    if missing:
         absent = ", ".join(sorted(missing)[:5])
         raise ValueError(f"{place} lacks weights of its adapter: {absent}.")
     # Of a module that is replaced as a whole peft may write a second copy, under its name in memory.

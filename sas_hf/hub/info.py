@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -26,7 +26,7 @@ from ..modeling.attention import SASAttention
 from ..modeling.key_store import CachePlace, key_store
 from ..modeling.kinds import make_attention
 from ..modeling.modeling_sas_gpt import SASGPTDecoderLayer
-from .checkpoints import optional_file, read_adapter, read_object, read_settings, required_file
+from .checkpoints import load_config, optional_file, read_adapter, read_object, read_settings, required_file
 from .merge import saved_class
 from .places import nearest_folder
 
@@ -90,14 +90,14 @@ def find_config(name: str) -> Config:
     model_type = read_settings(name).get("model_type")
     if model_type not in COUNTED:
         raise ValueError(f"{name} has `model_type` {model_type!r}; only SAS models are described.")
-    return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return cast(Config, load_config(name))
 
 
 def describe_adapter(place: str) -> dict[str, str] | None:
     """What the peft adapter in that folder or at that Hub id is, in words by figure; `None` for a whole model.
 
     Raises:
-        FileNotFoundError, ValueError: as [`~sas_hf.hub.checkpoints.read_adapter`].
+        FileNotFoundError, ValueError: as [`~sas_hf.hub.checkpoints.read_adapter`]; if its weights are damaged.
     """
     if not is_place(place) or (named := read_adapter(place)) is None:
         return None
@@ -106,8 +106,11 @@ def describe_adapter(place: str) -> dict[str, str] | None:
     if trained.get("r"):
         figures["rank"] = str(trained["r"])
     if (file := optional_file(place, SAFETENSORS_WEIGHTS_NAME)) is not None:
-        with safe_open(file, framework="pt") as tensors:
-            sizes = [math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())]
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                sizes = [math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())]
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); download or save it again.") from error
         figures["parameters of the adapter"] = f"{sum(sizes):,}"
     return figures
 
@@ -118,7 +121,7 @@ def describe_foreign(place: str) -> dict[str, str]:
     Raises:
         ValueError: if Transformers does not know it. Other errors are of configurations that it cannot build.
     """
-    model_class, config = saved_class(place), AutoConfig.from_pretrained(place, trust_remote_code=False)
+    model_class, config = saved_class(place), load_config(place)
     with torch.device("meta"):
         model = AutoModel.from_config(config) if model_class is AutoModel else model_class._from_config(config)
     return {"model": type(model).__name__, "parameters": f"{model.num_parameters():,}"}

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import (
-    AutoConfig,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ..hub.checkpoints import load_model, load_processor, read_adapter
+from ..hub.checkpoints import load_config, load_model, load_processor, read_adapter
 from ..hub.merge import merge, saved_class
 from ..modeling.attention import SASAttention
 from ..report.files import write_atomically
@@ -132,7 +131,7 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseIma
     adapter = read_adapter(name)
     place, revision = adapter or (name, None)
     model_class = saved_class(place, revision)
-    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    config = load_config(place, revision)
     model = load_model(model_class, place, revision, config=config, use_safetensors=None)[0]
     processor = load_processor(type(model), name, None) or load_processor(type(model), place, revision)
     if adapter is not None:

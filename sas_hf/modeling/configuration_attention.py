@@ -405,11 +405,14 @@ def validate_attention_fields(config: PreTrainedConfig) -> None:
             f"`simulation_act` is {config.simulation_act!r}; it must be 'relu' (the paper's), 'identity' (the linear "
             f"ablation) or another activation that Transformers knows."
         )
-    if not config.query_pre_attn_scalar > 0:  # nor NaN
+    if not 0 < config.query_pre_attn_scalar < float("inf"):  # nor NaN
         raise ValueError(
-            f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive: scores are divided by its "
-            "square root."
+            f"`query_pre_attn_scalar` ({config.query_pre_attn_scalar}) must be positive and finite: scores are "
+            "divided by its square root."
         )
+    if not 0 <= config.attention_dropout <= 1:
+        name = config.attribute_map.get("attention_dropout", "attention_dropout")
+        raise ValueError(f"`{name}` is {config.attention_dropout}; it must be between 0 and 1.")
     query_width = config.simulated_head_dim or config.query_head_dim
     whole = config.qk_rope_head_dim if config.attention_type == "mla" else config.head_dim
     if config.rotary_dim > query_width + query_width % 2:  # an odd width is rounded up, as in Transformers

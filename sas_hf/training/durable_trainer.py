@@ -139,14 +139,14 @@ class DurableTrainer(Trainer):
             if told == signal.SIGINT:
                 if self._interrupted:
                     raise KeyboardInterrupt("Interrupted at once; earlier checkpoints are whole.")
-                self._interrupted = True
-                os.write(2, b"\nCtrl-C: ending after the step at hand, with a checkpoint; once more: at once.\n")
+                self._interrupted, who, more = True, "Ctrl-C", "; once more: at once"
             elif self.told_to_end is None:
-                self.told_to_end = told
-                with suppress(OSError):  # a terminal that is closed
-                    told_name = signal.Signals(told).name
-                    os.write(2, f"\n{told_name}: ending after the step at hand, with a checkpoint.\n".encode())
+                self.told_to_end, who, more = told, signal.Signals(told).name, ""
+            else:
+                return
             self.accelerator.set_trigger()
+            with suppress(OSError):  # a terminal that is closed
+                os.write(2, f"\n{who}: ending after the step at hand, with a checkpoint{more}.\n".encode())
 
         # Not those that nohup or a shell's background ignores, nor what is handled outside of Python.
         before = {told: signal.getsignal(told) for told in ENDING}

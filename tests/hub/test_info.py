@@ -65,6 +65,13 @@ def explained(folder) -> str:
     return " ".join(run.output.replace("│", " ").split())
 
 
+def refused(folder) -> str:
+    """Why the command does not describe a folder, in a line."""
+    run = CliRunner().invoke(app, ["info", str(folder)])
+    assert run.exit_code == 1 and len(run.stderr.splitlines()) == 1, run.exception
+    return run.stderr
+
+
 def test_what_cannot_be_converted_is_counted_and_the_reason_told(tmp_path):
     small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     models = {
@@ -94,6 +101,14 @@ def test_an_adapter_is_described(tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     told = explained(tmp_path / "adapter")
     assert "LORA" in told and f"{adapted.get_nb_trainable_parameters()[0]:,}" in told and "sas-hf merge" in told
+    weights, settings = (
+        tmp_path / "adapter" / "adapter_model.safetensors",
+        tmp_path / "adapter" / "adapter_config.json",
+    )
+    weights.write_bytes(b"no weights")
+    assert f"{weights} is damaged" in refused(tmp_path / "adapter")
+    settings.write_text(json.dumps({"base_model_name_or_path": [1]}))
+    assert f"`base_model_name_or_path` in {settings} is [1], where no model is" in refused(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -107,15 +122,20 @@ def test_an_adapter_is_described(tmp_path):
         ({"model_type": ["llama"]}, "`model_type` in FILE is ['llama']; it must be one name"),
         ({"architectures": [3]}, "`architectures` in FILE is [3]; it must be a list of names"),
         ([1], "FILE holds no JSON object"),
+        ({"dtype": "nope"}, "Transformers cannot make a configuration of FILE (AttributeError: module 'torch' has no"),
+        ({"id2label": ["a"]}, "Transformers cannot make a configuration of FILE (AttributeError: 'list' object"),
+        ({"quantization_config": "4bit"}, "Transformers cannot make a configuration of FILE (AttributeError: 'str'"),
+        (
+            {"model_type": "sas_gpt", "dtype": [1]},
+            "Transformers cannot make a configuration of FILE (IndexError: list",
+        ),
     ],
 )
 def test_a_broken_configuration_is_told_in_a_line(fields, told, tmp_path):
     config = LlamaConfig(hidden_size=32, num_attention_heads=4, architectures=["LlamaForCausalLM"])
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict() | fields if isinstance(fields, dict) else fields))
-    run = CliRunner().invoke(app, ["info", str(tmp_path)])
-    assert run.exit_code == 1 and len(run.stderr.splitlines()) == 1
-    assert told.replace("FILE", str(file)) in run.stderr
+    assert told.replace("FILE", str(file)) in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import gpt, sas_hf, train_tokenizer
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, VBLoRAConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -125,6 +126,18 @@ def test_vectors_that_all_layers_share_are_no_missing_weights(tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not torch.allclose(AutoModelForCausalLM.from_pretrained(base)(ids()).logits, merged(ids()).logits)
     torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_that_was_trained_with_an_adapter_is_missed(tmp_path):
+    base = save_base(gpt("sas", vocab_size=300, attention_bias=True), tmp_path / "base")
+    save_adapter(AutoModelForCausalLM, base, tmp_path / "adapter", target_modules=["q_proj"], bias="all")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    lost = sorted(name for name in weights if name.endswith("_simulation.heads.expansion.bias"))[0]
+    del weights[lost]
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=f"lacks weights of its adapter: {lost}"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")

@@ -103,6 +103,8 @@ def test_refusals_name_value_and_remedy():
         ({"recompute_simulation": 1}, "`recompute_simulation` is 1; it must be of type bool"),
         ({"query_pre_attn_scalar": "x"}, "`query_pre_attn_scalar` is 'x'; it must be of type int or float or None"),
         ({"query_pre_attn_scalar": float("nan")}, "`query_pre_attn_scalar` .nan. must be positive"),
+        ({"query_pre_attn_scalar": float("inf")}, "`query_pre_attn_scalar` .inf. must be positive and finite"),
+        ({"attention_dropout": 1.5}, "`attention_dropout` is 1.5; it must be between 0 and 1"),
         ({"vocab_size": 0}, "`vocab_size` is 0; it must be a positive integer"),
         ({"rope_parameters": ROPE | {"rope_type": "nope"}}, "is 'nope'; it must be one of 'default', 'dynamic'"),
     ],

@@ -1,5 +1,6 @@
 """Whatever interrupts a training: the same command again ends with the weights of an uninterrupted one."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -75,6 +76,20 @@ def test_ctrl_c_saves_first_and_raises(whole, tmp_path, capfd):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert checkpoints(folder) == ["checkpoint-4", "checkpoint-7"]
     assert_resumes(folder, whole)
+
+
+def test_ctrl_c_saves_first_where_nobody_is_left_to_read(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    kept = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="checkpoint-7 is saved"):
+            resumable.run(str(tmp_path / "run"), trainer_class=interrupted.interrupted("SIGINT"))
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
 
 
 def test_ctrl_c_twice_interrupts_at_once(whole, tmp_path):
