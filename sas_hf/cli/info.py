@@ -118,7 +118,7 @@ def info_details(name: str, columns: dict, dtype: str) -> Table:
 
 def detailed(config, costs, dtype: str) -> dict[str, str]:
     simulation = f"{costs.simulation_parameters:,} ({costs.simulation_overhead:+.3%})"
-    return {
+    rows = {
         "layers": layer_text(config),
         **attention_rows(config),
         "hidden size": f"{config.hidden_size:,}",
@@ -128,8 +128,12 @@ def detailed(config, costs, dtype: str) -> dict[str, str]:
         "cached numbers per token and layer": f"{costs.cache_numbers:,}",
         f"cache per token, {dtype}": f"{costs.cache_bytes:,} B",
         f"forward FLOPs per token, context {costs.context:,}": f"{costs.forward_flops:,}",
-        f"equation 24, one layer, context {costs.context:,}": f"{costs.equation_24:,}" if costs.equation_24 else "-",
     }
+    if costs.equation_24:
+        rows[f"operations by equation 24 of arXiv:2403.01643, one layer, context {costs.context:,}"] = (
+            f"{costs.equation_24:,}"
+        )
+    return rows
 
 
 def attention_rows(config) -> dict[str, str]:
