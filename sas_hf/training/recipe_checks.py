@@ -242,8 +242,8 @@ def _check_batch_size(recipe: TrainingRecipe) -> None:
     if recipe.batch_size >= 1 and "gradient_accumulation_steps" in recipe.training:
         raise ValueError(
             f"`batch_size` is {recipe.batch_size}, from which the gradient accumulation follows, but "
-            "`training.gradient_accumulation_steps` is given as well, by this recipe or one that it builds on; set one "
-            "of them to null."
+            "`training.gradient_accumulation_steps` is given as well, by this recipe or one that it builds on; set "
+            "one of them to null."
         )
     per_device = recipe.training.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
     if recipe.batch_size < 1 or recipe.batch_size % per_device:
