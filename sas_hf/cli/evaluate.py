@@ -206,7 +206,7 @@ def evaluate(
             split=text_split,
             column=text_column,
         )
-    if masked_text:
+    if masked_text and text is not None:
         options |= {"tokenizer": tokenizer} | ({} if mlm_probability is None else {"mlm_probability": mlm_probability})
         show_report(
             evaluation.Report([evaluation.evaluate_masked(model, text, **options) for model in models]), report

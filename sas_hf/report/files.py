@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -113,17 +114,21 @@ def _sign(descriptor: int) -> None:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
 def one_at_a_time(
     argument: str, in_place: bool = False, check: Callable[[Path], object] = lambda path: None
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
     """Run a function inside of [`locked`], for the path that its argument of this name gives, if any; `check` may
     refuse the path in words of its own before."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def alone(*args, **kwargs):
+        def alone(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
             path = signature.bind(*args, **kwargs).arguments.get(argument)
             if path is None:
                 return function(*args, **kwargs)

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from transformers import (
     AutoConfig,
@@ -111,7 +112,7 @@ def write_base(
                 shutil.rmtree(leftover, ignore_errors=True)
             if recipe.conversion is not None:
                 options = conversion_options(recipe.conversion)
-                convert_checkpoint(recipe.checkpoint, base, options, revision=recipe.revision)
+                convert_checkpoint(cast(str, recipe.checkpoint), base, options, revision=recipe.revision)
                 if recipe.lora is not None and recipe.overrides:
                     AutoConfig.from_pretrained(base, **recipe.overrides).save_pretrained(base)
             else:

@@ -1,12 +1,12 @@
 """Benchmarks of the model at hand while it is trained, through `sas_hf.eval`."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .folders import output_folder
 from .recipe_fields import EvaluationRecipe
@@ -97,8 +97,9 @@ class Benchmarks(TrainerCallback):
         from ..eval.task_loading import without_repeats
 
         shared, data = has_whole_copies(self.trainer), self.recipe.data
-        options = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True, "shared": shared}
-        return [evaluate(self.trainer.model, names, **options) for names in without_repeats(self.recipe.tasks)]
+        model = cast(PreTrainedModel, self.trainer.model)
+        options: dict[str, Any] = {"tokenizer": self.tokenizer, "data": data, "limit": limit, "truncation": True}
+        return [evaluate(model, names, shared=shared, **options) for names in without_repeats(self.recipe.tasks)]
 
 
 def has_whole_copies(trainer: Trainer) -> bool:

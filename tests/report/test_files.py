@@ -79,7 +79,7 @@ WRITERS = {
     "DurableTrainer": (train_durably, True),
     "eval --output": (lambda path: evaluate("./none", "sas_table1", output=path), False),
     "eval --images --output": (lambda path: evaluate_images("./none", "./none", output=path), False),
-    "eval --report": (lambda path: run_command("eval", "./none", "--tasks", "none", "--report", path), True),
+    "eval --report": (lambda path: run_command("eval", "none", "--tasks", "none", "--report", path), True),
     "eval-data": (lambda path: prepare_data(path, "none"), True),
 }
 
