@@ -167,7 +167,7 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_field(change, message, file):
         (["minimum_learning_rate=0", "training.lr_scheduler_type=linear"], "the end of a cosine, but"),
         (
             ["batch_size=8", "training.gradient_accumulation_steps=2"],
-            "given as well, by this recipe or one .* set one of them to null",
+            "given as well, by this recipe or one that it builds on; set one of them to null",
         ),
         (["model.lora={r: 4}", "model.trainable=[norm]"], "both say what is trained"),
         (["batch_size=8", "training.auto_find_batch_size=true"], "`batch_size` is 8, but `training.auto_find_batch_s"),
