@@ -92,6 +92,35 @@ def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(tmp_path, monkeypa
     assert json.loads(shown.splitlines()[-1])[0] == 0, shown
 
 
+# By extra, what only the others bring (Pillow aside, which the class of an image processor is made with).
+OF_OTHER_EXTRAS = {
+    "train": ["lm_eval", "onnx", "onnxruntime", "onnxscript"],
+    "eval": ["onnx", "onnxruntime", "onnxscript", "peft", "tensorboard", "trl"],
+    "": ["datasets", "lm_eval", "matplotlib", "onnx", "peft", "psutil", "sacrebleu", "scipy", "tensorboard", "trl"],
+}
+ROOMS_OF = {
+    "train": ["capacity", "data", "report", "training"],
+    "eval": ["data", "eval", "report"],
+    "": ["cli", "conversion", "hub", "looking", "modeling"],
+}
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+missing, rooms = (names.split(",") for names in sys.argv[1:])
+sys.modules |= dict.fromkeys(missing)
+for room in rooms:
+    package = importlib.import_module(f"sas_hf.{room}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            print(importlib.import_module(module.name).__name__)
+"""
+
+
+@pytest.mark.parametrize("extra", OF_OTHER_EXTRAS)
+def test_an_extra_brings_what_its_rooms_import(extra):
+    imported = run(IMPORT_ALL, ",".join(OF_OTHER_EXTRAS[extra]), ",".join(ROOMS_OF[extra])).split()
+    assert len(imported) > 5
+
+
 def test_the_package_alone_imports_nothing_heavy():
     imported = run("import sas_hf, sys; print(*sys.modules)").split()
     assert "sas_hf" in imported and HEAVY.isdisjoint(imported)

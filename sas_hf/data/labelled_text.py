@@ -5,9 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from transformers import PreTrainedConfig
 
 from .text_files import as_text, check_column, find_files, kind_of, rows_in
 
@@ -257,6 +258,14 @@ def find_labels(rows: LabelledTexts, class_names: list[str] | None = None, probl
             "give texts for it, or leave it out of the names."
         )
     return labels
+
+
+def labels_by_number(config: PreTrainedConfig) -> dict[int, str]:
+    """What the model's classes are called; a ValueError for numbers that do not count."""
+    names = cast(dict[int, str], config.id2label or {})
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"`id2label` of the model counts {sorted(names)}; it must count 0, 1, 2, ...")
+    return names
 
 
 def number_labels(rows: LabelledTexts, labels: Labels) -> Sequence[int | float | list[float]]:

@@ -1,10 +1,10 @@
 """What scoring classifiers of texts and of images shares: which checkpoints have one, and how one is loaded."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..hub.checkpoints import AutoClass, classes_made_by, load_config, load_model, read_settings
 from .arguments import refuse_named_configuration
@@ -65,14 +65,6 @@ def load_with_head(
         )
     options: dict[str, Any] = {"config": config, "dtype": dtype or "auto", "use_safetensors": None}
     return load_model(auto_class, name, None, **options)[0].eval()
-
-
-def labels_by_number(config: PreTrainedConfig) -> dict[int, str]:
-    """What the model's classes are called; a ValueError for numbers that do not count."""
-    names = cast(dict[int, str], config.id2label or {})
-    if sorted(names) != list(range(len(names))):
-        raise ValueError(f"`id2label` of the model counts {sorted(names)}; it must count 0, 1, 2, ...")
-    return names
 
 
 def mean_score(values: torch.Tensor) -> Metric:

@@ -16,11 +16,12 @@ from transformers import (
 
 from ..data.image_files import open_image
 from ..data.images import find_split, load_image_dataset, undecoded
+from ..data.labelled_text import labels_by_number
 from ..hub.checkpoints import load_image_processor
 from ..report.files import one_at_a_time
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import find_scored, labels_by_number, mean_score, require_head, require_numbers
+from .classifiers import find_scored, mean_score, require_head, require_numbers
 from .models import left_as_found
 from .results import EvaluationResult, TaskResult, digest, one_task_result
 

@@ -18,6 +18,7 @@ from ..data.labelled_text import (
     Columns,
     LabelledTexts,
     Labels,
+    labels_by_number,
     number_labels,
     read_labelled_texts,
 )
@@ -27,7 +28,7 @@ from ..report.files import one_at_a_time
 from ..report.measures import jackknife_error, macro_f1, micro_f1, pearson, spearman
 from ..report.progress import bar
 from .arguments import check_arguments, check_output, number_of_samples
-from .classifiers import find_scored, labels_by_number, mean_score, require_head, require_numbers
+from .classifiers import find_scored, mean_score, require_head, require_numbers
 from .models import left_as_found
 from .results import EvaluationResult, Metric, TaskResult, digest, one_task_result
 

@@ -290,13 +290,9 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
         position_ids: `[B, T]` of the tokens of this forward.
 
     Raises:
-        ValueError: where a CUDA graph is captured by hand: replayed, it would find the record as it was then.
+        ValueError: where a CUDA graph is captured by hand, but there is no record yet that it could write to:
+            replayed, it would find the positions as they were then.
     """
-    if not torch.compiler.is_compiling() and position_ids.is_cuda and is_cuda_stream_capturing():
-        raise ValueError(
-            "A CUDA graph of a step cannot be captured by hand where keys are cached before rotation: their positions "
-            "are recorded anew in every step. Use `torch.compile`, or with simulation `simulation_cache='expanded'`."
-        )
     past = cache.get_seq_length()
     if not cache.layers:  # they are made as they are needed
         assert cache.layer_class_to_replicate is not None  # or there would be layers
@@ -312,17 +308,30 @@ def record_key_positions(cache: Cache, position_ids: torch.Tensor) -> torch.Tens
 
     if cache.is_compileable and not layer.is_sliding:  # fixed slots, written in place
         slots = torch.arange(cache.get_max_length(), device=position_ids.device)
-        if recorded is None:
-            recorded = position_ids[:, :1] - past + slots
+        before = position_ids[:, :1] - past + slots if recorded is None else recorded
         # Empty slots are zero: the scaled rotary types look at the largest position.
-        recorded = torch.where(slots < past, recorded, 0)
-        layer.key_positions = recorded.index_copy(1, slots[:new] + past, position_ids)
-        return layer.key_positions
+        positions = torch.where(slots < past, before, 0).index_copy(1, slots[:new] + past, position_ids)
+        if recorded is not None and recorded is layer.key_positions and not torch.compiler.is_exporting():
+            return recorded.copy_(positions)  # what a CUDA graph reads and writes stays where it is
+        _refuse_capture(position_ids)
+        layer.key_positions = positions
+        if not torch.compiler.is_compiling():
+            torch._dynamo.mark_static_address(positions)
+        return positions
 
+    _refuse_capture(position_ids)
     if recorded is None or recorded.shape[1] < past:
         recorded = position_ids[:, :1] - past + torch.arange(past, device=position_ids.device)
     layer.key_positions = torch.cat((recorded[:, :past].to(position_ids.device), position_ids), dim=1)
     return _as_handed_out(layer.key_positions[:, None, :, None], layer, new)[:, 0, :, 0]
+
+
+def _refuse_capture(position_ids: torch.Tensor) -> None:
+    if not torch.compiler.is_compiling() and position_ids.is_cuda and is_cuda_stream_capturing():
+        raise ValueError(
+            "A CUDA graph of a step is captured by hand, but where keys are cached before rotation it needs a record "
+            "of their positions to write to: use a static cache, and run a step with it before the capture."
+        )
 
 
 def _as_handed_out(seen: torch.Tensor, layer: CacheLayerMixin, new: int) -> torch.Tensor:

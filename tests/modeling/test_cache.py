@@ -456,8 +456,11 @@ def test_compiled_decoding_with_a_static_cache(form):
     cache = CACHES["static"](model)
     cached(model, cache, ids, (6,))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    before = getattr(cache.layers[0], "key_positions", None)
     logits = cached(compiled, cache, ids, range(7, 13))
     assert_logits(logits, uncached(model, ids)[:, 6:])
+    assert getattr(cache.layers[0], "key_positions", None) is before  # written in place, as CUDA graphs need it
+    assert (before is not None) == (form == "base")
 
 
 def test_a_misspelt_form_on_a_live_model_is_refused():

@@ -27,13 +27,13 @@ from ...data.labelled_text import (
     LabelledTexts,
     Labels,
     find_labels,
+    labels_by_number,
     number_labels,
     read_labelled_texts,
 )
 from ...data.text import train_word_tokenizer
 from ...data.text_files import find_files
 from ...data.tokenized_text import longest_text, prepare_tokenizer, tokenize
-from ...eval.classifiers import labels_by_number
 from ...hub.checkpoints import classes_made_by
 from ...report.measures import macro_f1, micro_f1, pearson, spearman
 from ..adapters import lora_config, prepare_parameters
