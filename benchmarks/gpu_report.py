@@ -236,6 +236,8 @@ def draw(results: dict, path: Path) -> None:
         for column, part in enumerate(drawn):
             if held.get((part, size)):
                 _over_lengths(figure.add_subplot(grid[row, column]), part, size, held[part, size])
+    legend = max((axis.get_legend_handles_labels() for axis in figure.axes), key=lambda found: len(found[0]))
+    figure.legend(*legend, loc="outside lower center", ncols=7, fontsize=8)
     middle = results["plan"][0]["length"]
     half = max(1, len(drawn) // 2)
     for part, places in (("train", slice(0, half)), ("memory-train", slice(half, None))):
@@ -277,4 +279,3 @@ def _over_lengths(axis, part: str, size: str, lengths: dict[int, dict]) -> None:
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
     axis.set_title(f"{TITLES[part][0]}, {size}", fontsize=9)
-    axis.legend(fontsize=6)

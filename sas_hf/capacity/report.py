@@ -25,8 +25,8 @@ METHOD = (
     "by Student's t on logarithms, without correction for several comparisons"
 )
 PLAIN, REAL = "black", "0.55"
-CHANCE: dict[str, Any] = {"color": "0.7", "linewidth": 1.2}
-SOLVED = CHANCE | {"linestyle": ":"}
+WITHOUT_READING: dict[str, Any] = {"color": "0.7", "linewidth": 1.2}
+SOLVED = WITHOUT_READING | {"linestyle": ":"}
 COLOURS = {1: "tab:blue", 2: "tab:orange", 4: "tab:red", 8: "tab:purple"}  # of simulation, by its heads before
 # Marks and names of what is no line.
 RIVALS = {
@@ -218,7 +218,7 @@ class CapacityResult:
             if form in forms:
                 colour = REAL if form in RIVALS else "0.2"
                 marks.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=told))
-        marks.append(Line2D([], [], label="who reads nothing", **CHANCE))
+        marks.append(Line2D([], [], label="who reads nothing", **WITHOUT_READING))
         marks.append(Line2D([], [], label="counts as solved below", **SOLVED))
         place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(3, 1 + len(self.levels))}
         figure.legend(handles=marks, fontsize=7, frameon=False, handlelength=3.2, **place)
@@ -234,7 +234,7 @@ class CapacityResult:
                 left = form in RIVALS
                 side = -0.08 * (place + 1) if left else 0.08 * (place + 1 - len(RIVALS))
                 _line(axes, [each], REAL if left else COLOURS[each.variant.base], marker, 2**side)
-        axes.axhline(100 * self.task.chance(level), **CHANCE)
+        axes.axhline(100 * self.task.chance(level), **WITHOUT_READING)
         axes.axhline(100 * self.task.solved, **SOLVED)
         heads = sorted({each.variant.heads for each in found.values()})
         axes.set_xscale("log", base=2)

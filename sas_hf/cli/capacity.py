@@ -60,7 +60,7 @@ def task_table() -> Table:
     from ..capacity.tasks import TASKS
 
     table = Table(title="sas-hf capacity TASK", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("task", "asks of attention", "levels", "result"):
+    for column in ("task", "asks of attention", "levels", "run here"):
         table.add_column(column)
     for task in TASKS.values():
         levels = f"{', '.join(map(str, task.levels))} {task.level_name}"
