@@ -27,7 +27,7 @@ FIELDS = {
 }
 LENGTH, LAYERS = 64, 2
 # Distances of outputs and gradients, relative to their size; of float32 without TF32.
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.1}
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
 def case_inputs(case: str) -> dict[str, torch.Tensor]:
